@@ -1,0 +1,239 @@
+"""The classifiers. Add your own backbone to ``BACKBONES``; nothing else has to change.
+
+Everything between the grey image in [0, 1] and the logits happens inside :class:`MRIClassifier`,
+so that an attack perturbs the image itself and not a resized or normalised copy of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """How to build one architecture.
+
+    Attributes:
+        title: name of its folders in ``assets/`` and ``checkpoints/``.
+        build: function of the number of classes that returns a module with random weights whose
+            output are logits.
+        head: attribute path of the final classifier inside that module.
+        blocks: function of that module that returns its parts from input to output, the head left
+            out; freezing counts from the last.
+        cam_layer: function of that module that returns the layer for Grad-CAM.
+        pretrained: function that downloads, verifies and returns ImageNet weights (head included).
+    """
+
+    title: str
+    build: Callable[[int], nn.Module]
+    head: str
+    blocks: Callable[[nn.Module], list[nn.Module]]
+    cam_layer: Callable[[nn.Module], nn.Module]
+    pretrained: Callable[[], dict[str, torch.Tensor]]
+
+
+def _torchvision_weights(name: str) -> Callable[[], dict[str, torch.Tensor]]:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    return lambda: weights.get_state_dict(progress=True, check_hash=True)
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet34": Backbone(
+        title="ResNet34",
+        build=lambda num_classes: torchvision.models.resnet34(num_classes=num_classes),
+        head="fc",
+        blocks=lambda net: [
+            nn.ModuleList([net.conv1, net.bn1]),
+            *(net.layer1, net.layer2, net.layer3, net.layer4),
+        ],
+        cam_layer=lambda net: net.layer4[-1],
+        pretrained=_torchvision_weights("resnet34"),
+    ),
+}
+
+
+class MRIClassifier(nn.Module):
+    """Grey or three-channel images in [0, 1] of any size to logits.
+
+    The forward pass resizes to ``image_size`` (bilinear, antialiased, differentiable), repeats a
+    grey channel three times, normalises and applies the backbone. Mean and standard deviation are
+    buffers and travel with the weights.
+
+    Args:
+        backbone: key of ``BACKBONES``.
+        num_classes: number of logits, at least 2.
+        image_size: side in pixels of the square that the backbone sees.
+
+    Raises:
+        ValueError: unknown backbone, fewer than two classes, or a side below 32 pixels.
+    """
+
+    def __init__(self, backbone: str, *, num_classes: int = 4, image_size: int = 224) -> None:
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone {backbone!r} is not one of {', '.join(BACKBONES)}; see models/def_models.py")
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, not {num_classes}")
+        if image_size < 32:
+            raise ValueError(f"image_size must be at least 32 pixels, not {image_size}")
+        self.backbone_name = backbone
+        self.num_classes = num_classes
+        self.image_size = image_size
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+        self.backbone = BACKBONES[backbone].build(num_classes).to(memory_format=torch.channels_last)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits, N x num_classes, of images N x 1 x H x W or N x 3 x H x W in [0, 1]."""
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images must be N x 1 x H x W or N x 3 x H x W, not {tuple(images.shape)}")
+        side = (self.image_size, self.image_size)
+        if images.shape[-2:] != side:
+            images = F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=True)
+        normalised = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
+        return self.backbone(normalised.contiguous(memory_format=torch.channels_last))
+
+    def train(self, mode: bool = True) -> MRIClassifier:
+        """As in torch, but normalisation layers whose parameters are frozen keep their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            own = list(module.parameters(recurse=False))
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and own:
+                module.train(mode and any(parameter.requires_grad for parameter in own))
+        return self
+
+    def freeze(self, trainable: str | int = "all") -> MRIClassifier:
+        """Set ``requires_grad``: ``"all"``, ``"head"``, or the head and the last n blocks.
+
+        Raises:
+            ValueError: any other word, or more blocks than the backbone has.
+        """
+        blocks = BACKBONES[self.backbone_name].blocks(self.backbone)
+        last = {"all": len(blocks), "head": 0}.get(trainable, trainable)
+        if isinstance(last, str) or not 0 <= last <= len(blocks):
+            raise ValueError(f"trainable must be 'all', 'head' or 0..{len(blocks)} blocks, not {trainable!r}")
+        self.requires_grad_(trainable == "all" or last == len(blocks))
+        for block in blocks[len(blocks) - last :]:
+            block.requires_grad_(True)
+        self.backbone.get_submodule(self._head).requires_grad_(True)
+        return self.train(self.training)
+
+    @property
+    def _head(self) -> str:
+        return BACKBONES[self.backbone_name].head
+
+    @property
+    def title(self) -> str:
+        """Folder name in ``assets/`` and ``checkpoints/``."""
+        return BACKBONES[self.backbone_name].title
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        """The layer whose activations Grad-CAM weighs."""
+        return BACKBONES[self.backbone_name].cam_layer(self.backbone)
+
+
+def build_model(
+    backbone: str,
+    *,
+    num_classes: int = 4,
+    image_size: int = 224,
+    weights: str | Path = "scratch",
+    trainable: str | int = "all",
+) -> MRIClassifier:
+    """Make a classifier.
+
+    Args:
+        backbone: key of ``BACKBONES``.
+        num_classes: number of logits.
+        image_size: side in pixels of the backbone's input.
+        weights: ``scratch`` (random), ``pretrained`` (ImageNet, downloaded and verified by the
+            library that publishes them), or the path of a ``.safetensors`` or ``.pth`` file with
+            either a whole classifier or a backbone without its head.
+        trainable: see :meth:`MRIClassifier.freeze`.
+
+    Raises:
+        FileNotFoundError: no such weights file.
+        ConnectionError: ``pretrained`` could not be downloaded; nothing else is loaded instead.
+        ValueError: the weights do not fit the backbone.
+    """
+    model = MRIClassifier(backbone, num_classes=num_classes, image_size=image_size)
+    if str(weights) == "pretrained":
+        load_backbone(model, _download(backbone), origin="the published weights")
+    elif str(weights) != "scratch":
+        load_weights(model, Path(weights))
+    return model.freeze(trainable)
+
+
+def _download(backbone: str) -> dict[str, torch.Tensor]:
+    try:
+        return BACKBONES[backbone].pretrained()
+    except Exception as error:
+        raise ConnectionError(
+            f"the pretrained weights of {backbone} could not be fetched ({error}). Connect to the "
+            "internet once, or give the path of a weights file, or use weights='scratch'."
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a ``.safetensors`` or ``.pth``/``.pt`` file; no code in it is ever executed.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of named tensors.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights file {path} does not exist; use a path, 'pretrained' or 'scratch'")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
+    except Exception as error:
+        raise ValueError(f"{path} holds no plain named tensors ({error})") from error
+
+
+def load_weights(model: MRIClassifier, path: Path) -> None:
+    """Load a whole classifier (head and normalisation included) or a backbone without its head.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`read_weights`; also where names or shapes differ.
+    """
+    state = read_weights(path)
+    if not any(key.startswith("backbone.") for key in state):
+        load_backbone(model, state, origin=str(path))
+        return
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} does not fit {model.backbone_name} with {model.num_classes} classes: {error}"
+        ) from error
+
+
+def load_backbone(model: MRIClassifier, state: dict[str, torch.Tensor], *, origin: str) -> None:
+    """Load everything but the head; the head keeps its random weights.
+
+    Raises:
+        ValueError: anything but the head is missing, unknown or of another shape.
+    """
+    head = BACKBONES[model.backbone_name].head + "."
+    body = {key: value for key, value in state.items() if not key.startswith(head)}
+    try:
+        missing, unexpected = model.backbone.load_state_dict(body, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{origin} does not fit {model.backbone_name}: {error}") from error
+    missing = [key for key in missing if not key.startswith(head)]
+    if missing or unexpected:
+        raise ValueError(
+            f"{origin} does not fit {model.backbone_name}: missing {missing[:5]}, unknown {unexpected[:5]}"
+        )

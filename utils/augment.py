@@ -1,0 +1,75 @@
+"""Augmentation of a whole batch at once, on whatever device the batch is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Ranges, and the probability that an image gets each change. ``strength`` scales all ranges.
+
+    Attributes:
+        strength: factor on every range below; 0 turns everything but the flip off.
+        flip, affine, intensity: probability of a left-right flip, of a rotation with shift and
+            scaling, and of each of brightness, contrast and gamma.
+        rotation: degrees, either way.
+        shift: share of the image's side, either way.
+        scale: relative size, either way.
+        brightness: added to [0, 1] pixels inside the head, either way.
+        contrast: relative, either way, about the mean of the image.
+        gamma: natural logarithm of the exponent, either way.
+    """
+
+    strength: float = 1.0
+    flip: float = 0.5
+    affine: float = 0.8
+    intensity: float = 0.3
+    rotation: float = 8.0
+    shift: float = 0.04
+    scale: float = 0.06
+    brightness: float = 0.06
+    contrast: float = 0.15
+    gamma: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not all(0 <= p <= 1 for p in (self.flip, self.affine, self.intensity)) or self.strength < 0:
+            raise ValueError(f"probabilities must be in [0, 1] and strength >= 0: {self}")
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Augmented copies of images N x C x H x W in [0, 1]; same shape and range.
+
+        Every draw comes from ``generator`` (CPU), in an order that does not depend on its values.
+        """
+        draws = torch.rand(12, len(images), generator=generator).to(images.device)
+        chances, amounts = draws[:5], (2 * draws[5:] - 1) * self.strength
+        images = self._move(images, chances[0] < self.flip, chances[1] < self.affine, amounts[:4])
+        return self._light(images, chances[2:] < self.intensity, amounts[4:])
+
+    def _move(
+        self, images: torch.Tensor, flip: torch.Tensor, moved: torch.Tensor, amounts: torch.Tensor
+    ) -> torch.Tensor:
+        angle, right, down, scale = amounts * moved
+        angle, scale = angle * math.radians(self.rotation), 1 + scale * self.scale
+        cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+        mirror = 1 - 2 * flip.to(cos.dtype)
+        first = torch.stack([cos * mirror, -sin, 2 * self.shift * right], 1)
+        second = torch.stack([sin * mirror, cos, 2 * self.shift * down], 1)
+        grid = F.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+
+    def _light(self, images: torch.Tensor, chosen: torch.Tensor, amounts: torch.Tensor) -> torch.Tensor:
+        brightness, contrast, gamma = (amounts * chosen)[:, :, None, None, None]
+        head = images > 0.02
+        mean = (images * head).sum((1, 2, 3), keepdim=True) / head.sum((1, 2, 3), keepdim=True).clamp(min=1)
+        changed = (images - mean) * (1 + contrast * self.contrast) + mean + brightness * self.brightness
+        # the small floor keeps the gamma curve's slope finite at black
+        changed = changed.clamp(1e-4, 1) ** torch.exp(gamma * self.gamma)
+        return torch.where(head, changed, images).clamp(0, 1)
+
+
+NO_AUGMENTATION = Augmentation(strength=0.0, flip=0.0, affine=0.0, intensity=0.0)

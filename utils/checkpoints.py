@@ -1,0 +1,154 @@
+"""Weights and the record of how they came about; both are read without executing code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from models.def_models import MRIClassifier, load_weights
+from utils.paths import atomic_write, atomic_write_all, read_json
+
+WEIGHTS = "weights.safetensors"
+RECORD = "record.json"
+RESUME = Path("resume") / "state.pt"
+
+
+def save_checkpoint(model: MRIClassifier, record: dict[str, Any], folder: Path, *, half: bool = False) -> None:
+    """Write ``weights.safetensors`` and ``record.json`` together, or neither.
+
+    Args:
+        record: plain values; architecture and classes are added here.
+        half: store floating-point weights in half precision.
+    """
+    folder = Path(folder)
+    state = {name: _storable(value, half) for name, value in model.state_dict().items()}
+    record = {"model": describe_model(model), **record}
+    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    header = {"model": json.dumps(record["model"])}
+    atomic_write_all(
+        {
+            folder / WEIGHTS: lambda path: save_file(state, path, metadata=header),
+            folder / RECORD: lambda path: path.write_text(text, encoding="utf-8"),
+        }
+    )
+
+
+def _storable(value: torch.Tensor, half: bool) -> torch.Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.half() if half and value.is_floating_point() else value.clone()
+
+
+def describe_model(model: MRIClassifier) -> dict[str, Any]:
+    """What must be equal for weights to fit."""
+    return {
+        "backbone": model.backbone_name,
+        "num_classes": model.num_classes,
+        "image_size": model.image_size,
+    }
+
+
+def load_checkpoint(
+    folder: str | Path, *, classes: list[str] | None = None, fingerprint: str | None = None
+) -> tuple[MRIClassifier, dict[str, Any]]:
+    """Rebuild a model from its folder, in eval mode on the CPU.
+
+    Args:
+        folder: holds ``weights.safetensors`` and ``record.json``.
+        classes: if given, must be those the model was trained on.
+        fingerprint: if given, must be that of the data the model was trained on; a model tested
+            on another split may have seen the test patients.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: weights, record, classes or data do not fit; the message says which.
+    """
+    record, weights = read_record(folder), Path(folder) / WEIGHTS
+    model = MRIClassifier(
+        record["model"]["backbone"],
+        num_classes=record["model"]["num_classes"],
+        image_size=record["model"]["image_size"],
+    )
+    _check_header(weights, record)
+    load_weights(model, weights)
+    for what, own, wanted in (
+        ("classes", record.get("classes"), classes),
+        ("data fingerprint", record.get("data", {}).get("fingerprint"), fingerprint),
+    ):
+        if wanted is not None and own != wanted:
+            raise ValueError(
+                f"{folder} was trained with {what} {own}, but the data here have {wanted}. Prepare the "
+                "data with the same source, split and seed, or train this model again."
+            )
+    return model.eval(), record
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The record of a checkpoint folder.
+
+    Raises:
+        FileNotFoundError: no checkpoint there; the message says how to make one.
+        ValueError: the record is not one of ours.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no trained model in {folder} (no {RECORD}). Run the model's notebook with "
+            "load_existing_params = False first."
+        )
+    record = read_json(path)
+    if not {"backbone", "num_classes", "image_size"} <= set(record.get("model", {})):
+        raise ValueError(f"{path} does not describe a model; it was not written by this project")
+    return record
+
+
+def _check_header(weights: Path, record: dict[str, Any]) -> None:
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights} does not exist; the folder's record.json does")
+    try:
+        with safe_open(weights, "pt") as opened:
+            own = json.loads((opened.metadata() or {}).get("model", "null"))
+    except Exception as error:
+        raise ValueError(f"{weights} is not a readable safetensors file ({error})") from error
+    if own != record["model"]:
+        raise ValueError(f"{weights} holds {own}, but its record.json describes {record['model']}")
+
+
+def save_resume_state(state: dict[str, Any], folder: Path) -> None:
+    """Write the state of an unfinished training run, atomically."""
+    atomic_write(Path(folder) / RESUME, lambda path: torch.save(state, path))
+
+
+def load_resume_state(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """State of an unfinished run with the same settings, or None where there is none.
+
+    Raises:
+        ValueError: the state is damaged or belongs to other settings; the message names the file.
+    """
+    path = Path(folder) / RESUME
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable training state ({error}); delete it to start over") from error
+    changed = [key for key in config if state["config"].get(key) != config[key]]
+    if changed:
+        raise ValueError(
+            f"{path} is of an unfinished run with other settings ({', '.join(changed)}). Use the same "
+            "settings to go on with it, or delete it to start over."
+        )
+    return state
+
+
+def clear_resume_state(folder: Path) -> None:
+    """Remove the state of a run that is finished."""
+    path = Path(folder) / RESUME
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()

@@ -1,0 +1,57 @@
+"""What a training run is told, as plain values that go into its record."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from utils.augment import Augmentation
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+SCHEDULERS = ("cosine", "onecycle", "step", "constant")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run.
+
+    Attributes:
+        num_epochs: passes over the training set.
+        batch_size: images a step over all processes.
+        learning_rate: peak learning rate.
+        weight_decay: decoupled for ``adamw``, L2 otherwise; not applied to biases and norms.
+        optimizer, scheduler: one of ``OPTIMIZERS``, ``SCHEDULERS``.
+        label_smoothing: 0..1.
+        class_balance: exponent p of class weights proportional to count**-p; 0 none, 1 full.
+        clip_norm: largest gradient norm.
+        patience: epochs without a better validation score before stopping; 0 never stops.
+        validation_images: at most so many validation images are attacked an epoch when hardening.
+        seed: of initial weights, order, augmentation and random starts.
+        augmentation: see :class:`utils.augment.Augmentation`.
+    """
+
+    num_epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    optimizer: str = "adamw"
+    scheduler: str = "onecycle"
+    label_smoothing: float = 0.0
+    class_balance: float = 0.5
+    clip_norm: float = 5.0
+    patience: int = 0
+    validation_images: int = 512
+    seed: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        if self.num_epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
+            raise ValueError(f"num_epochs, batch_size and learning_rate must be positive: {self}")
+        if self.optimizer not in OPTIMIZERS or self.scheduler not in SCHEDULERS:
+            raise ValueError(f"optimizer must be one of {OPTIMIZERS}, scheduler one of {SCHEDULERS}")
+        if not 0 <= self.label_smoothing < 1 or not 0 <= self.class_balance <= 1:
+            raise ValueError("label_smoothing must be in [0, 1) and class_balance in [0, 1]")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested values."""
+        return asdict(self)

@@ -1,0 +1,254 @@
+"""Image sets: plain tensors on disk and on the device, checked for leaks whenever they are read."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from utils.paths import DATASET_VARIABLES, atomic_write_all
+from utils.sources import RawImages
+from utils.splits import SPLITS
+from utils.subjects import UNKNOWN, Subjects
+
+MANIFEST = "manifest.csv"
+MANIFEST_COLUMNS = ["path", "label", "subject", "slice", "synthetic", "split"]
+_REMEDY = "Run `python -m utils.prepare --source PATH --split patient` (or dataset/prepare_dataset.ipynb) again."
+
+
+@dataclass
+class ImageSet:
+    """One side of a split.
+
+    Attributes:
+        images: uint8 tensor N x 1 x H x W, grey, 0..255, native resolution.
+        labels: int64 tensor N, indices into ``classes``.
+        subjects: int64 tensor N, patient ids, -1 where unknown.
+        slices: int64 tensor N, position in the patient's stack, -1 where unknown.
+        synthetic: bool tensor N.
+        paths: N paths relative to the source.
+        classes: class names in label order.
+        info: source, protocol, ratios, seed, and ``fingerprint`` of the whole split.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    subjects: torch.Tensor
+    slices: torch.Tensor
+    synthetic: torch.Tensor
+    paths: list[str]
+    classes: list[str]
+    info: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: torch.Tensor) -> ImageSet:
+        """The images at ``index`` (int64 tensor), in that order."""
+        return ImageSet(
+            self.images[index],
+            self.labels[index],
+            self.subjects[index],
+            self.slices[index],
+            self.synthetic[index],
+            [self.paths[i] for i in index.tolist()],
+            self.classes,
+            self.info,
+        )
+
+    def pixels(self, index: torch.Tensor | slice, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Images as float32 in [0, 1] on ``device``. Shape n x 1 x H x W."""
+        return self.images[index].to(device).float() / 255
+
+    def batches(
+        self, batch_size: int, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All images in order, as pairs of float images in [0, 1] and labels."""
+        for start in range(0, len(self), batch_size):
+            part = slice(start, start + batch_size)
+            yield self.pixels(part, device), self.labels[part].to(device)
+
+    def balanced_subset(self, n: int, seed: int = 0) -> ImageSet:
+        """At most ``n`` images, fixed by ``seed``, spread over patients as evenly as possible."""
+        if n >= len(self):
+            return self
+        shuffled = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
+        taken: dict[int, int] = {}
+        rank = {}
+        for index in shuffled:
+            patient = int(self.subjects[index])
+            rank[index] = taken.get(patient, 0)
+            taken[patient] = rank[index] + 1
+        chosen = sorted(shuffled, key=rank.__getitem__)[:n]
+        return self.subset(torch.tensor(sorted(chosen)))
+
+    def table(self) -> pd.DataFrame:
+        """Images and patients a class."""
+        rows = []
+        for label, name in enumerate(self.classes):
+            own = self.labels == label
+            known = self.subjects[own & (self.subjects != UNKNOWN)]
+            rows.append({"class": name, "images": int(own.sum()), "patients": len(known.unique())})
+        return pd.DataFrame(rows).set_index("class")
+
+
+@dataclass
+class DataSplits:
+    """Train, validation and test of one protocol."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+    @property
+    def classes(self) -> list[str]:
+        return self.train.classes
+
+    @property
+    def info(self) -> dict:
+        return self.train.info
+
+    @property
+    def fingerprint(self) -> str:
+        return self.info["fingerprint"]
+
+    def __iter__(self) -> Iterator[tuple[str, ImageSet]]:
+        return iter((name, getattr(self, name)) for name in SPLITS)
+
+    def table(self) -> pd.DataFrame:
+        """Images and patients, a row a class, a column pair a side."""
+        return pd.concat({name: part.table() for name, part in self}, axis=1)
+
+
+def build_splits(raw: RawImages, subjects: Subjects, split: np.ndarray, info: dict) -> DataSplits:
+    """Cut decoded images into the three sides named by ``split`` (str array N)."""
+    parts = []
+    for name in SPLITS:
+        index = np.flatnonzero(split == name)
+        parts.append(
+            ImageSet(
+                torch.from_numpy(raw.pixels[index])[:, None],
+                torch.from_numpy(raw.labels[index]),
+                torch.from_numpy(subjects.subject[index]),
+                torch.from_numpy(subjects.slice[index]),
+                torch.from_numpy(subjects.synthetic[index]),
+                [raw.paths[i] for i in index],
+                list(raw.classes),
+                dict(info),
+            )
+        )
+    splits = DataSplits(*parts)
+    for _, part in splits:
+        part.info["fingerprint"] = fingerprint(splits)
+    check_no_leak(splits)
+    return splits
+
+
+def fingerprint(splits: DataSplits) -> str:
+    """SHA-256 over pixels, labels and patients of all sides, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, part in splits:
+        digest.update(f"{name}{tuple(part.images.shape)}{part.classes}".encode())
+        for tensor in (part.images, part.labels, part.subjects):
+            digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def check_no_leak(splits: DataSplits) -> None:
+    """Raise ValueError if a patient split has a patient on two sides, or an image of no patient."""
+    if splits.info.get("protocol") != "patient":
+        return
+    owner: dict[int, str] = {}
+    for name, part in splits:
+        for patient in part.subjects.unique().tolist():
+            if patient == UNKNOWN:
+                raise ValueError(f"{name} holds images of unknown patients. {_REMEDY}")
+            if patient in owner:
+                raise ValueError(f"patient {patient} is in {owner[patient]} and in {name}. {_REMEDY}")
+            owner[patient] = name
+
+
+def manifest(raw: RawImages, subjects: Subjects, split: np.ndarray) -> pd.DataFrame:
+    """One row an image of the source; ``split`` is empty where the image was left out."""
+    columns = {
+        "path": raw.paths,
+        "label": [raw.classes[label] for label in raw.labels],
+        "subject": subjects.subject,
+        "slice": subjects.slice,
+        "synthetic": subjects.synthetic,
+        "split": split,
+    }
+    return pd.DataFrame(columns)[MANIFEST_COLUMNS]
+
+
+def save_splits(splits: DataSplits, table: pd.DataFrame, out: Path) -> None:
+    """Write ``{train,validation,test}_set.pt`` and ``manifest.csv``: all of them or none."""
+    out = Path(out)
+    writers = {
+        out / f"{name}_set.pt": lambda path, part=part: torch.save(_as_plain(part), path) for name, part in splits
+    }
+    writers[out / MANIFEST] = lambda path: table.to_csv(path, index=False)
+    atomic_write_all(writers)
+
+
+def _as_plain(part: ImageSet) -> dict:
+    return {entry.name: getattr(part, entry.name) for entry in fields(part)}
+
+
+def load_splits(folder: str | Path = DATASET_VARIABLES) -> DataSplits:
+    """Read what :func:`save_splits` wrote, and check it again.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, the files do not belong together, or a patient is on two
+            sides of a patient split. The message says what to run.
+    """
+    folder = Path(folder)
+    splits = DataSplits(*(_load_part(folder / f"{name}_set.pt") for name in SPLITS))
+    if fingerprint(splits) != splits.fingerprint or len({p.info["fingerprint"] for _, p in splits}) > 1:
+        raise ValueError(f"the *_set.pt files in {folder} do not belong together. {_REMEDY}")
+    check_no_leak(splits)
+    _check_manifest(splits, load_manifest(folder / MANIFEST))
+    return splits
+
+
+def _load_part(path: Path) -> ImageSet:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. {_REMEDY}")
+    try:
+        return ImageSet(**torch.load(path, weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError, TypeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable image set ({error}). {_REMEDY}") from error
+
+
+def load_manifest(path: str | Path) -> pd.DataFrame:
+    """Read ``manifest.csv``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a CSV with the columns of ``MANIFEST_COLUMNS``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist. {_REMEDY}")
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable CSV ({error}). {_REMEDY}") from error
+    if list(table.columns) != MANIFEST_COLUMNS:
+        raise ValueError(f"{path} has columns {list(table.columns)}, not {MANIFEST_COLUMNS}. {_REMEDY}")
+    return table
+
+
+def _check_manifest(splits: DataSplits, table: pd.DataFrame) -> None:
+    for name, part in splits:
+        rows = table[table["split"] == name]
+        same = rows["path"].tolist() == part.paths and rows["subject"].tolist() == part.subjects.tolist()
+        if not same or rows["label"].tolist() != [part.classes[i] for i in part.labels]:
+            raise ValueError(f"{MANIFEST} and {name}_set.pt disagree. {_REMEDY}")

@@ -1,0 +1,77 @@
+"""Where things live, and how they are written: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RAW_DATASET = ROOT / "dataset" / "raw_dataset"
+DATASET_VARIABLES = ROOT / "dataset" / "dataset_variables"
+ASSETS = ROOT / "assets"
+CHECKPOINTS = ROOT / "checkpoints"
+
+Writer = Callable[[Path], Any]
+
+
+def atomic_write_all(writers: Mapping[Path, Writer]) -> None:
+    """Write several files so that either all of them are replaced or none is touched.
+
+    Every writer first fills a temporary file beside its target; only when all have succeeded
+    are the targets replaced by renames.
+
+    Args:
+        writers: target path -> function that writes its content to the path it is given.
+
+    Raises:
+        OSError: a file could not be written (full disk, no permission). Earlier files are intact.
+    """
+    pending: list[tuple[Path, Path]] = []
+    try:
+        for target, write in writers.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            os.close(handle)
+            pending.append((Path(name), target))
+            write(Path(name))
+        for temporary, target in pending:
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+    except Exception as error:
+        # torch and safetensors report a full disk as RuntimeError, so every kind is renamed here
+        names = ", ".join(str(target) for target in writers)
+        raise OSError(
+            f"could not write {names}: {error}. Files that were there before are unchanged; "
+            "free some disk space or choose another folder, then run this again."
+        ) from error
+    finally:
+        for temporary, _ in pending:
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_write(target: Path, write: Writer) -> None:
+    """Write one file whole or not at all; see :func:`atomic_write_all`."""
+    atomic_write_all({Path(target): write})
+
+
+def write_json(target: Path, content: Any) -> None:
+    """Write ``content`` as readable JSON, atomically. NaN and infinity are refused."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    atomic_write(Path(target), lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def read_json(source: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(source).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} is not readable JSON: {error}") from error

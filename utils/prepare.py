@@ -1,0 +1,158 @@
+"""Prepare a data set: ``python -m utils.prepare --source PATH --split patient --out DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from utils.data import DataSplits, build_splits, manifest, save_splits
+from utils.paths import DATASET_VARIABLES
+from utils.sources import DATA_SOURCES, RawImages, load_source
+from utils.splits import DEFAULT_RATIOS, PROTOCOLS, assign_splits, check_ratios
+from utils.subjects import Subjects, find_subjects
+
+
+def prepare_dataset(
+    source: str | Path,
+    *,
+    split: str = "patient",
+    out: str | Path = DATASET_VARIABLES,
+    ratios: tuple[float, ...] | None = None,
+    seed: int = 0,
+    size: int | None = None,
+    subjects_csv: str | Path | None = None,
+) -> DataSplits:
+    """Decode a source, group its slices by patient, split, check and save.
+
+    Args:
+        source: see :func:`utils.sources.load_source`.
+        split: ``patient`` (no patient on two sides), ``published`` (the source's own train/test
+            folders, which share patients) or ``random`` (by image, which shares patients too).
+        out: folder for ``{train,validation,test}_set.pt`` and ``manifest.csv``.
+        ratios: shares of train, validation, test; None takes ``splits.DEFAULT_RATIOS``.
+        seed: seed of the split.
+        size: side in pixels to store; None keeps the native resolution.
+        subjects_csv: CSV with columns ``path`` and ``subject`` where the patients are known.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: see :func:`load_source`, :func:`assign_splits` and
+            :func:`save_splits`. Nothing saved before is touched.
+    """
+    check_ratios(split, ratios)
+    raw = load_source(source, size=size)
+    subjects = group_by_subject(raw, subjects_csv)
+    return split_and_save(raw, subjects, split=split, out=out, ratios=ratios, seed=seed)
+
+
+def group_by_subject(raw: RawImages, subjects_csv: str | Path | None = None) -> Subjects:
+    """Patients from a CSV, from the source itself, or from the pixels, in this order."""
+    known = read_subjects_csv(subjects_csv, raw.paths) if subjects_csv else raw.subjects
+    return find_subjects(raw.pixels, raw.labels, known=known)
+
+
+def read_subjects_csv(path: str | Path, image_paths: list[str]) -> np.ndarray:
+    """Patient ids in the order of ``image_paths``, numbered from 0.
+
+    Raises:
+        ValueError: columns ``path`` and ``subject`` are missing, or an image is not listed.
+    """
+    table = pd.read_csv(path, dtype=str)
+    if not {"path", "subject"} <= set(table.columns):
+        raise ValueError(f"{path} needs the columns path and subject, it has {list(table.columns)}")
+    named = dict(zip(table["path"], table["subject"]))
+    missing = [name for name in image_paths if name not in named]
+    if missing:
+        raise ValueError(f"{path} does not list {len(missing)} images, for example {missing[0]}")
+    return np.unique([named[name] for name in image_paths], return_inverse=True)[1]
+
+
+def split_and_save(
+    raw: RawImages,
+    subjects: Subjects,
+    *,
+    split: str = "patient",
+    out: str | Path = DATASET_VARIABLES,
+    ratios: tuple[float, ...] | None = None,
+    seed: int = 0,
+) -> DataSplits:
+    """Assign the sides and write them; the second half of :func:`prepare_dataset`."""
+    sides = assign_splits(
+        split,
+        labels=raw.labels,
+        subject=subjects.subject,
+        synthetic=subjects.synthetic,
+        duplicate=subjects.duplicate,
+        folders=raw.folders,
+        classes=raw.classes,
+        ratios=ratios,
+        seed=seed,
+    )
+    info = {
+        "source": raw.name,
+        "protocol": split,
+        "ratios": list(check_ratios(split, ratios)),
+        "split_seed": seed,
+        **raw.info,
+    }
+    splits = build_splits(raw, subjects, sides, info)
+    save_splits(splits, manifest(raw, subjects, sides), Path(out))
+    return splits
+
+
+def describe(raw: RawImages, subjects: Subjects) -> str:
+    """What was found, in one paragraph."""
+    lines = [
+        f"{raw.name}: {len(raw)} images of {raw.pixels.shape[1]}x{raw.pixels.shape[2]} pixels, "
+        f"{subjects.count} patients, {subjects.synthetic.sum()} synthetic images, "
+        f"{subjects.duplicate.sum()} byte-identical copies."
+    ]
+    known = DATA_SOURCES.get(raw.name)
+    found = (subjects.count, int(subjects.synthetic.sum()), int(subjects.duplicate.sum()))
+    if known and found != (known.n_subjects, known.n_synthetic, known.n_duplicates):
+        lines.append(
+            f"Note: expected {known.n_subjects} patients, {known.n_synthetic} synthetic images and "
+            f"{known.n_duplicates} copies in {known.title}; were the images changed?"
+        )
+    return "\n".join(lines + [f"Note: {note}" for note in raw.notes + subjects.notes])
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m utils.prepare", description=__doc__.split(":")[0])
+    parser.add_argument("--source", required=True, help="folder, archive, Kaggle handle, kaggle or phantom")
+    parser.add_argument("--split", choices=PROTOCOLS, default="patient")
+    parser.add_argument("--out", type=Path, default=DATASET_VARIABLES)
+    parser.add_argument(
+        "--ratios", type=float, nargs=3, metavar=("TRAIN", "VALIDATION", "TEST"), help=f"default {DEFAULT_RATIOS}"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, help="store squares of this side (default: native resolution)")
+    parser.add_argument("--subjects", type=Path, help="CSV with columns path,subject where patients are known")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = _arguments(arguments)
+    ratios = tuple(args.ratios) if args.ratios else None
+    try:
+        check_ratios(args.split, ratios)
+        raw = load_source(args.source, size=args.size)
+        subjects = group_by_subject(raw, args.subjects)
+        print(describe(raw, subjects))
+        splits = split_and_save(raw, subjects, split=args.split, out=args.out, ratios=ratios, seed=args.seed)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(splits.table().to_string())
+    if args.split != "patient":
+        print("Note: this split shares patients between its sides; its accuracy measures recognition of patients.")
+    print(f"saved to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Which image goes to training, validation and test."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from utils.subjects import UNKNOWN
+
+SPLITS = ("train", "validation", "test")
+PROTOCOLS = ("patient", "published", "random")
+EXCLUDED = ""
+
+#: Shares of train, validation and test. ``published`` cuts only the published train folder.
+DEFAULT_RATIOS = {
+    "patient": (0.6, 0.2, 0.2),
+    "published": (0.8, 0.2, 0.0),
+    "random": (0.8, 0.1, 0.1),
+}
+
+
+def check_ratios(protocol: str, ratios: tuple[float, ...] | None) -> tuple[float, float, float]:
+    """The ratios to use, checked.
+
+    Raises:
+        ValueError: unknown protocol, not three shares, a negative share, a sum other than 1, or an
+            empty train or (except for ``published``) test side.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"split must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+    shares = tuple(float(share) for share in (ratios or DEFAULT_RATIOS[protocol]))
+    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"ratios must be three shares >= 0 that sum to 1, not {shares}")
+    if protocol == "published" and shares[2]:
+        raise ValueError("the published split has its own test folder: the third ratio must be 0")
+    if shares[0] == 0 or (protocol != "published" and shares[2] == 0):
+        raise ValueError(f"train and test must not be empty, but the ratios are {shares}")
+    return shares
+
+
+def assign_splits(
+    protocol: str,
+    *,
+    labels: np.ndarray,
+    subject: np.ndarray,
+    synthetic: np.ndarray,
+    duplicate: np.ndarray,
+    folders: list[str],
+    classes: tuple[str, ...],
+    ratios: tuple[float, ...] | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Name the split of each image.
+
+    ``patient`` leaves out synthetic images and copies, ``published`` and ``random`` keep
+    everything, as the literature does.
+
+    Returns:
+        str array N of ``train``, ``validation``, ``test`` or ``""`` (left out).
+
+    Raises:
+        ValueError: see :func:`check_ratios`; too few patients or images; no train/test folders.
+    """
+    shares = check_ratios(protocol, ratios)
+    rng = np.random.default_rng(seed)
+    split = np.full(len(labels), EXCLUDED, dtype="<U10")
+    if protocol == "patient":
+        usable = ~synthetic & ~duplicate & (subject != UNKNOWN)
+        sides = split_patients(subject[usable], labels[usable], classes, shares, rng)
+        split[usable] = [sides[patient] for patient in subject[usable]]
+    elif protocol == "random":
+        split[:] = _cut(len(labels), shares, rng)
+    else:
+        folder = np.array(folders)
+        if not {"train", "test"} <= set(folders):
+            raise ValueError("the published split needs a source with train/ and test/ folders; use --split patient")
+        split[folder == "test"] = "test"
+        split[folder == "train"] = _cut(int((folder == "train").sum()), shares, rng)
+    _check_sides(split, shares, protocol)
+    return split
+
+
+def _cut(n: int, shares: tuple[float, ...], rng: np.random.Generator) -> np.ndarray:
+    names = np.repeat(SPLITS, _seats(n, shares, minimum=0))
+    return names[rng.permutation(n)]
+
+
+def split_patients(
+    subject: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    shares: tuple[float, float, float],
+    rng: np.random.Generator,
+) -> dict[int, str]:
+    """Deal the patients of each class to the three sides.
+
+    A class with two patients trains on one and tests on the other. A group with several labels
+    counts for the label it has most often.
+
+    Returns:
+        patient id -> split name.
+
+    Raises:
+        ValueError: a class has fewer than two patients.
+    """
+    label_of = {p: int(np.bincount(labels[subject == p]).argmax()) for p in np.unique(subject).tolist()}
+    sides: dict[int, str] = {}
+    for label, name in enumerate(classes):
+        patients = [patient for patient, own in label_of.items() if own == label]
+        if len(patients) < 2:
+            raise ValueError(
+                f"too few patients for a patient split: class {name} has {len(patients)}, and train "
+                "and test need one each. Merge classes or use --split random (which leaks)."
+            )
+        shuffled = rng.permutation(patients).tolist()
+        sides |= dict(zip(shuffled, np.repeat(SPLITS, _seats(len(patients), shares, minimum=1)).tolist()))
+    return sides
+
+
+def _seats(n: int, shares: tuple[float, ...], *, minimum: int) -> list[int]:
+    """Whole numbers that sum to n, by largest remainder, with ``minimum`` for train, test, validation first."""
+    exact = [n * share for share in shares]
+    seats = [int(value + 1e-9) for value in exact]
+    for side in (0, 2, 1):
+        if shares[side] > 0 and seats[side] < minimum and sum(seats) < n:
+            seats[side] = minimum
+    while sum(seats) < n:
+        seats[max(range(3), key=lambda side: round(exact[side] - seats[side], 9))] += 1
+    while sum(seats) > n:
+        seats[max(range(3), key=lambda side: seats[side] - exact[side])] -= 1
+    return seats
+
+
+def _check_sides(split: np.ndarray, shares: tuple[float, ...], protocol: str) -> None:
+    wanted = [name for name, share in zip(SPLITS, shares) if share or (name, protocol) == ("test", "published")]
+    empty = [name for name in wanted if not (split == name).any()]
+    if empty:
+        unit = "patients" if protocol == "patient" else "images"
+        raise ValueError(f"too few {unit} for the ratios {shares}: {', '.join(empty)} would be empty")
+
+
+def patient_folds(
+    subject: np.ndarray, labels: np.ndarray, *, n_folds: int = 5, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Cross-validation in which no patient is on both sides.
+
+    Returns:
+        ``n_folds`` pairs of index arrays (train, test); every image is tested once.
+    """
+    folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    return list(folds.split(np.zeros(len(labels)), labels, subject))
