@@ -88,6 +88,14 @@ class ImageSet:
         chosen = sorted(shuffled, key=rank.__getitem__)[:n]
         return self.subset(torch.tensor(sorted(chosen)))
 
+    def join(self, other: ImageSet) -> ImageSet:
+        """This set followed by another of the same classes and image size."""
+        tensors = [
+            torch.cat([getattr(self, name), getattr(other, name)])
+            for name in ("images", "labels", "subjects", "slices", "synthetic")
+        ]
+        return ImageSet(*tensors, self.paths + other.paths, self.classes, self.info)
+
     def table(self) -> pd.DataFrame:
         """Images and patients a class."""
         rows = []
@@ -108,14 +116,17 @@ class DataSplits:
 
     @property
     def classes(self) -> list[str]:
+        """Class names in label order."""
         return self.train.classes
 
     @property
     def info(self) -> dict:
+        """Source, protocol, ratios, seed and fingerprint."""
         return self.train.info
 
     @property
     def fingerprint(self) -> str:
+        """Identifies pixels, labels and patients of all three sides."""
         return self.info["fingerprint"]
 
     def __iter__(self) -> Iterator[tuple[str, ImageSet]]:

@@ -79,7 +79,7 @@ class Adversarial(Standard):
             raise ValueError(f"steps must be at least 1 and ramp in [0, 1], not {self.steps}, {self.ramp}")
 
     @property
-    def attack_steps(self) -> int:
+    def attack_steps(self) -> int:  # noqa: D102
         return self.steps
 
     def __call__(

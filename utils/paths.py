@@ -39,8 +39,8 @@ def atomic_write_all(writers: Mapping[Path, Writer]) -> None:
             pending.append((Path(name), target))
             write(Path(name))
         for temporary, target in pending:
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
+            temporary.chmod(0o644)
+            temporary.replace(target)
     except Exception as error:
         # torch and safetensors report a full disk as RuntimeError, so every kind is renamed here
         names = ", ".join(str(target) for target in writers)

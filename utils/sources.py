@@ -40,6 +40,7 @@ class DataSource:
 
     @property
     def url(self) -> str:
+        """Page of the data set, with its licence."""
         return f"https://www.kaggle.com/datasets/{self.kaggle}"
 
 

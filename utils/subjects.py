@@ -46,6 +46,7 @@ class Subjects:
 
     @property
     def count(self) -> int:
+        """Number of patients."""
         return len(np.unique(self.subject[self.subject != UNKNOWN]))
 
 

@@ -1,0 +1,131 @@
+"""How much a split gives away: what a classifier that learns nothing scores by recognising patients."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pandas as pd
+import torch
+
+from utils.data import DataSplits, ImageSet
+from utils.splits import patient_folds
+from utils.subjects import UNKNOWN, pooled_features
+
+_ROWS_AT_ONCE = 256
+
+
+@dataclass
+class LeakAudit:
+    """Findings for one split.
+
+    Attributes:
+        protocol: name of the split.
+        n_train, n_test: images that are looked up, and images that are asked for.
+        accuracy: of raw-pixel 1-nearest-neighbour, 0..1.
+        majority: accuracy of always answering the most frequent training class, 0..1.
+        same_patient: share of test images whose nearest real training image is of the same
+            patient, 0..1.
+        max_correlation: highest correlation between a test and a training image.
+        correlations: each test image's highest correlation with a training image. Shape n_test.
+    """
+
+    protocol: str
+    n_train: int
+    n_test: int
+    accuracy: float
+    majority: float
+    same_patient: float
+    max_correlation: float
+    correlations: np.ndarray = field(repr=False)
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """Plain values without the per-image array."""
+        return {key: value for key, value in asdict(self).items() if key != "correlations"}
+
+
+def audit_leak(train: ImageSet, test: ImageSet, protocol: str) -> LeakAudit:
+    """Measure how far ``test`` can be answered by looking up ``train``."""
+    nearest, _ = nearest_neighbours(_raw_pixels(train), _raw_pixels(test))
+    train_features, test_features = (pooled_features(part.images[:, 0].numpy()) for part in (train, test))
+    correlations = _highest_dot(train_features, test_features)
+    labels = train.labels.numpy()
+    usual = np.bincount(labels).argmax()
+    return LeakAudit(
+        protocol=protocol,
+        n_train=len(train),
+        n_test=len(test),
+        accuracy=float((labels[nearest] == test.labels.numpy()).mean()),
+        majority=float((test.labels.numpy() == usual).mean()),
+        same_patient=_same_patient_share(train, test),
+        max_correlation=float(correlations.max()),
+        correlations=correlations,
+    )
+
+
+def _raw_pixels(part: ImageSet) -> np.ndarray:
+    return part.images.flatten(1).numpy().astype(np.float32) / 255
+
+
+def nearest_neighbours(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Index of, and squared Euclidean distance to, the nearest row of ``train`` for each row of ``test``.
+
+    Args:
+        train, test: float arrays N x D and M x D.
+    """
+    norms = (train**2).sum(1)
+    nearest = np.empty(len(test), dtype=np.int64)
+    distance = np.empty(len(test), dtype=np.float32)
+    for start in range(0, len(test), _ROWS_AT_ONCE):
+        rows = test[start : start + _ROWS_AT_ONCE]
+        squared = norms - 2 * rows @ train.T
+        nearest[start : start + len(rows)] = squared.argmin(1)
+        distance[start : start + len(rows)] = squared.min(1) + (rows**2).sum(1)
+    return nearest, distance
+
+
+def _highest_dot(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    chunks = (test[start : start + _ROWS_AT_ONCE] for start in range(0, len(test), _ROWS_AT_ONCE))
+    return np.concatenate([(chunk @ train.T).max(1) for chunk in chunks])
+
+
+def _same_patient_share(train: ImageSet, test: ImageSet) -> float:
+    real = train.subset(torch.nonzero(train.subjects != UNKNOWN)[:, 0])
+    if not len(real):
+        return float("nan")
+    nearest, _ = nearest_neighbours(_raw_pixels(real), _raw_pixels(test))
+    return float((real.subjects.numpy()[nearest] == test.subjects.numpy()).mean())
+
+
+def audit_splits(*splits: DataSplits) -> list[LeakAudit]:
+    """One audit a split: test against all that is not test."""
+    return [audit_leak(one.train.join(one.validation), one.test, one.info["protocol"]) for one in splits]
+
+
+def cross_validated_accuracy(images: ImageSet, *, n_folds: int = 5, seed: int = 0) -> float:
+    """Accuracy of raw-pixel 1-nearest-neighbour in patient-grouped cross-validation.
+
+    ``images`` should be the real images without copies; every one is scored once.
+    """
+    pixels, labels = _raw_pixels(images), images.labels.numpy()
+    right = 0
+    for train, test in patient_folds(images.subjects.numpy(), labels, n_folds=n_folds, seed=seed):
+        nearest, _ = nearest_neighbours(pixels[train], pixels[test])
+        right += int((labels[train][nearest] == labels[test]).sum())
+    return right / len(images)
+
+
+def audit_table(audits: list[LeakAudit]) -> pd.DataFrame:
+    """The findings side by side, one row a split."""
+    rows = {
+        audit.protocol: {
+            "train and validation images": audit.n_train,
+            "test images": audit.n_test,
+            "1-NN accuracy": f"{audit.accuracy:.1%}",
+            "always the majority": f"{audit.majority:.1%}",
+            "nearest is the same patient": f"{audit.same_patient:.1%}",
+            "highest correlation": f"{audit.max_correlation:.3f}",
+        }
+        for audit in audits
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("split")

@@ -1,0 +1,295 @@
+"""Figures, all in one style. Every function takes plain values and returns a Figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+
+from utils.leak_audit import LeakAudit
+from utils.paths import atomic_write
+from utils.robustness import AdversarialExample
+
+#: Okabe and Ito's colours, which people with colour-blindness can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 130,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "image.cmap": "gray",
+    "figure.constrained_layout.use": True,
+}
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a PNG atomically and return its path."""
+    target = Path(path)
+    atomic_write(target, lambda file: figure.savefig(file, format="png"))
+    return target
+
+
+def _axes(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    with plt.rc_context(_STYLE):
+        return plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+
+
+def _finish(figure: Figure, title: str, note: str) -> Figure:
+    figure.suptitle(title + (f"\n{note}" if note else ""), fontsize=11)
+    # notebooks show what a cell returns; closing keeps them from showing it twice
+    plt.close(figure)
+    return figure
+
+
+def plot_confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str, note: str = "") -> Figure:
+    """Counts, coloured by the share of each true class.
+
+    Args:
+        confusion: K x K counts; rows are the true class, columns the prediction.
+        classes: K names in label order.
+    """
+    counts = np.asarray(confusion)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    labels = np.array([[f"{n}\n{s:.0%}" for n, s in zip(*row)] for row in zip(counts, shares)])
+    figure, axes = _axes(size=(5.4, 4.6))
+    sns.heatmap(
+        shares, annot=labels, fmt="", vmin=0, vmax=1, cmap="Blues", ax=axes[0, 0], cbar_kws={"label": "share of the true class"}
+    )
+    axes[0, 0].set_xticklabels(classes, rotation=0)
+    axes[0, 0].set_yticklabels(classes, rotation=0)
+    axes[0, 0].set(xlabel="predicted", ylabel="true")
+    return _finish(figure, title, note)
+
+
+def plot_loss_curve(history: Sequence[dict[str, float]], *, title: str, best_epoch: int | None = None, note: str = "") -> Figure:
+    """Training and validation loss over epochs."""
+    lines = {"train_loss": "training", "validation_loss": "validation"}
+    return _plot_history(history, lines, "loss (cross-entropy, nats)", title, best_epoch, note)
+
+
+def plot_accuracy_curve(
+    history: Sequence[dict[str, float]], *, title: str, best_epoch: int | None = None, note: str = ""
+) -> Figure:
+    """Training and validation accuracy over epochs, and robust accuracy where it was measured."""
+    lines = {
+        "train_accuracy": "training" + (" (attacked)" if "validation_robust_accuracy" in history[0] else ""),
+        "validation_accuracy": "validation",
+        "validation_balanced_accuracy": "validation, balanced",
+        "validation_robust_accuracy": "validation, balanced, PGD-10",
+    }
+    return _plot_history(history, lines, "accuracy (%)", title, best_epoch, note, percent=True)
+
+
+def _plot_history(
+    history: Sequence[dict[str, float]],
+    lines: dict[str, str],
+    unit: str,
+    title: str,
+    best_epoch: int | None,
+    note: str,
+    percent: bool = False,
+) -> Figure:
+    figure, axes = _axes(size=(6.4, 4))
+    epochs = [entry["epoch"] + 1 for entry in history]
+    for colour, (key, label) in zip(COLOURS, lines.items()):
+        if key in history[0]:
+            values = [entry[key] * (100 if percent else 1) for entry in history]
+            axes[0, 0].plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
+    if best_epoch is not None:
+        axes[0, 0].axvline(best_epoch + 1, color="grey", linestyle=":", label="kept weights")
+    axes[0, 0].set(xlabel="epoch", ylabel=unit)
+    axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
+    if percent:
+        axes[0, 0].set_ylim(0, 102)
+    else:
+        axes[0, 0].set_ylim(bottom=0)
+    axes[0, 0].legend()
+    return _finish(figure, title, note)
+
+
+def plot_robustness_curve(
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]], *, title: str, chance: float | None = None, note: str = ""
+) -> Figure:
+    """Robust accuracy over the radius of the attack.
+
+    Args:
+        curves: name -> (radii in [0, 1], robust accuracies 0..1).
+        chance: accuracy 0..1 of always answering the most frequent class, drawn as a line.
+    """
+    figure, axes = _axes(size=(6.4, 4))
+    for index, (name, (radii, accuracy)) in enumerate(curves.items()):
+        axes[0, 0].plot(
+            [255 * eps for eps in radii],
+            [100 * value for value in accuracy],
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=("-", "--", ":", "-.")[index % 4],
+            marker="os^D"[index % 4],
+            markersize=4,
+            label=name,
+        )
+    if chance is not None:
+        axes[0, 0].axhline(100 * chance, color="grey", linestyle=":", label="most frequent class")
+    axes[0, 0].axvline(0.005 * 255, color="grey", linewidth=0.8, alpha=0.6)
+    axes[0, 0].annotate("eps = .005", (0.005 * 255, 101), fontsize=8, color="grey", ha="center")
+    axes[0, 0].set(xlabel="eps (grey levels of 255, L-infinity)", ylabel="robust accuracy (%)", ylim=(0, 106))
+    axes[0, 0].legend()
+    return _finish(figure, title, note)
+
+
+def plot_adversarial_examples(
+    parameters: Sequence[float],
+    examples: Sequence[Sequence[AdversarialExample]],
+    attack_name: str = "fgsm",
+    parameter_type: str = "Epsilon",
+    *,
+    classes: Sequence[str] | None = None,
+    note: str = "",
+) -> Figure:
+    """Attacked images, a row a parameter value, each with its true class and the model's answer.
+
+    Args:
+        parameters: values in [0, 1] of what is varied, one a row.
+        examples: as many rows of :class:`utils.robustness.AdversarialExample`.
+        attack_name: for the title.
+        parameter_type: ``Epsilon`` or ``Alpha``.
+        classes: class names; None shows indices.
+
+    Raises:
+        ValueError: the numbers of parameters and of rows differ, or there is nothing to show.
+    """
+    if len(parameters) != len(examples) or not examples or not examples[0]:
+        raise ValueError(f"{len(parameters)} parameters need as many non-empty rows, not {len(examples)}")
+    names = classes or [str(label) for label in range(1 + max(e.label for row in examples for e in row))]
+    figure, axes = _axes(len(examples), len(examples[0]), size=(1.75 * len(examples[0]) + 0.5, 2.05 * len(examples) + 0.5))
+    for value, row, row_axes in zip(parameters, examples, axes):
+        for example, ax in zip(row, row_axes):
+            right = example.attacked == example.label
+            _show(ax, example.image[0])
+            answer = names[example.attacked] if example.attacked < len(names) else str(example.attacked)
+            ax.set_title(f"{names[example.label]} → {answer}", fontsize=8, color="black" if right else COLOURS[1])
+        row_axes[0].set_ylabel(f"{parameter_type}\n{255 * value:.3g}/255", fontsize=9)
+    return _finish(figure, f"{attack_name.upper()}: true class → answer of the model (orange: wrong)", note)
+
+
+def _show(ax: plt.Axes, image: torch.Tensor | np.ndarray, **options: Any) -> None:
+    ax.imshow(image, **({"vmin": 0, "vmax": 1} | options))
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def plot_attack_strip(
+    image: torch.Tensor,
+    attacked: Sequence[torch.Tensor],
+    probabilities: Sequence[Sequence[float]],
+    epsilons: Sequence[float],
+    classes: Sequence[str],
+    *,
+    label: int,
+    note: str = "",
+) -> Figure:
+    """One image at growing attack strength: the image, its perturbation, the class probabilities.
+
+    Args:
+        image: clean, 1 x H x W in [0, 1].
+        attacked: one such image a radius.
+        probabilities: K probabilities a radius.
+        epsilons: radii in [0, 1].
+        label: true class.
+    """
+    figure, axes = _axes(3, len(epsilons), size=(1.9 * len(epsilons) + 0.6, 5.6))
+    for column, (eps, picture, chances) in enumerate(zip(epsilons, attacked, probabilities)):
+        difference = picture[0] - image[0]
+        _show(axes[0, column], picture[0])
+        axes[0, column].set_title(f"eps {255 * eps:.3g}/255", fontsize=9)
+        # one colour scale a column, so that half a grey level can be seen too
+        _show(axes[1, column], difference, cmap="RdBu_r", vmin=-max(eps, 1e-9), vmax=max(eps, 1e-9))
+        colours = [COLOURS[2] if k == label else COLOURS[1] for k in range(len(classes))]
+        axes[2, column].barh(range(len(classes)), chances, color=colours)
+        axes[2, column].set(xlim=(0, 1), yticks=range(len(classes)), yticklabels=classes if column == 0 else [])
+        axes[2, column].invert_yaxis()
+        axes[2, column].set_xlabel("probability", fontsize=8)
+    axes[0, 0].set_ylabel("attacked image")
+    axes[1, 0].set_ylabel("perturbation,\nscaled to ±eps")
+    return _finish(figure, f"PGD on one slice; true class {classes[label]} in green", note)
+
+
+def plot_grad_cam(
+    rows: Sequence[tuple[str, Sequence[torch.Tensor], Sequence[np.ndarray], Sequence[str]]], *, title: str, note: str = ""
+) -> Figure:
+    """Heat maps over grey slices.
+
+    Args:
+        rows: name, images 1 x H x W in [0, 1], maps H x W in [0, 1], captions.
+    """
+    columns = max(len(images) for _, images, _, _ in rows)
+    figure, axes = _axes(len(rows), columns, size=(1.9 * columns + 0.6, 2.2 * len(rows) + 0.6))
+    for (name, images, maps, captions), row_axes in zip(rows, axes):
+        for ax in row_axes[len(images) :]:
+            ax.axis("off")
+        for ax, image, heat, caption in zip(row_axes, images, maps, captions):
+            _show(ax, image[0])
+            ax.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
+            ax.set_title(caption, fontsize=8)
+        row_axes[0].set_ylabel(name)
+    return _finish(figure, title, note)
+
+
+def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
+    """What a split gives away: 1-NN accuracy beside the majority, and how near the training set is."""
+    figure, axes = _axes(1, 2, size=(10, 4))
+    bars = {
+        "1-NN on raw pixels": [a.accuracy for a in audits],
+        "nearest image is the same patient": [a.same_patient for a in audits],
+        "always the majority": [a.majority for a in audits],
+    }
+    places = np.arange(len(audits))
+    for index, (name, values) in enumerate(bars.items()):
+        heights = 100 * np.nan_to_num(values)
+        drawn = axes[0, 0].bar(places + 0.27 * (index - 1), heights, 0.25, color=COLOURS[index], label=name)
+        axes[0, 0].bar_label(drawn, fmt="%.1f", fontsize=8)
+    axes[0, 0].set(xticks=places, xticklabels=[f"{a.protocol} split" for a in audits], ylabel="share of test images (%)")
+    axes[0, 0].set_ylim(0, 125)
+    axes[0, 0].legend(fontsize=8, loc="upper right")
+    low = min(float(a.correlations.min()) for a in audits)
+    for index, audit in enumerate(audits):
+        axes[0, 1].hist(
+            audit.correlations,
+            bins=np.linspace(low, 1, 60),
+            color=COLOURS[index],
+            alpha=0.6,
+            weights=np.full(audit.n_test, 100 / audit.n_test),
+            label=f"{audit.protocol} split, highest {audit.max_correlation:.3f}",
+        )
+    axes[0, 1].set(xlabel="highest correlation with a training image", ylabel="share of test images (%)")
+    axes[0, 1].legend(fontsize=8, loc="upper left")
+    return _finish(figure, "A classifier that learns nothing: how much the split gives away", note)
+
+
+def plot_contact_sheet(images: torch.Tensor | np.ndarray, captions: Sequence[str], *, columns: int = 8, title: str, note: str = "") -> Figure:
+    """Slices in a grid.
+
+    Args:
+        images: uint8, N x H x W or N x 1 x H x W.
+    """
+    pictures = np.asarray(images).reshape(len(images), *images.shape[-2:])
+    rows = -(-len(pictures) // columns)
+    figure, axes = _axes(rows, columns, size=(1.45 * columns, 1.7 * rows + 0.5))
+    for ax in axes.flat[len(pictures) :]:
+        ax.axis("off")
+    for ax, picture, caption in zip(axes.flat, pictures, captions):
+        _show(ax, picture, vmin=0, vmax=255)
+        ax.set_title(caption, fontsize=8)
+    return _finish(figure, title, note)
