@@ -31,7 +31,7 @@ class Backbone:
         head: attribute path of the final classifier inside that module.
         blocks: function of that module that returns its parts from input to output, the head left
             out; freezing counts from the last.
-        cam_layer: function of that module that returns the layer for Grad-CAM.
+        cam_layers: function of that module that returns layers for Grad-CAM, the deepest first.
         pretrained: function that downloads, verifies and returns ImageNet weights (head included).
     """
 
@@ -39,7 +39,7 @@ class Backbone:
     build: Callable[[int], nn.Module]
     head: str
     blocks: Callable[[nn.Module], list[nn.Module]]
-    cam_layer: Callable[[nn.Module], nn.Module]
+    cam_layers: Callable[[nn.Module], list[nn.Module]]
     pretrained: Callable[[], dict[str, torch.Tensor]]
 
 
@@ -57,7 +57,7 @@ BACKBONES: dict[str, Backbone] = {
             nn.ModuleList([net.conv1, net.bn1]),
             *(net.layer1, net.layer2, net.layer3, net.layer4),
         ],
-        cam_layer=lambda net: net.layer4[-1],
+        cam_layers=lambda net: [net.layer4[-1], net.layer3[-1], net.layer2[-1]],
         pretrained=_torchvision_weights("resnet34"),
     ),
 }
@@ -139,9 +139,9 @@ class MRIClassifier(nn.Module):
         return BACKBONES[self.backbone_name].title
 
     @property
-    def cam_layer(self) -> nn.Module:
-        """The layer whose activations Grad-CAM weighs."""
-        return BACKBONES[self.backbone_name].cam_layer(self.backbone)
+    def cam_layers(self) -> list[nn.Module]:
+        """Layers whose activations Grad-CAM can weigh, the deepest first."""
+        return BACKBONES[self.backbone_name].cam_layers(self.backbone)
 
 
 def build_model(

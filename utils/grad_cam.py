@@ -7,6 +7,11 @@ import torch
 from torch import nn
 
 from models.def_models import MRIClassifier
+from utils.data import ImageSet
+from utils.reproducibility import generator
+from utils.robustness import Attack, predict_batch, spread_over_classes
+
+_FINEST = 7
 
 
 def grad_cam(
@@ -18,7 +23,7 @@ def grad_cam(
         model: put in eval mode; a frozen backbone works too.
         images: float tensor N x 1 x H x W or N x 3 x H x W in [0, 1].
         targets: int64 tensor N, the classes to explain; None explains the model's own answers.
-        layer: convolutional layer to read; None takes the backbone's own choice.
+        layer: convolutional layer to read; None takes :func:`pick_layer`.
 
     Returns:
         float array N x H x W in [0, 1], each map scaled to its own maximum.
@@ -30,9 +35,65 @@ def grad_cam(
     model.eval()
     wanted = None if targets is None else [ClassifierOutputTarget(int(target)) for target in targets]
     try:
-        with GradCAM(model=model, target_layers=[layer or model.cam_layer]) as explain:
+        with GradCAM(model=model, target_layers=[layer or pick_layer(model, images)]) as explain:
             # a frozen backbone passes gradients back only if its input asks for them
             return explain(images.detach().clone().requires_grad_(True), targets=wanted)
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
+
+
+@torch.no_grad()
+def pick_layer(model: MRIClassifier, images: torch.Tensor) -> nn.Module:
+    """The deepest of the backbone's layers whose map still has ``_FINEST`` cells a side, or the shallowest.
+
+    At a small ``image_size`` the last block of a CNN has a map of 2 x 2 cells, which shows nothing.
+    """
+    for layer in model.cam_layers:
+        sizes: list[int] = []
+        hook = layer.register_forward_hook(lambda _module, _inputs, output, seen=sizes: seen.append(output.shape[-1]))
+        predict_batch(model, images[:1])
+        hook.remove()
+        if sizes[0] >= _FINEST:
+            return layer
+    return model.cam_layers[-1]
+
+
+def explain_rows(
+    model: MRIClassifier,
+    images: ImageSet,
+    *,
+    n: int = 5,
+    device: torch.device | str = "cpu",
+    name: str = "right",
+    attack: tuple[Attack, float] | None = None,
+) -> list[tuple]:
+    """Rows for :func:`utils.plots.plot_grad_cam`.
+
+    Without ``attack``: ``n`` images that the model gets right, and ``n`` that it gets wrong if
+    there are any. With ``attack`` (and its radius): the same first row, attacked.
+    """
+    pixels = images.pixels(slice(None), device)
+    answers = torch.cat([predict_batch(model, part).argmax(1) for part in pixels.split(128)]).cpu()
+    right = answers == images.labels
+    rows = [_explain(model, images, spread_over_classes(images.labels, right, n), name, device, attack)]
+    if attack is None and (~right).any():
+        wrong = spread_over_classes(images.labels, ~right, min(n, int((~right).sum())))
+        rows.append(_explain(model, images, wrong, "wrong", device, None))
+    return rows
+
+
+def _explain(
+    model: MRIClassifier,
+    images: ImageSet,
+    index: torch.Tensor,
+    name: str,
+    device: torch.device | str,
+    attack: tuple[Attack, float] | None,
+) -> tuple:
+    pixels, labels = images.pixels(index, device), images.labels[index].to(device)
+    if attack:
+        pixels = attack[0](model, pixels, labels, eps=attack[1], draws=generator("grad-cam"))
+    answers = predict_batch(model, pixels).argmax(1)
+    captions = [f"{images.classes[a]} → {images.classes[b]}" for a, b in zip(labels, answers)]
+    return name, pixels.cpu(), grad_cam(model, pixels), captions

@@ -167,5 +167,3 @@ def load_hyperparams(path: str | Path) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{path} names unknown hyperparameters: {', '.join(sorted(unknown))}")
     return content["params"]
-
-

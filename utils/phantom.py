@@ -23,7 +23,12 @@ _ANGLES = 190
 
 #: Share of the brain that is ventricle, and that is dark sulcus: mean and standard deviation over
 #: the patients of each class of the real images.
-VENTRICLE_SHARE = {"Non": (0.066, 0.035), "VeryMild": (0.092, 0.035), "Mild": (0.115, 0.028), "Moderate": (0.130, 0.030)}
+VENTRICLE_SHARE = {
+    "Non": (0.066, 0.035),
+    "VeryMild": (0.092, 0.035),
+    "Mild": (0.115, 0.028),
+    "Moderate": (0.130, 0.030),
+}
 SULCUS_SHARE = {"Non": (0.224, 0.03), "VeryMild": (0.264, 0.03), "Mild": (0.289, 0.03), "Moderate": (0.305, 0.03)}
 
 
@@ -181,7 +186,9 @@ class _Anatomy:
         high = np.clip((level - 0.35) / 0.4, 0, 1)
         front_tip, back_tip = -0.44 + 0.02 * high, 0.52 - 0.1 * high
         front = _stroke(x, y, (0.24 - 0.06 * high, front_tip), (0.06 + 0.03 * high, -0.16), 0.05)
-        back = _stroke(x, y, (0.28 - 0.08 * high, back_tip), (0.07 + 0.03 * high, 0.22 - 0.1 * high), 0.01 + 0.04 * high)
+        back = _stroke(
+            x, y, (0.28 - 0.08 * high, back_tip), (0.07 + 0.03 * high, 0.22 - 0.1 * high), 0.01 + 0.04 * high
+        )
         body = _stroke(x, y, (0.08 + 0.02 * high, -0.2), (0.09 + 0.02 * high, 0.18), 0.05) + 0.5 * (1 - high)
         third = _stroke(x, y, (0.0, 0.02), (0.0, 0.22), 0.0) + 0.03 + 0.5 * high
         return np.minimum(np.minimum(front, back + 0.1 * np.clip(0.25 - level, 0, 1)), np.minimum(body, third))
@@ -193,9 +200,7 @@ def _outline_radius(x: np.ndarray, y: np.ndarray, level: float) -> np.ndarray:
     return np.hypot(x * (1 + 0.09 * y + waist), y * (1 + 0.04 * level) + 0.03 * level)
 
 
-def _ellipse(
-    x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: float, tilt: float
-) -> np.ndarray:
+def _ellipse(x: np.ndarray, y: np.ndarray, cx: float, cy: float, rx: float, ry: float, tilt: float) -> np.ndarray:
     cos, sin = np.cos(tilt), np.sin(tilt)
     u, v = cos * (x - cx) + sin * (y - cy), cos * (y - cy) - sin * (x - cx)
     return np.clip(6 * (1 - np.hypot(u / rx, v / ry)), 0, 1)

@@ -28,7 +28,6 @@ _STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "image.cmap": "gray",
     "figure.constrained_layout.use": True,
 }
 
@@ -52,7 +51,9 @@ def _finish(figure: Figure, title: str, note: str) -> Figure:
     return figure
 
 
-def plot_confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str, note: str = "") -> Figure:
+def plot_confusion_matrix(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], *, title: str, note: str = ""
+) -> Figure:
     """Counts, coloured by the share of each true class.
 
     Args:
@@ -64,15 +65,25 @@ def plot_confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[
     labels = np.array([[f"{n}\n{s:.0%}" for n, s in zip(*row)] for row in zip(counts, shares)])
     figure, axes = _axes(size=(5.4, 4.6))
     sns.heatmap(
-        shares, annot=labels, fmt="", vmin=0, vmax=1, cmap="Blues", ax=axes[0, 0], cbar_kws={"label": "share of the true class"}
+        shares,
+        annot=labels,
+        fmt="",
+        vmin=0,
+        vmax=1,
+        cmap="Blues",
+        ax=axes[0, 0],
+        cbar_kws={"label": "share of the true class"},
     )
     axes[0, 0].set_xticklabels(classes, rotation=0)
     axes[0, 0].set_yticklabels(classes, rotation=0)
     axes[0, 0].set(xlabel="predicted", ylabel="true")
+    axes[0, 0].grid(False)
     return _finish(figure, title, note)
 
 
-def plot_loss_curve(history: Sequence[dict[str, float]], *, title: str, best_epoch: int | None = None, note: str = "") -> Figure:
+def plot_loss_curve(
+    history: Sequence[dict[str, float]], *, title: str, best_epoch: int | None = None, note: str = ""
+) -> Figure:
     """Training and validation loss over epochs."""
     lines = {"train_loss": "training", "validation_loss": "validation"}
     return _plot_history(history, lines, "loss (cross-entropy, nats)", title, best_epoch, note)
@@ -119,7 +130,11 @@ def _plot_history(
 
 
 def plot_robustness_curve(
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]], *, title: str, chance: float | None = None, note: str = ""
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    title: str,
+    chance: float | None = None,
+    note: str = "",
 ) -> Figure:
     """Robust accuracy over the radius of the attack.
 
@@ -171,7 +186,9 @@ def plot_adversarial_examples(
     if len(parameters) != len(examples) or not examples or not examples[0]:
         raise ValueError(f"{len(parameters)} parameters need as many non-empty rows, not {len(examples)}")
     names = classes or [str(label) for label in range(1 + max(e.label for row in examples for e in row))]
-    figure, axes = _axes(len(examples), len(examples[0]), size=(1.75 * len(examples[0]) + 0.5, 2.05 * len(examples) + 0.5))
+    figure, axes = _axes(
+        len(examples), len(examples[0]), size=(1.75 * len(examples[0]) + 0.5, 2.05 * len(examples) + 0.5)
+    )
     for value, row, row_axes in zip(parameters, examples, axes):
         for example, ax in zip(row, row_axes):
             right = example.attacked == example.label
@@ -183,7 +200,7 @@ def plot_adversarial_examples(
 
 
 def _show(ax: plt.Axes, image: torch.Tensor | np.ndarray, **options: Any) -> None:
-    ax.imshow(image, **({"vmin": 0, "vmax": 1} | options))
+    ax.imshow(image, **({"vmin": 0, "vmax": 1, "cmap": "gray"} | options))
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     for spine in ax.spines.values():
@@ -227,7 +244,10 @@ def plot_attack_strip(
 
 
 def plot_grad_cam(
-    rows: Sequence[tuple[str, Sequence[torch.Tensor], Sequence[np.ndarray], Sequence[str]]], *, title: str, note: str = ""
+    rows: Sequence[tuple[str, Sequence[torch.Tensor], Sequence[np.ndarray], Sequence[str]]],
+    *,
+    title: str,
+    note: str = "",
 ) -> Figure:
     """Heat maps over grey slices.
 
@@ -260,7 +280,9 @@ def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
         heights = 100 * np.nan_to_num(values)
         drawn = axes[0, 0].bar(places + 0.27 * (index - 1), heights, 0.25, color=COLOURS[index], label=name)
         axes[0, 0].bar_label(drawn, fmt="%.1f", fontsize=8)
-    axes[0, 0].set(xticks=places, xticklabels=[f"{a.protocol} split" for a in audits], ylabel="share of test images (%)")
+    axes[0, 0].set(
+        xticks=places, xticklabels=[f"{a.protocol} split" for a in audits], ylabel="share of test images (%)"
+    )
     axes[0, 0].set_ylim(0, 125)
     axes[0, 0].legend(fontsize=8, loc="upper right")
     low = min(float(a.correlations.min()) for a in audits)
@@ -278,7 +300,9 @@ def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
     return _finish(figure, "A classifier that learns nothing: how much the split gives away", note)
 
 
-def plot_contact_sheet(images: torch.Tensor | np.ndarray, captions: Sequence[str], *, columns: int = 8, title: str, note: str = "") -> Figure:
+def plot_contact_sheet(
+    images: torch.Tensor | np.ndarray, captions: Sequence[str], *, columns: int = 8, title: str, note: str = ""
+) -> Figure:
     """Slices in a grid.
 
     Args:

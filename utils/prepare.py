@@ -13,7 +13,7 @@ from utils.data import DataSplits, build_splits, manifest, save_splits
 from utils.paths import DATASET_VARIABLES
 from utils.sources import DATA_SOURCES, RawImages, load_source
 from utils.splits import DEFAULT_RATIOS, PROTOCOLS, assign_splits, check_ratios
-from utils.subjects import Subjects, find_subjects
+from utils.subjects import UNKNOWN, Subjects, find_subjects
 
 
 def prepare_dataset(
@@ -80,6 +80,19 @@ def split_and_save(
     seed: int = 0,
 ) -> DataSplits:
     """Assign the sides and write them; the second half of :func:`prepare_dataset`."""
+    splits, sides = _cut(raw, subjects, split, ratios, seed)
+    save_splits(splits, manifest(raw, subjects, sides), Path(out))
+    return splits
+
+
+def splits_in_memory(raw: RawImages, subjects: Subjects, split: str, seed: int = 0) -> DataSplits:
+    """A split with its default ratios that is written nowhere, to be compared with another."""
+    return _cut(raw, subjects, split, None, seed)[0]
+
+
+def _cut(
+    raw: RawImages, subjects: Subjects, split: str, ratios: tuple[float, ...] | None, seed: int
+) -> tuple[DataSplits, np.ndarray]:
     sides = assign_splits(
         split,
         labels=raw.labels,
@@ -98,9 +111,24 @@ def split_and_save(
         "split_seed": seed,
         **raw.info,
     }
-    splits = build_splits(raw, subjects, sides, info)
-    save_splits(splits, manifest(raw, subjects, sides), Path(out))
-    return splits
+    return build_splits(raw, subjects, sides, info), sides
+
+
+def slices_of_patients(raw: RawImages, subjects: Subjects, *, columns: int = 8) -> tuple[np.ndarray, list[str]]:
+    """Evenly spaced slices of the first patient of each class, with captions, for a contact sheet.
+
+    Returns:
+        uint8 array (classes * columns) x H x W, and as many captions.
+    """
+    chosen, captions = [], []
+    for label, name in enumerate(raw.classes):
+        own = np.flatnonzero((raw.labels == label) & (subjects.subject != UNKNOWN) & ~subjects.duplicate)
+        stack = own[subjects.subject[own] == subjects.subject[own[0]]]
+        stack = stack[np.argsort(subjects.slice[stack])]
+        picked = stack[np.linspace(0, len(stack) - 1, columns).round().astype(int)]
+        chosen.extend(picked)
+        captions.extend(f"{name}, slice {subjects.slice[index]}" for index in picked)
+    return raw.pixels[chosen], captions
 
 
 def describe(raw: RawImages, subjects: Subjects) -> str:

@@ -138,7 +138,7 @@ def robustness_curve(
             alive = torch.nonzero(first_broken == NEVER)[:, 0]
             bar.update(len(images) - len(alive))
             norms.append(0.0)
-            for batch in alive.split(batch_size):
+            for batch in alive.split(batch_size) if len(alive) else ():
                 fooled, norm = _attack_part(model, images, batch, attack, eps, seed, device)
                 first_broken[batch[fooled]] = step
                 norms[-1] = max(norms[-1], norm)
@@ -218,7 +218,7 @@ def adversarial_examples(
         one list of ``n`` examples for each attack.
     """
     clean = predict(model, images, device=device).argmax(1)
-    chosen = _spread(images.labels, clean == images.labels, n)
+    chosen = spread_over_classes(images.labels, clean == images.labels, n)
     pixels, labels = images.pixels(chosen, device), images.labels[chosen].to(device)
     rows = []
     for attack, eps in attacks:
@@ -233,7 +233,7 @@ def adversarial_examples(
     return rows
 
 
-def _spread(labels: torch.Tensor, preferred: torch.Tensor, n: int) -> torch.Tensor:
+def spread_over_classes(labels: torch.Tensor, preferred: torch.Tensor, n: int) -> torch.Tensor:
     """Indices of ``n`` images: preferred ones first, the classes in turn."""
     order = []
     for keep in (preferred, ~preferred):

@@ -76,7 +76,7 @@ def find_subjects(
     subject = np.full(len(pixels), UNKNOWN, dtype=np.int64)
     order = np.full(len(pixels), UNKNOWN, dtype=np.int64)
     subject[real] = np.unique(components, return_inverse=True)[1]
-    order[real] = _slice_order(features, subject[real])
+    order[real] = _slice_order(features, subject[real], (pixels[real] > 0).sum((1, 2)))
     _copy_to_duplicates(pixels, duplicate & ~synthetic, subject, order)
     if known is None:
         notes += _suspicions(subject[real], labels[real])
@@ -157,17 +157,24 @@ def link(features: np.ndarray, threshold: float = LINK_THRESHOLD) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
-def _slice_order(features: np.ndarray, subject: np.ndarray) -> np.ndarray:
-    """Position of each image in its subject's stack, all stacks in the same direction."""
+def _slice_order(features: np.ndarray, subject: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """Position of each image in its subject's stack, all from the base of the brain upwards.
+
+    The brain is larger at its base, which tells the direction of the first stack; the others are
+    laid the way that agrees better with it.
+    """
     order = np.empty(len(subject), dtype=np.int64)
     reference: np.ndarray | None = None
     for group in range(subject.max(initial=-1) + 1):
         members = np.flatnonzero(subject == group)
         stack = members[_seriate(features[members] @ features[members].T)]
+        half = len(stack) // 2
         if reference is None:
-            reference = features[stack]
-        elif _agreement(features[stack[::-1]], reference) > _agreement(features[stack], reference):
-            stack = stack[::-1]
+            upside_down = area[stack[:half]].sum() < area[stack[len(stack) - half :]].sum()
+        else:
+            upside_down = _agreement(features[stack[::-1]], reference) > _agreement(features[stack], reference)
+        stack = stack[::-1] if upside_down else stack
+        reference = features[stack] if reference is None else reference
         order[stack] = np.arange(len(stack))
     return order
 

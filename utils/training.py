@@ -330,3 +330,16 @@ def rate_factor(scheduler: str, progress: float) -> float:
         return 0.04 + 0.96 * progress / 0.2
     rest = (progress - 0.2) / 0.8 if scheduler == "onecycle" else progress
     return 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def print_epoch(entry: dict[str, float]) -> None:
+    """One line an epoch, for ``on_epoch`` of :func:`train`."""
+    shown = [
+        ("loss", "train_loss", ".3f"),
+        ("accuracy", "train_accuracy", ".1%"),
+        ("validation loss", "validation_loss", ".3f"),
+        ("balanced accuracy", "validation_balanced_accuracy", ".1%"),
+        ("robust", "validation_robust_accuracy", ".1%"),
+    ]
+    numbers = ", ".join(f"{name} {entry[key]:{form}}" for name, key, form in shown if key in entry)
+    print(f"epoch {entry['epoch'] + 1}: {numbers} ({entry['seconds']:.0f} s)", flush=True)

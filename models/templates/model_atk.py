@@ -1,0 +1,263 @@
+# %% [markdown]
+# # __TITLE__: attack and harden
+#
+# Attacks the classifier that `__NOTEBOOK___model.ipynb` trained, hardens it by adversarial training, and compares the
+# two on the same images.
+#
+# - **Threat model** The attacker knows the model and all its weights, and may change every pixel of the grey image by
+#   at most `Epsilon` (L-infinity, pixels in [0, 1]) to get any wrong answer. The attack changes the image itself, not
+#   a resized or normalised copy.
+# - **Gives** a hardened model in `checkpoints/__TITLE___atk/`, figures in `assets/__TITLE__/` and
+#   `assets/__TITLE___atk/`.
+# - **Needs** the files of `dataset/prepare_dataset.ipynb` and a model trained by `__NOTEBOOK___model.ipynb`.
+# - **Takes** __MINUTES__
+# - **Not for clinical use.** Research code; nothing here may inform a diagnosis.
+
+# %% [markdown]
+# ## Setup
+
+# %%
+import sys
+from pathlib import Path
+
+HERE = Path.cwd()
+ROOT = next((d for d in (HERE, *HERE.parents) if (d / "models" / "def_models.py").is_file()), None)
+if ROOT is None:
+    raise FileNotFoundError("open this notebook from inside a clone of the repository")
+sys.path.insert(0, str(ROOT))
+
+# %% [markdown]
+# ## Parameters
+
+# %% tags=["parameters"]
+BACKBONE = "__BACKBONE__"  # a key of BACKBONES in models/def_models.py
+pretrained_model_path = ""  # folder of the clean model; "" is its folder in checkpoints
+epsilons = [0, 0.5 / 255, 1 / 255, 0.005, 2 / 255, 4 / 255, 8 / 255]  # radii to measure, pixels in [0, 1]
+Epsilon = 2 / 255  # radius for the step-size sweep and for hardening
+num_iter = 20  # PGD steps when measuring
+alphas = [0.0002, 0.0005, 0.001, 0.002]  # step sizes to compare at Epsilon
+Alpha = 0  # step size when hardening; 0 is 2.5 * Epsilon / train_steps
+train_steps = 2  # PGD steps when hardening
+adv_weight = 0.5  # loss = (1 - adv_weight) * clean + adv_weight * attacked
+load_existing_hyperparams = False  # read checkpoints/optuna_params
+load_existing_params = False  # load the hardened weights in checkpoints instead of hardening anew
+train_loaded_model = False  # harden the loaded weights further
+num_epochs = 10
+batch_size = 64
+learning_rate = 0.0005
+augmentation_strength = 1.0
+max_test_images = 0  # 0 attacks all test images
+seed = 0
+profile = "full"  # "quick" marks every figure as meaningless
+out_dir = ""  # "" writes into this repository
+data_dir = ""  # "" is dataset/dataset_variables
+
+# %%
+from utils import utils_funcs as uf
+
+workspace = uf.Workspace.open(out_dir, profile=profile, data_dir=data_dir)
+title = uf.BACKBONES[BACKBONE].title
+hardened_title = f"{title}_atk"
+checkpoint, assets = workspace.checkpoint(hardened_title), workspace.assets(hardened_title)
+device = uf.pick_device()
+print(f"{title} on {device}")
+
+# %% [markdown]
+# ## Data
+
+# %%
+splits = uf.load_splits(workspace.data_dir)
+note = workspace.note(splits)
+test = splits.test.balanced_subset(max_test_images) if max_test_images else splits.test
+print(f"{splits.info['source']}, split by {splits.info['protocol']}, {len(test)} test images. {note}")
+
+# %% [markdown]
+# ## The clean model
+#
+# Its accuracy must be the one in its record; if it is not, these are other weights or other data.
+
+# %%
+fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
+pretrained = Path(pretrained_model_path) if pretrained_model_path else workspace.checkpoint(title)
+model, record = uf.load_checkpoint(pretrained, **fits)
+model.to(device)
+metrics = uf.evaluate(uf.predict(model, test, device=device), test)
+uf.check_against_record(metrics, record)
+uf.score_table(metrics)
+
+# %% [markdown]
+# ## FGSM
+#
+# One step of full size. At each radius only images that stood all smaller ones are attacked again: a larger ball
+# contains the smaller ones, so robust accuracy can only fall.
+
+# %%
+options = {"epsilons": epsilons, "seed": seed, "device": device}
+before = {"FGSM": uf.robustness_curve(model, test, attack=uf.Attack("fgsm"), **options)}
+uf.robustness_table(before)
+
+# %% [markdown]
+# ## PGD
+#
+# Many small steps, projected back into the ball, with a step size that reaches its edge.
+
+# %%
+pgd = uf.Attack("pgd", steps=num_iter)
+before[pgd.title] = uf.robustness_curve(model, test, attack=pgd, **options)
+robustness = {name: curve.as_dict() for name, curve in before.items()}
+record = uf.update_record(pretrained, robustness=robustness)
+uf.robustness_table(before)
+
+# %%
+chance = test.labels.bincount().max().item() / len(test)
+lines = {f"{title}, {name}": (curve.epsilons, curve.robust_accuracy) for name, curve in before.items()}
+figure = uf.plot_robustness_curve(lines, title=f"{title} under attack", chance=chance, note=note)
+uf.save_figure(figure, workspace.assets(title) / "robustness_curve.png")
+figure
+
+# %% [markdown]
+# ## What the attacked images look like
+#
+# The same five images at every radius. The model's answer changes; for a reader of the scan nothing does.
+
+# %%
+attacks = [(uf.Attack("fgsm"), eps) for eps in epsilons]
+examples = uf.adversarial_examples(model, test, attacks=attacks, device=device)
+names = {"classes": splits.classes, "note": note}
+figure = uf.plot_adversarial_examples(epsilons, examples, attack_name="fgsm", parameter_type="Epsilon", **names)
+uf.save_figure(figure, workspace.assets(title) / "adversarial_examples_fgsm.png")
+figure
+
+# %% [markdown]
+# ## Step size
+#
+# PGD at the same `Epsilon` and number of steps with several step sizes. A step so small that `num_iter` of them do not
+# reach the edge of the ball (a warning says so) makes the model look robust, and only looks so.
+
+# %%
+attacks = [(uf.Attack("pgd", steps=num_iter, alpha=alpha), Epsilon) for alpha in alphas]
+examples = uf.adversarial_examples(model, test, attacks=attacks, device=device)
+figure = uf.plot_adversarial_examples(alphas, examples, attack_name="pgd", parameter_type="Alpha", **names)
+uf.save_figure(figure, workspace.assets(title) / "adversarial_examples_pgd.png")
+figure
+
+# %%
+few = test.balanced_subset(256)
+reached = {
+    f"alpha {alpha:.4g}": uf.robustness_curve(model, few, attack=attack, epsilons=[Epsilon], seed=seed, device=device)
+    for alpha, (attack, _) in zip(alphas, attacks)
+}
+uf.robustness_table(reached)
+
+# %% [markdown]
+# ## Explore
+#
+# One image at growing strength. With a running kernel, the second cell gives sliders.
+
+# %%
+strip = uf.attack_strip(model, test, 0, epsilons=epsilons, note=note)
+strip
+
+# %%
+uf.attack_explorer(model, test, note=note)
+
+# %% [markdown]
+# ## Adversarial training
+#
+# Every training image is attacked before each step, at a radius that grows from zero to `Epsilon`. The weights of the
+# epoch with the best balanced accuracy under PGD-10 on validation patients are kept.
+
+# %%
+sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+config = uf.TrainConfig(**sizes, seed=seed)
+if load_existing_hyperparams:
+    config = uf.apply_hyperparams(config, uf.load_hyperparams(workspace.hyperparams(title)))
+config = uf.apply_hyperparams(config, {"augmentation_strength": augmentation_strength})
+objective = uf.Adversarial(eps=Epsilon, alpha=Alpha or None, steps=train_steps, adv_weight=adv_weight)
+objective
+
+# %%
+uf.seed_everything(seed)
+if load_existing_params:
+    hardened, hardened_record = uf.load_checkpoint(checkpoint, **fits)
+else:
+    hardened, _ = uf.load_checkpoint(pretrained, **fits)
+if not load_existing_params or train_loaded_model:
+    start = str((checkpoint if load_existing_params else pretrained).name)
+    run = {"config": config, "objective": objective}
+    result = uf.train(hardened, splits, folder=checkpoint, on_epoch=uf.print_epoch, **run)
+    save = {"splits": splits, "result": result, "start": start, "note": note}
+    hardened_record = uf.save_trained(hardened, checkpoint, **save, **run)
+
+# %%
+training = hardened_record["training"]
+curves = {"title": f"{hardened_title}: training", "best_epoch": training["best_epoch"], "note": note}
+loss_curve = uf.plot_loss_curve(training["history"], **curves)
+uf.save_figure(loss_curve, assets / "loss_curve.png")
+loss_curve
+
+# %%
+accuracy_curve = uf.plot_accuracy_curve(training["history"], **curves)
+uf.save_figure(accuracy_curve, assets / "accuracy_curve.png")
+accuracy_curve
+
+# %% [markdown]
+# ## Before and after
+#
+# The same images and the same attacks, now against the hardened model.
+
+# %%
+hardened.to(device)
+metrics = uf.evaluate(uf.predict(hardened, test, device=device), test)
+after = {
+    attack.title: uf.robustness_curve(hardened, test, attack=attack, **options) for attack in (uf.Attack("fgsm"), pgd)
+}
+robustness = {name: curve.as_dict() for name, curve in after.items()}
+hardened_record = uf.update_record(checkpoint, test=metrics, robustness=robustness)
+both = {f"{title}, {name}": curve for name, curve in before.items()}
+both |= {f"{hardened_title}, {name}": curve for name, curve in after.items()}
+uf.robustness_table(both)
+
+# %%
+lines = {name: (curve.epsilons, curve.robust_accuracy) for name, curve in both.items()}
+figure = uf.plot_robustness_curve(lines, title=f"{title} before and after hardening", chance=chance, note=note)
+uf.save_figure(figure, assets / "robustness_curve.png")
+figure
+
+# %%
+uf.score_table(metrics)
+
+# %%
+matrix = metrics["image"]["confusion"]
+confusion_matrix = uf.plot_confusion_matrix(matrix, splits.classes, title=f"{hardened_title}: test images", note=note)
+uf.save_figure(confusion_matrix, assets / "confusion_matrix.png")
+confusion_matrix
+
+# %%
+for attack, values, kind in ((uf.Attack("fgsm"), epsilons, "fgsm"), (pgd, epsilons, "pgd")):
+    examples = uf.adversarial_examples(hardened, test, attacks=[(attack, eps) for eps in values], device=device)
+    figure = uf.plot_adversarial_examples(values, examples, attack_name=kind, parameter_type="Epsilon", **names)
+    uf.save_figure(figure, assets / f"adversarial_examples_{kind}.png")
+figure
+
+# %% [markdown]
+# ## Grad-CAM, clean and attacked
+#
+# The map of the clean model on a clean and on an attacked image, and of the hardened model on the attacked one.
+
+# %%
+rows = [
+    *uf.explain_rows(model, test, n=5, device=device, name="clean model"),
+    *uf.explain_rows(model, test, n=5, device=device, name="clean model,\nattacked", attack=(pgd, Epsilon)),
+    *uf.explain_rows(hardened, test, n=5, device=device, name="hardened,\nattacked", attack=(pgd, Epsilon)),
+]
+cam = uf.plot_grad_cam(rows, title=f"{hardened_title}: Grad-CAM of the model's own answer", note=note)
+uf.save_figure(cam, assets / "grad_cam.png")
+cam
+
+# %% [markdown]
+# ## Saved files
+
+# %%
+for folder in (checkpoint, assets):
+    print(*sorted(f"{folder.parent.name}/{folder.name}/{path.name}" for path in folder.iterdir()), sep="\n")

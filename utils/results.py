@@ -1,0 +1,150 @@
+"""Records of trained models, and the tables that are made from them and from nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from models.def_models import BACKBONES, MRIClassifier
+from utils.checkpoints import RECORD, clear_resume_state, read_record, save_checkpoint
+from utils.config import TrainConfig
+from utils.data import DataSplits
+from utils.objectives import Standard
+from utils.paths import write_json
+from utils.reproducibility import environment_facts
+from utils.robustness import RobustnessCurve
+from utils.training import TrainResult
+
+
+def save_trained(
+    model: MRIClassifier,
+    folder: Path,
+    *,
+    splits: DataSplits,
+    result: TrainResult,
+    config: TrainConfig,
+    objective: Standard | None = None,
+    start: str = "scratch",
+    note: str = "",
+) -> dict[str, Any]:
+    """Write weights and record of a finished training, and drop its resume state.
+
+    Args:
+        start: where the weights came from: ``scratch``, ``pretrained`` or a path.
+        note: what must be said wherever the numbers are shown.
+
+    Returns:
+        the record.
+    """
+    record = {
+        "classes": splits.classes,
+        "data": splits.info,
+        "note": note,
+        "training": {
+            "objective": (objective or Standard()).as_dict(),
+            "config": config.as_dict(),
+            "start": start,
+            "best_epoch": result.best_epoch,
+            "selected_by": result.selected_by,
+            "seconds": result.seconds,
+            "history": result.history,
+        },
+        "environment": environment_facts(),
+    }
+    save_checkpoint(model, record, folder)
+    clear_resume_state(folder)
+    return read_record(folder)
+
+
+def update_record(folder: Path, **entries: Any) -> dict[str, Any]:
+    """Add or replace entries of a checkpoint's record, and return it."""
+    record = read_record(folder) | entries
+    write_json(Path(folder) / RECORD, record)
+    return record
+
+
+def check_against_record(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Make sure that a loaded model still scores what its record says.
+
+    Half a point is allowed, because other hardware rounds otherwise. A record over another number
+    of images cannot be compared and passes.
+
+    Raises:
+        ValueError: it does not; the message gives both numbers.
+    """
+    found, stored = metrics["image"], record.get("test", metrics)["image"]
+    if found["n"] == stored["n"] and abs(found["accuracy"] - stored["accuracy"]) > 0.005:
+        raise ValueError(
+            f"this model scores {found['accuracy']:.2%} on the test images, but its record says "
+            f"{stored['accuracy']:.2%}: the weights or the data are not those of the record. Train it again."
+        )
+
+
+def parameter_table(model: MRIClassifier) -> pd.DataFrame:
+    """Trainable and frozen parameters of each block, in millions."""
+    backbone = BACKBONES[model.backbone_name]
+    parts = {f"block {number}": block for number, block in enumerate(backbone.blocks(model.backbone), start=1)}
+    parts["head"] = model.backbone.get_submodule(backbone.head)
+    rows = {}
+    for name, part in parts.items():
+        counts = {True: 0, False: 0}
+        for parameter in part.parameters():
+            counts[parameter.requires_grad] += parameter.numel()
+        rows[name] = {"trainable (M)": counts[True] / 1e6, "frozen (M)": counts[False] / 1e6}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.loc["total"] = table.sum()
+    return table.round(3)
+
+
+def score_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
+    """What :func:`utils.metrics.evaluate` found, images and patients side by side."""
+    shown = {
+        "n": "n",
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "macro_f1": "macro F1",
+        "auroc": "AUROC (macro, one against the rest)",
+        "calibration_error": "calibration error",
+    }
+    columns = {}
+    for level in ("image", "patient"):
+        found = metrics[level]
+        if found:
+            column = {label: found[key] for key, label in shown.items()}
+            column |= {f"recall {name}": value for name, value in found["recall"].items()}
+            columns[f"by {level}"] = column
+    return pd.DataFrame(columns).map(_readable)
+
+
+def _readable(value: Any) -> str:
+    if value is None or value != value:
+        return "-"
+    return str(int(value)) if value > 1 else f"{value:.3f}"
+
+
+def robustness_table(curves: Mapping[str, RobustnessCurve]) -> pd.DataFrame:
+    """Robust accuracy in percent, a row a radius, a column a curve."""
+    columns = {
+        name: pd.Series([100 * value for value in curve.robust_accuracy], index=[255 * eps for eps in curve.epsilons])
+        for name, curve in curves.items()
+    }
+    table = pd.DataFrame(columns).sort_index().round(1)
+    table.index = [f"{eps:.3g}/255" for eps in table.index]
+    return table.rename_axis("eps")
+
+
+def plain(record: Mapping[str, Any]) -> str:
+    """A record as indented JSON without the long lists, for reading."""
+
+    def shorten(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: shorten(entry) for key, entry in value.items()}
+        if isinstance(value, list) and len(value) > 12:
+            return f"[{len(value)} values]"
+        return value
+
+    return json.dumps(shorten(record), indent=2)

@@ -1,0 +1,116 @@
+"""The one import of every notebook. No logic lives here: each name is defined in the module it comes from."""
+
+from models.def_models import BACKBONES, MRIClassifier, build_model
+from utils.attacks import attack_mode, default_alpha, fgsm, pgd
+from utils.augment import NO_AUGMENTATION, Augmentation
+from utils.checkpoints import load_checkpoint, read_record, save_checkpoint
+from utils.config import TrainConfig
+from utils.data import DataSplits, ImageSet, load_manifest, load_splits
+from utils.grad_cam import explain_rows, grad_cam
+from utils.leak_audit import audit_splits, audit_table, cross_validated_accuracy
+from utils.metrics import evaluate, predict
+from utils.objectives import Adversarial, Standard
+from utils.optuna_search import SEARCH_SPACE, apply_hyperparams, load_hyperparams, optuna_search
+from utils.paths import write_json
+from utils.plots import (
+    plot_accuracy_curve,
+    plot_adversarial_examples,
+    plot_confusion_matrix,
+    plot_contact_sheet,
+    plot_grad_cam,
+    plot_leak_audit,
+    plot_loss_curve,
+    plot_robustness_curve,
+    save_figure,
+)
+from utils.prepare import (
+    describe,
+    group_by_subject,
+    prepare_dataset,
+    slices_of_patients,
+    split_and_save,
+    splits_in_memory,
+)
+from utils.reproducibility import seed_everything
+from utils.results import (
+    check_against_record,
+    parameter_table,
+    plain,
+    robustness_table,
+    save_trained,
+    score_table,
+    update_record,
+)
+from utils.robustness import Attack, adversarial_examples, robustness_curve
+from utils.sources import CLASSES, load_source
+from utils.training import print_epoch, train
+from utils.widgets import attack_explorer, attack_strip
+from utils.workspace import Workspace, pick_device
+
+__all__ = [
+    "BACKBONES",
+    "CLASSES",
+    "NO_AUGMENTATION",
+    "SEARCH_SPACE",
+    "Adversarial",
+    "Attack",
+    "Augmentation",
+    "DataSplits",
+    "ImageSet",
+    "MRIClassifier",
+    "Standard",
+    "TrainConfig",
+    "Workspace",
+    "adversarial_examples",
+    "apply_hyperparams",
+    "attack_explorer",
+    "attack_mode",
+    "attack_strip",
+    "audit_splits",
+    "audit_table",
+    "build_model",
+    "check_against_record",
+    "cross_validated_accuracy",
+    "default_alpha",
+    "describe",
+    "evaluate",
+    "explain_rows",
+    "fgsm",
+    "grad_cam",
+    "group_by_subject",
+    "load_checkpoint",
+    "load_hyperparams",
+    "load_manifest",
+    "load_source",
+    "load_splits",
+    "optuna_search",
+    "parameter_table",
+    "pgd",
+    "pick_device",
+    "plain",
+    "plot_accuracy_curve",
+    "plot_adversarial_examples",
+    "plot_confusion_matrix",
+    "plot_contact_sheet",
+    "plot_grad_cam",
+    "plot_leak_audit",
+    "plot_loss_curve",
+    "plot_robustness_curve",
+    "predict",
+    "prepare_dataset",
+    "print_epoch",
+    "read_record",
+    "robustness_curve",
+    "robustness_table",
+    "save_checkpoint",
+    "save_figure",
+    "save_trained",
+    "score_table",
+    "seed_everything",
+    "slices_of_patients",
+    "split_and_save",
+    "splits_in_memory",
+    "train",
+    "update_record",
+    "write_json",
+]
