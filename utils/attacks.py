@@ -161,8 +161,9 @@ def pgd(
     check_batch(images, labels)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
-    alpha = default_alpha(eps, steps) if alpha is None else alpha
-    if alpha < 0 or (eps > 0 and alpha == 0):
+    if alpha is None:
+        alpha = default_alpha(eps, steps)
+    elif not (alpha > 0 or eps == 0):
         raise ValueError(f"alpha must be positive, not {alpha}")
     warn_if_short(eps, alpha, steps)
     best, best_score = images.clone(), None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,7 @@ def load_resume_state(folder: Path, config: dict[str, Any]) -> dict[str, Any] | 
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # a damaged file makes torch raise almost anything
         raise ValueError(f"{path} is not a readable training state ({error}); delete it to start over") from error
     changed = [key for key in config if state["config"].get(key) != config[key]]
     if changed:

@@ -209,10 +209,10 @@ def _suspicions(subject: np.ndarray, labels: np.ndarray) -> list[str]:
     notes = []
     if mixed:
         notes.append(f"{mixed} of {len(sizes)} patient groups hold several labels.")
-    if sizes.max() > max(4 * np.median(sizes), 0.2 * len(subject)):
+    if len(sizes) < 2 * len(np.unique(labels)) or sizes.max() > max(4 * np.median(sizes), 0.2 * len(subject)):
         notes.append(
-            f"The largest patient group has {sizes.max()} of {len(subject)} images; the link "
-            "threshold may be too low for these images."
+            f"There are {len(sizes)} patient groups, the largest of {sizes.max()} of {len(subject)} images; the "
+            "link threshold may be too low for these images."
         )
     if usual == 1 and times > 0.5 * len(sizes):
         notes.append(

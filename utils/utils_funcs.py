@@ -7,11 +7,10 @@ from utils.checkpoints import load_checkpoint, read_record, save_checkpoint
 from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet, load_manifest, load_splits
 from utils.grad_cam import explain_rows, grad_cam
-from utils.leak_audit import audit_splits, audit_table, cross_validated_accuracy
+from utils.leak_audit import audit_splits, audit_table
 from utils.metrics import evaluate, predict
 from utils.objectives import Adversarial, Standard
 from utils.optuna_search import SEARCH_SPACE, apply_hyperparams, load_hyperparams, optuna_search
-from utils.paths import write_json
 from utils.plots import (
     plot_accuracy_curve,
     plot_adversarial_examples,
@@ -24,9 +23,11 @@ from utils.plots import (
     save_figure,
 )
 from utils.prepare import (
+    audit,
     describe,
     group_by_subject,
     prepare_dataset,
+    save_audit,
     slices_of_patients,
     split_and_save,
     splits_in_memory,
@@ -66,11 +67,11 @@ __all__ = [
     "attack_explorer",
     "attack_mode",
     "attack_strip",
+    "audit",
     "audit_splits",
     "audit_table",
     "build_model",
     "check_against_record",
-    "cross_validated_accuracy",
     "default_alpha",
     "describe",
     "evaluate",
@@ -102,6 +103,7 @@ __all__ = [
     "read_record",
     "robustness_curve",
     "robustness_table",
+    "save_audit",
     "save_checkpoint",
     "save_figure",
     "save_trained",
@@ -112,5 +114,4 @@ __all__ = [
     "splits_in_memory",
     "train",
     "update_record",
-    "write_json",
 ]

@@ -91,20 +91,17 @@ uf.load_manifest(workspace.data_dir / "manifest.csv").head()
 # still scores high, because it finds the same head again; a split by patient takes that away.
 
 # %%
-protocols = ["published", "patient"] if "train" in raw.folders else ["random", "patient"]
-audits = uf.audit_splits(*(uf.splits_in_memory(raw, subjects, protocol, seed) for protocol in protocols))
-uf.audit_table(audits)
+found = uf.audit(raw, subjects, seed=seed)
+print(f"1-NN in patient-grouped five-fold: {found['cross_validation']:.1%}")
+uf.audit_table(found["audits"])
 
 # %%
-figure = uf.plot_leak_audit(audits, note=note)
-uf.save_figure(figure, assets / "leak_audit.png")
-figure
+uf.save_audit(found, assets, note=note)
 
 # %% [markdown]
 # ## Saved files
 
 # %%
-uf.write_json(assets / "leak_audit.json", {"note": note, "data": splits.info, "audits": [a.as_dict() for a in audits]})
 print(*sorted(path.name for path in [*workspace.data_dir.glob("*_set.pt"), *assets.iterdir()]), sep="\n")
 
 # %% [markdown]

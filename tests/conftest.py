@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from models.def_models import build_model
+from utils.data import DataSplits
+from utils.phantom import PhantomConfig, make_phantoms
+from utils.prepare import group_by_subject, splits_in_memory
+from utils.sources import RawImages
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def phantoms() -> RawImages:
+    return make_phantoms(PhantomConfig(n_subjects=24, n_levels=4))
+
+
+@pytest.fixture(scope="session")
+def splits(phantoms: RawImages) -> DataSplits:
+    return splits_in_memory(phantoms, group_by_subject(phantoms), "patient")
+
+
+@pytest.fixture
+def resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("resnet34", image_size=32).eval()
+
+
+class SmallNet(nn.Module):
+    """A classifier with every kind of layer whose mode matters, small enough for property tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(4)
+        )
+        self.head = nn.Linear(128, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(images * 2 - 1).flatten(1))
+
+
+@pytest.fixture
+def small_net() -> nn.Module:
+    torch.manual_seed(0)
+    return SmallNet().eval()
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    draws = torch.Generator().manual_seed(1)
+    return torch.rand(12, 1, 20, 20, generator=draws), torch.randint(4, (12,), generator=draws)
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """Two classes of three 24 x 24 images each."""
+    return write_class_folders(tmp_path / "images")
+
+
+def write_class_folders(
+    root: Path, classes: tuple[str, ...] = ("Non_Demented", "Mild_Demented"), prefix: str = "", seed: int = 0
+) -> Path:
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(3):
+            pixels = rng.integers(0, 255, (24, 24), dtype=np.uint8)
+            pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:] = 0, 0, 0, 0
+            Image.fromarray(pixels).save(root / name / f"{prefix}{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def mri_root() -> Path:
+    """Folder of the real archives; tests that need it run where MRI_DATA_ROOT is set."""
+    if not os.environ.get("MRI_DATA_ROOT"):
+        pytest.skip("MRI_DATA_ROOT is not set: no real images here")
+    return Path(os.environ["MRI_DATA_ROOT"])

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, write_class_folders
+
+from utils.data import MANIFEST, check_no_leak, load_manifest, load_splits
+from utils.paths import atomic_write_all
+from utils.prepare import main, prepare_dataset
+
+FILES = ("train_set.pt", "validation_set.pt", "test_set.pt", MANIFEST)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    prepare_dataset("phantom", out=folder)
+    return folder
+
+
+def test_second_run_is_identical(prepared: Path, tmp_path: Path, capsys) -> None:
+    assert main(["--source", "phantom", "--split", "patient", "--out", str(tmp_path)]) == 0
+    assert "saved to" in capsys.readouterr().out
+    assert (tmp_path / MANIFEST).read_bytes() == (prepared / MANIFEST).read_bytes()
+    for name in FILES[:3]:
+        one, two = (torch.load(folder / name, weights_only=True) for folder in (prepared, tmp_path))
+        assert one["info"] == two["info"] and torch.equal(one["images"], two["images"])
+
+
+def test_sets_hold_plain_uint8_tensors_and_no_shared_patient(prepared: Path) -> None:
+    splits = load_splits(prepared)
+    for name, part in splits:
+        content = torch.load(prepared / f"{name}_set.pt", weights_only=True)
+        assert content["images"].dtype == torch.uint8 and content["images"].shape[1:] == (1, 128, 128)
+        assert part.classes == ["Non", "VeryMild", "Mild", "Moderate"]
+    patients = [set(part.subjects.tolist()) for _, part in splits]
+    assert not patients[0] & patients[1] and not patients[0] & patients[2] and not patients[1] & patients[2]
+    table = load_manifest(prepared / MANIFEST)
+    assert list(table.columns) == ["path", "label", "subject", "slice", "synthetic", "split"] and len(table) == 512
+
+
+def test_seed_and_ratios_change_the_split(prepared: Path, tmp_path: Path) -> None:
+    other = prepare_dataset("phantom", out=tmp_path, ratios=(0.5, 0.25, 0.25), seed=7)
+    assert other.fingerprint != load_splits(prepared).fingerprint and len(other.test) == 128
+
+
+def test_a_leak_is_refused_on_load(prepared: Path, tmp_path: Path) -> None:
+    splits = load_splits(prepared)
+    splits.test.subjects[0] = splits.train.subjects[0]
+    with pytest.raises(ValueError, match="is in train and in test"):
+        check_no_leak(splits)
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "edited", "foreign", "columns"])
+def test_damaged_files_are_refused_with_what_to_do(prepared: Path, tmp_path: Path, damage: str) -> None:
+    for name in FILES:
+        (tmp_path / name).write_bytes((prepared / name).read_bytes())
+    manifest = tmp_path / MANIFEST
+    if damage == "missing":
+        (tmp_path / "test_set.pt").unlink()
+    elif damage == "garbage":
+        manifest.write_bytes(b"\xff\xfe\x00garbage")
+    elif damage == "edited":
+        manifest.write_text(manifest.read_text().replace(",test", ",train", 1))
+    elif damage == "columns":
+        manifest.write_text("a,b\n1,2\n")
+    else:
+        prepare_dataset("phantom", out=tmp_path / "other", seed=5)
+        (tmp_path / "other" / "test_set.pt").replace(tmp_path / "test_set.pt")
+    with pytest.raises((ValueError, FileNotFoundError), match="utils.prepare"):
+        load_splits(tmp_path)
+
+
+def test_pickled_objects_are_never_executed(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    for name in FILES[:3]:
+        torch.save(Evil(), tmp_path / name)
+    with pytest.raises(ValueError, match="not a readable image set"):
+        load_splits(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_all_files_are_written_or_none(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text("old")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="unchanged"):
+        atomic_write_all({first: lambda path: path.write_text("new"), second: fail})
+    assert first.read_text() == "old" and sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_full_disk_leaves_saved_files_alone(prepared: Path, tmp_path: Path) -> None:
+    """A file-size limit makes the kernel refuse the write, as a full disk does."""
+    for name in FILES:
+        (tmp_path / name).write_bytes((prepared / name).read_bytes())
+    limit = 2**20
+    result = subprocess.run(
+        [sys.executable, "-m", "utils.prepare", "--source", "phantom", "--seed", "9", "--out", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 1 and "could not write" in result.stderr and "Traceback" not in result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(FILES)
+    assert load_splits(tmp_path).fingerprint == load_splits(prepared).fingerprint
+
+
+def test_bad_input_leaves_saved_files_alone(prepared: Path, class_folders: Path, capsys) -> None:
+    before = {name: (prepared / name).read_bytes() for name in FILES}
+    (class_folders / "Non_Demented" / "cut.png").write_bytes(b"\x89PNG")
+    assert main(["--source", str(class_folders), "--out", str(prepared)]) == 1
+    assert "cut.png" in capsys.readouterr().err
+    assert {name: (prepared / name).read_bytes() for name in FILES} == before
+
+
+def test_patients_from_a_csv(tmp_path: Path) -> None:
+    for patient in range(5):
+        write_class_folders(tmp_path / "d", ("Non", "Mild"), prefix=f"p{patient}_", seed=patient)
+    names = sorted(path.relative_to(tmp_path / "d").as_posix() for path in (tmp_path / "d").rglob("*.png"))
+    rows = [f"{name},{name[:-6]}" for name in names]
+    (tmp_path / "short.csv").write_text("path,subject\n" + "\n".join(rows[:-1]))
+    with pytest.raises(ValueError, match="does not list 1 images"):
+        prepare_dataset(tmp_path / "d", out=tmp_path / "out", subjects_csv=tmp_path / "short.csv")
+    (tmp_path / "who.csv").write_text("path,subject\n" + "\n".join(rows))
+    found = prepare_dataset(tmp_path / "d", out=tmp_path / "out", subjects_csv=tmp_path / "who.csv")
+    for _, part in found:
+        owners = {path[:-6] for path in part.paths}
+        assert len(owners) == len(part.subjects.unique()) and len(part) == 3 * len(owners)
+
+
+def test_balanced_subset_spreads_over_patients(splits) -> None:
+    part = splits.train.balanced_subset(len(splits.train.subjects.unique()))
+    assert len(part.subjects.unique()) == len(part) and part.paths == splits.train.balanced_subset(len(part)).paths

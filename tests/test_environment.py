@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+import yaml
+from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+
+def _pins(name: str) -> dict[str, Requirement]:
+    lines = (ROOT / "env" / name).read_text(encoding="utf-8").splitlines()
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {pin.name: pin for pin in found}
+
+
+def test_colab_has_the_same_pins_without_what_colab_brings() -> None:
+    everything, colab = _pins("requirements.txt"), _pins("requirements-colab.txt")
+    assert set(everything) - set(colab) == {"torch", "torchvision", "numpy"}
+    assert all(str(everything[name]) == str(pin) for name, pin in colab.items())
+
+
+def test_conda_and_pyproject_read_the_same_file() -> None:
+    conda = yaml.safe_load((ROOT / "env" / "project_env.yaml").read_text(encoding="utf-8"))
+    assert {"pip": ["-r requirements.txt"]} in conda["dependencies"] and conda["name"] == "project_env"
+    assert 'dependencies = { file = ["env/requirements.txt"] }' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(_pins("requirements.txt")))
+def test_installed_versions_satisfy_the_pins(name: str) -> None:
+    assert _pins("requirements.txt")[name].specifier.contains(metadata.version(name), prereleases=True)
+
+
+def test_nothing_is_dragged_down_and_nothing_conflicts() -> None:
+    assert Version(metadata.version("notebook")) >= Version("7")
+    assert Version(metadata.version("requests")) >= Version("2.32")
+    assert metadata.version("torchattacks") == "3.3.0"
+    result = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
+    assert result.returncode == 0 or "No module named pip" in result.stderr, result.stdout
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"^python -m pytest", readme, re.M) and "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_command_of_the_readme_parses() -> None:
+    """Commands with --help appended: module names and the existence of every flag that is shown."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python -m (utils\.\w+|models\.templates\.build)(.*)$", readme.replace("\\\n", " "), re.M)
+    assert {"utils.prepare", "utils.reproduce"} <= {module for module, _ in commands}
+    for module, rest in commands:
+        flags = re.findall(r"--[a-z-]+", rest)
+        if not flags:
+            continue
+        command = [sys.executable, "-m", module, "--help"]
+        usage = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert all(flag in usage for flag in flags), (module, rest)
+
+
+def test_not_for_clinical_use_stands_in_the_readme() -> None:
+    assert "Not for clinical use" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_importing_has_no_side_effects() -> None:
+    script = "import sys, utils.utils_funcs; assert not {'torchattacks', 'kagglehub'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -1,0 +1,59 @@
+"""The two public data sets as published; runs where MRI_DATA_ROOT points at their archives."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from utils.data import load_splits
+from utils.leak_audit import audit_splits
+from utils.prepare import group_by_subject, splits_in_memory
+from utils.sources import DATA_SOURCES, load_source
+
+
+@pytest.fixture(scope="module", params=sorted(DATA_SOURCES))
+def real(request, mri_root: Path):
+    raw = load_source(mri_root / f"{request.param}.tar.xz")
+    return raw, group_by_subject(raw)
+
+
+def test_patients_synthetic_images_and_copies(real) -> None:
+    raw, subjects = real
+    known = DATA_SOURCES[raw.name]
+    usable = ~subjects.synthetic & ~subjects.duplicate
+    assert len(raw) == known.n_images and subjects.synthetic.sum() == known.n_synthetic
+    assert subjects.duplicate.sum() == known.n_duplicates and not subjects.notes
+    assert (np.bincount(subjects.subject[usable]) == 32).all() and subjects.count == 200
+    per_class = [len(np.unique(subjects.subject[usable & (raw.labels == label)])) for label in range(4)]
+    assert per_class == [100, 70, 28, 2]
+
+
+def test_patient_split_of_the_real_images(real) -> None:
+    splits = splits_in_memory(*real, "patient")
+    assert [len(part.subjects.unique()) for _, part in splits] == [120, 40, 40]
+    assert [len(part) for _, part in splits] == [3840, 1280, 1280]
+
+
+def test_leak_of_the_published_split(mri_root: Path) -> None:
+    raw = load_source(mri_root / "best_alzheimer_mri.tar.xz")
+    subjects = group_by_subject(raw)
+    published, patient = (splits_in_memory(raw, subjects, name) for name in ("published", "patient"))
+    assert [len(part) for _, part in published] == [8192, 2048, 1279]
+    leaky, clean = audit_splits(published, patient)
+    assert leaky.accuracy > 0.995 and 0.44 < clean.accuracy < 0.56
+    assert leaky.same_patient > 0.97 and clean.same_patient == 0 and clean.max_correlation < 0.975
+
+
+def test_command_line_and_its_memory(mri_root: Path, tmp_path: Path) -> None:
+    source = str(mri_root / "best_alzheimer_mri.tar.xz")
+    command = [sys.executable, "-m", "utils.prepare", "--source", source, "--split", "patient", "--out", str(tmp_path)]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "200 patients, 4937 synthetic images, 182 byte-identical copies" in output
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 * 2**20
+    assert len(load_splits(tmp_path).test) == 1280

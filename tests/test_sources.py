@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_class_folders
+from PIL import Image
+
+from utils.sources import CLASSES, canonical_class, load_source
+
+
+def test_class_order_is_by_severity_however_folders_are_called(tmp_path: Path) -> None:
+    names = ("Moderate Impairment", "No Impairment", "VeryMildDemented", "mild_demented")
+    raw = load_source(write_class_folders(tmp_path / "d", names))
+    assert raw.classes == CLASSES == ("Non", "VeryMild", "Mild", "Moderate")
+    for path, label in zip(raw.paths, raw.labels):
+        assert raw.classes[label] == canonical_class(path.split("/")[0])
+
+
+def test_unknown_classes_are_sorted(tmp_path: Path) -> None:
+    assert load_source(write_class_folders(tmp_path / "d", ("pear", "apple"))).classes == ("apple", "pear")
+
+
+def _archive(folder: Path, target: Path) -> Path:
+    if target.suffix == ".zip":
+        with zipfile.ZipFile(target, "w") as opened:
+            for file in folder.rglob("*.png"):
+                opened.write(file, Path("top") / file.relative_to(folder))
+    else:
+        with tarfile.open(target, "w:xz" if target.suffix == ".xz" else "w") as opened:
+            opened.add(folder, "top")
+    return target
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.xz"])
+def test_archives_give_the_same_images_as_their_folder(class_folders: Path, tmp_path: Path, name: str) -> None:
+    packed, plain = load_source(_archive(class_folders, tmp_path / name)), load_source(class_folders)
+    assert np.array_equal(packed.pixels, plain.pixels) and np.array_equal(packed.labels, plain.labels)
+
+
+def test_train_and_test_folders_are_kept_apart(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / "d" / split)
+    raw = load_source(tmp_path / "d")
+    assert raw.folders == [path.split("/")[0] for path in raw.paths] and len(raw) == 12
+
+
+def test_any_size_colour_and_format(class_folders: Path) -> None:
+    Image.new("RGB", (50, 30), (200, 200, 200)).save(class_folders / "Mild_Demented" / "big.jpg")
+    Image.fromarray(np.full((24, 24), 40000, np.uint16)).save(class_folders / "Mild_Demented" / "deep.png")
+    raw = load_source(class_folders)
+    assert raw.pixels.shape == (8, 24, 24) and raw.pixels.dtype == np.uint8 and "sizes" in raw.notes[0]
+    deep = raw.pixels[raw.paths.index("Mild_Demented/deep.png")]
+    assert (deep == 40000 >> 8).all()
+    assert load_source(class_folders, size=32).pixels.shape == (8, 32, 32)
+
+
+def test_system_files_are_ignored(class_folders: Path) -> None:
+    (class_folders / "Mild_Demented" / ".DS_Store").write_bytes(b"x")
+    (class_folders / "Mild_Demented" / "Thumbs.db").write_bytes(b"x")
+    assert len(load_source(class_folders)) == 6
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="neither a folder"):
+        load_source(tmp_path / "nowhere")
+
+
+def test_kaggle_failure_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import kagglehub
+
+    def refuse(handle: str) -> str:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(kagglehub, "dataset_download", refuse)
+    with pytest.raises(FileNotFoundError, match="lukechugh/best-alzheimer-mri-dataset-99-accuracy in a browser"):
+        load_source("kaggle")
+
+
+def test_kaggle_handle_is_downloaded(monkeypatch: pytest.MonkeyPatch, class_folders: Path) -> None:
+    import kagglehub
+
+    monkeypatch.setattr(kagglehub, "dataset_download", lambda handle: str(class_folders) if handle == "a/b" else "")
+    assert len(load_source("a/b")) == 6
+
+
+def test_no_class_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no class folders"):
+        load_source(tmp_path)
+
+
+def test_empty_class(class_folders: Path) -> None:
+    (class_folders / "Moderate_Demented").mkdir()
+    with pytest.raises(ValueError, match="without images.*Moderate_Demented"):
+        load_source(class_folders)
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one class only"):
+        load_source(write_class_folders(tmp_path / "d", ("Non_Demented",)))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "broken.png", "cut.jpg"])
+def test_unreadable_files_are_named(class_folders: Path, name: str) -> None:
+    path = class_folders / "Non_Demented" / name
+    if name == "cut.jpg":
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(stream, "JPEG")
+        path.write_bytes(stream.getvalue()[:900])
+    else:
+        path.write_text("no image")
+    with pytest.raises(ValueError, match=f"1 of 7 files.*Non_Demented/{name}"):
+        load_source(class_folders)
+
+
+@pytest.mark.parametrize("member", ["../evil.png", "/evil.png", "top/../../evil.png"])
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_archive_members_may_not_escape(tmp_path: Path, member: str, kind: str) -> None:
+    target = tmp_path / f"bad.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(target, "w") as opened:
+            opened.writestr(member, b"x")
+    else:
+        with tarfile.open(target, "w") as opened:
+            opened.addfile(tarfile.TarInfo(member), io.BytesIO())
+    with pytest.raises(ValueError, match="not safe to unpack"):
+        load_source(target)
+    assert not list(tmp_path.parent.glob("evil.png"))
+
+
+def test_archive_links_may_not_escape(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "bad.tar", "w") as opened:
+        link = tarfile.TarInfo("top/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        opened.addfile(link)
+    with pytest.raises(ValueError, match="not safe to unpack"):
+        load_source(tmp_path / "bad.tar")
+
+
+@pytest.mark.parametrize("name", ["bad.zip", "bad.tar.xz", "bad.rar"])
+def test_damaged_and_unknown_archives(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=name):
+        load_source(tmp_path / name)

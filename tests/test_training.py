@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, SmallNet
+from torch import nn
+
+from models import def_models
+from models.def_models import Backbone, build_model
+from utils.augment import NO_AUGMENTATION, Augmentation
+from utils.checkpoints import load_checkpoint, load_resume_state, read_record, save_checkpoint
+from utils.config import OPTIMIZERS, SCHEDULERS, TrainConfig
+from utils.objectives import Adversarial, Standard
+from utils.results import check_against_record, save_trained, update_record
+from utils.training import make_criterion, rate_factor, train
+
+FAST = TrainConfig(num_epochs=2, batch_size=32, learning_rate=3e-3)
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone that trains in a second; the loop does not know the difference."""
+
+    def build(num_classes: int) -> nn.Module:
+        body = SmallNet().body
+        body[0] = nn.Conv2d(3, 8, 3, stride=2)
+        net = nn.Sequential(body, nn.Flatten())
+        net.add_module("out", nn.Linear(128, num_classes))
+        return net
+
+    entry = Backbone("Small", build, "out", lambda net: [net[0]], lambda net: [net[0][0]], dict)
+    monkeypatch.setitem(def_models.BACKBONES, "small", entry)
+
+
+def _model(seed: int = 0) -> def_models.MRIClassifier:
+    torch.manual_seed(seed)
+    return build_model("small", image_size=32)
+
+
+def test_training_learns_and_keeps_the_best_epoch(splits) -> None:
+    model = _model()
+    seen = []
+    config = replace(FAST, num_epochs=20, batch_size=16, augmentation=NO_AUGMENTATION)
+    result = train(model, splits, config=config, on_epoch=seen.append)
+    scores = [entry["validation_balanced_accuracy"] for entry in result.history]
+    assert result.history == seen and scores[result.best_epoch] == max(scores) > 0.4
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"] and not model.training
+
+
+def test_same_seed_same_weights_and_other_seed_others(splits) -> None:
+    models = [_model(), _model(), _model()]
+    for model, seed in zip(models, (1, 1, 2)):
+        train(model, splits, config=replace(FAST, seed=seed))
+    one, two, other = (model.state_dict() for model in models)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("objective", [Standard(), Adversarial(eps=4 / 255, steps=1)], ids=lambda o: o.name)
+def test_every_optimizer_runs_clean_and_adversarial(splits, optimizer: str, objective: Standard) -> None:
+    model = _model()
+    before = model.backbone.out.weight.clone()
+    config = replace(FAST, num_epochs=1, optimizer=optimizer, validation_images=16)
+    entry = train(model, splits, objective=objective, config=config).history[0]
+    assert not torch.equal(before, model.backbone.out.weight)
+    assert ("validation_robust_accuracy" in entry) == (objective.name == "adversarial")
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_runs_and_starts_at_most_at_the_peak(splits, scheduler: str) -> None:
+    factors = [rate_factor(scheduler, progress / 50) for progress in range(50)]
+    assert all(0 < factor <= 1 for factor in factors) and max(factors) == pytest.approx(1, abs=0.02)
+    assert train(_model(), splits, config=replace(FAST, num_epochs=1, scheduler=scheduler)).history
+
+
+def test_adversarial_training_makes_a_model_more_robust(splits) -> None:
+    from utils.robustness import Attack, robustness_curve
+
+    config = replace(FAST, num_epochs=8, augmentation=NO_AUGMENTATION)
+    plain, hardened = _model(), _model()
+    train(plain, splits, config=config)
+    objective = Adversarial(eps=4 / 255, steps=3, adv_weight=1.0, ramp=0.3)
+    train(hardened, splits, objective=objective, config=replace(config, num_epochs=12))
+    curves = [robustness_curve(m, splits.test, attack=Attack(steps=10), epsilons=[4 / 255]) for m in (plain, hardened)]
+    before, after = (curve.robust_accuracy[1] for curve in curves)
+    assert after > before + 0.1
+
+
+def test_adv_weight_mixes_clean_and_attacked_loss(splits) -> None:
+    model = _model().eval()
+    images, labels = splits.train.pixels(slice(0, 8)), splits.train.labels[:8]
+    seen = {}
+    for weight in (0.25, 1.0):
+        draws = torch.Generator().manual_seed(0)
+        objective = Adversarial(eps=4 / 255, steps=2, adv_weight=weight, ramp=0)
+        options = {"criterion": nn.functional.cross_entropy, "progress": 0.0, "generator": draws, "attacked": model}
+        seen[weight] = objective(model, images, labels, **options)[0].item()
+    clean = nn.functional.cross_entropy(model(images), labels).item()
+    assert seen[0.25] == pytest.approx(0.75 * clean + 0.25 * seen[1.0], rel=1e-4) and seen[1.0] > clean
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"eps": 8}, {"eps": 0.1, "adv_weight": 0.0}, {"eps": 0.1, "steps": 0}, {"eps": 0.1, "ramp": 2}]
+)
+def test_bad_objectives(wrong: dict) -> None:
+    with pytest.raises(ValueError):
+        Adversarial(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"num_epochs": 0}, {"optimizer": "lion"}, {"scheduler": "x"}, {"class_balance": 2}])
+def test_bad_settings(wrong: dict) -> None:
+    with pytest.raises(ValueError):
+        TrainConfig(**wrong)
+
+
+def test_early_stopping(splits) -> None:
+    config = replace(FAST, num_epochs=30, learning_rate=1e-9, patience=2)
+    assert len(train(_model(), splits, config=config).history) < 30
+
+
+def test_only_trainable_parameters_change(splits) -> None:
+    model = _model().freeze("head")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, splits, config=FAST)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"backbone.out.weight", "backbone.out.bias"}
+    with pytest.raises(ValueError, match="trainable"):
+        train(model.requires_grad_(False), splits, config=FAST)
+
+
+def test_diverging_loss_is_reported(splits) -> None:
+    model = _model()
+    model.backbone.out.weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        train(model, splits, config=FAST)
+
+
+def test_class_weights_have_mean_one_over_the_images(splits) -> None:
+    part = splits.train.subset(torch.arange(len(splits.train))[splits.train.labels != 3])
+    logits = torch.zeros(len(part), 4)
+    for balance in (0.0, 0.5, 1.0):
+        criterion = make_criterion(part, replace(FAST, class_balance=balance), torch.device("cpu"))
+        assert criterion(logits, part.labels).item() == pytest.approx(torch.tensor(4.0).log().item(), rel=1e-4)
+
+
+_SCRIPT = """
+import sys, json
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+torch.set_num_threads(1)
+from utils.augment import Augmentation
+from utils.config import TrainConfig
+from utils.objectives import Adversarial
+from utils.phantom import PhantomConfig, make_phantoms
+from utils.prepare import group_by_subject, splits_in_memory
+from utils.training import train
+from models.def_models import build_model
+raw = make_phantoms(PhantomConfig(n_subjects=16, n_levels=2))
+splits = splits_in_memory(raw, group_by_subject(raw), "patient")
+torch.manual_seed(0)
+model = build_model("resnet34", image_size=32)
+config = TrainConfig(num_epochs=3, batch_size=4, validation_images=4)
+objective = Adversarial(eps=4 / 255, steps=1)
+print("ready", flush=True)
+result = train(model, splits, objective=objective, config=config, folder=sys.argv[1], save_every=0.0)
+torch.save({{"weights": model.state_dict(), "history": json.dumps(result.history)}}, sys.argv[2])
+"""
+
+
+def _start(folder: Path, out: Path) -> subprocess.Popen:
+    script = _SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    return subprocess.Popen([sys.executable, "-c", script, str(folder), str(out)], stderr=subprocess.DEVNULL)
+
+
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole = _start(tmp_path / "whole", tmp_path / "whole.pt")
+    assert whole.wait(timeout=300) == 0
+    state = tmp_path / "killed" / "resume" / "state.pt"
+    kills = 0
+    for moment in (0.0, 0.37, 0.9):
+        process = _start(tmp_path / "killed", tmp_path / "killed.pt")
+        before = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+            time.sleep(0.01)
+        time.sleep(moment)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert kills >= 2 and not (tmp_path / "killed.pt").exists()
+    assert _start(tmp_path / "killed", tmp_path / "killed.pt").wait(timeout=300) == 0
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "killed.pt"))
+    assert all(torch.equal(one["weights"][name], two["weights"][name]) for name in one["weights"])
+    histories = [[{k: v for k, v in e.items() if k != "seconds"} for e in json.loads(x["history"])] for x in (one, two)]
+    assert histories[0] == histories[1]
+
+
+def test_a_state_of_other_settings_is_refused(splits, tmp_path: Path) -> None:
+    train(_model(), splits, config=FAST, folder=tmp_path)
+    assert load_resume_state(tmp_path, {}) is not None
+    with pytest.raises(ValueError, match="learning_rate.*delete it"):
+        train(_model(), splits, config=replace(FAST, learning_rate=1e-4), folder=tmp_path)
+    (tmp_path / "resume" / "state.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match="not a readable training state"):
+        train(_model(), splits, config=FAST, folder=tmp_path)
+
+
+def _trained(splits, folder: Path) -> tuple[def_models.MRIClassifier, dict]:
+    model = _model()
+    result = train(model, splits, config=FAST, folder=folder)
+    return model, save_trained(model, folder, splits=splits, result=result, config=FAST)
+
+
+def test_checkpoint_round_trip(splits, tmp_path: Path) -> None:
+    model, record = _trained(splits, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["record.json", "weights.safetensors"]
+    loaded, again = load_checkpoint(tmp_path, classes=splits.classes, fingerprint=splits.fingerprint)
+    images = splits.test.pixels(slice(0, 4))
+    assert torch.equal(loaded(images), model(images)) and again == record
+    needed = {"history", "config", "objective", "best_epoch", "seconds", "start"}
+    assert needed <= set(record["training"]) and record["data"]["fingerprint"] == splits.fingerprint
+    assert {"versions", "hardware", "commit", "python"} <= set(record["environment"])
+    update_record(tmp_path, extra=[1])
+    assert read_record(tmp_path)["extra"] == [1] and read_record(tmp_path)["training"] == record["training"]
+
+
+def test_half_precision_weights_load_as_float(splits, tmp_path: Path) -> None:
+    model = _model()
+    save_checkpoint(model, {"classes": splits.classes}, tmp_path, half=True)
+    loaded, _ = load_checkpoint(tmp_path)
+    assert all(value.dtype != torch.float16 for value in loaded.state_dict().values())
+    images = splits.test.pixels(slice(0, 4))
+    assert torch.allclose(loaded(images), model.eval()(images), atol=0.02)
+
+
+def test_checkpoints_that_do_not_fit_are_refused(splits, tmp_path: Path) -> None:
+    _trained(splits, tmp_path)
+    with pytest.raises(ValueError, match="classes"):
+        load_checkpoint(tmp_path, classes=["a", "b"])
+    with pytest.raises(ValueError, match="fingerprint"):
+        load_checkpoint(tmp_path, fingerprint="0" * 16)
+    record = read_record(tmp_path)
+    update_record(tmp_path, model=record["model"] | {"image_size": 64})
+    with pytest.raises(ValueError, match="record.json describes"):
+        load_checkpoint(tmp_path)
+    update_record(tmp_path, model=record["model"])
+    (tmp_path / "weights.safetensors").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="not a readable safetensors"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "record.json").write_text("{}")
+    with pytest.raises(ValueError, match="does not describe a model"):
+        load_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="load_existing_params"):
+        load_checkpoint(tmp_path / "nothing")
+
+
+def test_a_model_that_differs_from_its_record_is_noticed() -> None:
+    found, stored = {"image": {"n": 10, "accuracy": 0.5}}, {"test": {"image": {"n": 10, "accuracy": 0.9}}}
+    with pytest.raises(ValueError, match=r"50.00%.*90.00%"):
+        check_against_record(found, stored)
+    check_against_record(found, {})
+
+
+def test_augmentation_keeps_range_shape_and_seed() -> None:
+    images = torch.rand(16, 1, 40, 40)
+    augment = Augmentation(strength=2.0)
+    one, two = (augment(images, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(one, two) and one.shape == images.shape and one.min() >= 0 and one.max() <= 1
+    assert (one != images).any()
+    assert torch.allclose(NO_AUGMENTATION(images, torch.Generator()), images, atol=1e-5)
+    flipped = replace(NO_AUGMENTATION, flip=1.0)(images, torch.Generator())
+    assert torch.allclose(flipped, images.flip(-1), atol=1e-5)
+    with pytest.raises(ValueError, match="probabilities"):
+        Augmentation(flip=1.5)
+
+
+def test_augmentation_leaves_the_background_black() -> None:
+    images = torch.zeros(8, 1, 40, 40)
+    images[:, :, 12:28, 12:28] = 0.7
+    changed = Augmentation(affine=0.0, flip=0.0, intensity=1.0, strength=2.0)(images, torch.Generator().manual_seed(0))
+    assert (changed[:, :, :10] == 0).all() and (changed[:, :, 15, 15] != 0.7).any()
