@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -60,6 +61,19 @@ def test_every_command_of_the_readme_parses() -> None:
         command = [sys.executable, "-m", module, "--help"]
         usage = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert all(flag in usage for flag in flags), (module, rest)
+
+
+def test_leak_table_of_the_readme_is_its_record() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "assets" / "Dataset" / "leak_audit.json").read_text(encoding="utf-8"))
+    published, patient = record["splits"]
+    for name, key in (
+        ("accuracy on the test images", "accuracy"),
+        ("the nearest training image is of the same patient", "same_patient"),
+        ("always answering the most frequent class", "majority"),
+    ):
+        assert f"| {name} | {100 * published[key]:.1f} % | {100 * patient[key]:.1f} % |" in readme
+    assert f"it scores {100 * record['patient_grouped_five_fold_accuracy']:.1f} %" in readme
 
 
 def test_not_for_clinical_use_stands_in_the_readme() -> None:
