@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def load_checkpoint(
     """Rebuild a model from its folder, in eval mode on the CPU.
 
     Args:
-        folder: holds ``weights.safetensors`` and ``record.json``.
+        folder: holds ``weights.safetensors`` and ``record.json``; the path of the weights does too.
         classes: if given, must be those the model was trained on.
         fingerprint: if given, must be that of the data the model was trained on; a model tested
             on another split may have seen the test patients.
@@ -67,7 +68,7 @@ def load_checkpoint(
         FileNotFoundError: a file is missing.
         ValueError: weights, record, classes or data do not fit; the message says which.
     """
-    record, weights = read_record(folder), Path(folder) / WEIGHTS
+    record, weights = read_record(folder), checkpoint_folder(folder) / WEIGHTS
     model = MRIClassifier(
         record["model"]["backbone"],
         num_classes=record["model"]["num_classes"],
@@ -87,6 +88,12 @@ def load_checkpoint(
     return model.eval(), record
 
 
+def checkpoint_folder(path: str | Path) -> Path:
+    """The folder itself, also where the path of its weights is given."""
+    path = Path(path).expanduser()
+    return path.parent if path.name == WEIGHTS else path
+
+
 def read_record(folder: str | Path) -> dict[str, Any]:
     """The record of a checkpoint folder.
 
@@ -94,7 +101,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         FileNotFoundError: no checkpoint there; the message says how to make one.
         ValueError: the record is not one of ours.
     """
-    path = Path(folder) / RECORD
+    path = checkpoint_folder(folder) / RECORD
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no trained model in {folder} (no {RECORD}). Run the model's notebook with "
@@ -130,6 +137,8 @@ def load_resume_state(folder: Path, config: dict[str, Any]) -> dict[str, Any] | 
         ValueError: the state is damaged or belongs to other settings; the message names the file.
     """
     path = Path(folder) / RESUME
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        leftover.unlink()
     if not path.is_file():
         return None
     try:
@@ -146,8 +155,5 @@ def load_resume_state(folder: Path, config: dict[str, Any]) -> dict[str, Any] | 
 
 
 def clear_resume_state(folder: Path) -> None:
-    """Remove the state of a run that is finished."""
-    path = Path(folder) / RESUME
-    path.unlink(missing_ok=True)
-    if path.parent.is_dir() and not any(path.parent.iterdir()):
-        path.parent.rmdir()
+    """Remove the state of a run that is finished, and what a killed process left half written."""
+    shutil.rmtree((Path(folder) / RESUME).parent, ignore_errors=True)

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm.auto import tqdm
 
-from utils.paths import ROOT, atomic_write
+from utils.paths import DATASET_VARIABLES, ROOT, atomic_write
 from utils.splits import DEFAULT_RATIOS, PROTOCOLS
 from utils.workspace import PROFILES
 
@@ -147,12 +147,14 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     shared["ratios"] = list(DEFAULT_RATIOS[args.split])
     chosen = dict(_assignment(text) for text in args.set)
     steps = []
-    if prepared(args.data):
-        shared["data_dir"] = str(Path(args.data).resolve())
-    else:
-        source = args.data or "phantom"
-        shared["source"] = str(Path(source).resolve()) if Path(source).exists() else source
+    data = args.data or ("phantom" if args.profile == "quick" else str(DATASET_VARIABLES))
+    if prepared(data):
+        shared["data_dir"] = str(Path(data).resolve())
+    elif args.data or args.profile == "quick":
+        shared["source"] = str(Path(data).resolve()) if Path(data).exists() else data
         steps.append((ROOT / "dataset" / "prepare_dataset.ipynb", shared | chosen))
+    else:
+        raise ValueError(f"no prepared data in {DATASET_VARIABLES}; say with --data where the images are")
     for name in models:
         for path in available[name]:
             own = QUICK_ATK if args.profile == "quick" and path.stem.endswith("_atk") else {}
@@ -164,9 +166,9 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     return steps
 
 
-def prepared(data: str | None) -> bool:
+def prepared(data: str) -> bool:
     """True where ``data`` is a folder that ``utils.prepare`` wrote."""
-    return bool(data) and (Path(data) / "train_set.pt").is_file()
+    return (Path(data) / "train_set.pt").is_file()
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -183,7 +185,11 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m utils.reproduce", description=__doc__.split(":")[0])
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--models", nargs="+", metavar="NAME", help=f"default: {' '.join(model_notebooks())}")
-    parser.add_argument("--data", help="folder, archive, Kaggle handle, phantom, or a folder of prepared *_set.pt")
+    parser.add_argument(
+        "--data",
+        help="folder, archive, Kaggle handle, phantom, or a folder of prepared *_set.pt; "
+        "default: phantom, or with --profile full what dataset/dataset_variables holds",
+    )
     parser.add_argument("--split", choices=PROTOCOLS, default="patient")
     parser.add_argument("--out", type=Path, help="default: quick_run/, or with --profile full the repository itself")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks")

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from models.def_models import BACKBONES, MRIClassifier
-from utils.checkpoints import RECORD, clear_resume_state, read_record, save_checkpoint
+from utils.checkpoints import RECORD, checkpoint_folder, clear_resume_state, read_record, save_checkpoint
 from utils.config import TrainConfig
 from utils.data import DataSplits
 from utils.objectives import Standard
@@ -63,7 +63,7 @@ def save_trained(
 def update_record(folder: Path, **entries: Any) -> dict[str, Any]:
     """Add or replace entries of a checkpoint's record, and return it."""
     record = read_record(folder) | entries
-    write_json(Path(folder) / RECORD, record)
+    write_json(checkpoint_folder(folder) / RECORD, record)
     return record
 
 

@@ -144,7 +144,7 @@ def _as_folder(source: str | Path) -> Iterator[Path]:
 def _download(source: str) -> Path:
     name = "best_alzheimer_mri" if source == "kaggle" else source
     handle = DATA_SOURCES[name].kaggle if name in DATA_SOURCES else name.removeprefix("kaggle:")
-    if not re.fullmatch(r"[\w-]+/[\w-]+", handle) or (Path(source).parent.is_dir() and "/" not in handle):
+    if not re.fullmatch(r"[\w-]+/[\w-]+", handle):
         raise FileNotFoundError(
             f"{source} is neither a folder, an archive, a Kaggle handle (owner/data-set), one of "
             f"{sorted(DATA_SOURCES)}, nor 'phantom'. Check the spelling, or use --source phantom "

@@ -106,7 +106,7 @@ class _Run:
     ) -> None:
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("no parameter of the model is trainable; set requires_grad or freeze('head')")
-        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self.accelerator = Accelerator(mixed_precision=_precision())
         self.config, self.objective = config, objective
         self.folder = Path(folder) if folder else None
         self.save_every = save_every
@@ -173,9 +173,16 @@ class _Run:
             bar.update()
             if state.step % 10 == 0 or state.step == self.steps_an_epoch:
                 bar.set_postfix(self._numbers())
+            if (state.epoch, state.step) == (0, min(5, self.steps_an_epoch)):
+                self._announce(bar)
             if time.perf_counter() - saved > self.save_every and state.step < self.steps_an_epoch:
                 self._save()
                 saved = time.perf_counter()
+
+    def _announce(self, bar: tqdm) -> None:
+        minutes = self.state.seconds / self.state.step * bar.total / 60
+        if self.accelerator.is_main_process:
+            tqdm.write(f"{self.config.num_epochs} epochs of {self.steps_an_epoch} steps, about {minutes:.1f} minutes")
 
     def _numbers(self) -> dict[str, str]:
         state = self.state
@@ -288,6 +295,12 @@ class _Run:
             self.plain.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.best = saved["best"]
+
+
+def _precision() -> str:
+    """bfloat16 where the GPU has it. Not float16: an attack's input gradient would underflow in it."""
+    fits = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if fits else "no"
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
