@@ -19,7 +19,7 @@ from models.def_models import Backbone, build_model
 from utils.augment import NO_AUGMENTATION, Augmentation
 from utils.checkpoints import load_checkpoint, load_resume_state, read_record, save_checkpoint
 from utils.config import OPTIMIZERS, SCHEDULERS, TrainConfig
-from utils.objectives import Adversarial, Standard
+from utils.objectives import Adversarial, Standard, Step
 from utils.results import check_against_record, save_trained, update_record
 from utils.training import make_criterion, rate_factor, train
 
@@ -103,8 +103,8 @@ def test_adv_weight_mixes_clean_and_attacked_loss(splits) -> None:
     for weight in (0.25, 1.0):
         draws = torch.Generator().manual_seed(0)
         objective = Adversarial(eps=4 / 255, steps=2, adv_weight=weight, ramp=0)
-        options = {"criterion": nn.functional.cross_entropy, "progress": 0.0, "generator": draws, "attacked": model}
-        seen[weight] = objective(model, images, labels, **options)[0].item()
+        step = Step(nn.functional.cross_entropy, 0.0, draws, model)
+        seen[weight] = objective(model, images, labels, step)[0].item()
     clean = nn.functional.cross_entropy(model(images), labels).item()
     assert seen[0.25] == pytest.approx(0.75 * clean + 0.25 * seen[1.0], rel=1e-4) and seen[1.0] > clean
 

@@ -15,6 +15,23 @@ Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Step:
+    """What an objective may know of the training step that it is called in.
+
+    Attributes:
+        criterion: mean loss of logits N x K and labels N.
+        progress: share of the training that is done, 0..1.
+        generator: source of random starts.
+        attacked: the model without any wrapper for several processes.
+    """
+
+    criterion: Criterion
+    progress: float
+    generator: torch.Generator
+    attacked: nn.Module
+
+
+@dataclass(frozen=True)
 class Standard:
     """Cross-entropy on clean images."""
 
@@ -22,15 +39,7 @@ class Standard:
     attack_steps: ClassVar[int] = 0
 
     def __call__(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        criterion: Criterion,
-        progress: float,
-        generator: torch.Generator,
-        attacked: nn.Module,
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, step: Step
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and the logits that it was made of.
 
@@ -38,13 +47,9 @@ class Standard:
             model: in train mode, possibly wrapped for several processes.
             images: float tensor N x C x H x W in [0, 1].
             labels: int64 tensor N.
-            criterion: mean loss of logits and labels.
-            progress: share of the training that is done, 0..1.
-            generator: source of random starts.
-            attacked: the same model without any wrapper.
         """
         logits = model(images)
-        return criterion(logits, labels), logits
+        return step.criterion(logits, labels), logits
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a record."""
@@ -83,32 +88,24 @@ class Adversarial(Standard):
         return self.steps
 
     def __call__(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        criterion: Criterion,
-        progress: float,
-        generator: torch.Generator,
-        attacked: nn.Module,
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, step: Step
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`Standard.__call__`; the logits are those of the adversarial images."""
-        share = min(1.0, progress / self.ramp) if self.ramp else 1.0
+        share = min(1.0, step.progress / self.ramp) if self.ramp else 1.0
         full_alpha = default_alpha(self.eps, self.steps) if self.alpha is None else self.alpha
         adversarial = pgd(
-            attacked,
+            step.attacked,
             images,
             labels,
             eps=self.eps * share,
             alpha=full_alpha * share,
             steps=self.steps,
-            generator=generator,
+            generator=step.generator,
         )
         if self.adv_weight == 1:
             logits = model(adversarial)
-            return criterion(logits, labels), logits
+            return step.criterion(logits, labels), logits
         # one pass over both halves gives them the same BatchNorm statistics
         clean_logits, adversarial_logits = model(torch.cat([images, adversarial])).chunk(2)
-        clean, attacked_loss = criterion(clean_logits, labels), criterion(adversarial_logits, labels)
+        clean, attacked_loss = step.criterion(clean_logits, labels), step.criterion(adversarial_logits, labels)
         return (1 - self.adv_weight) * clean + self.adv_weight * attacked_loss, adversarial_logits

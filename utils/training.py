@@ -21,7 +21,7 @@ from utils.checkpoints import load_resume_state, save_resume_state
 from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet
 from utils.metrics import predict, scores
-from utils.objectives import Standard
+from utils.objectives import Standard, Step
 from utils.reproducibility import derived_seed, generator
 
 VALIDATION_STEPS = 10
@@ -206,16 +206,10 @@ class _Run:
         rate = config.learning_rate * rate_factor(config.scheduler, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        starts = generator(config.seed, state.epoch, state.step, "attack", self.accelerator.process_index)
+        step = Step(self.criterion, progress, starts, self.plain)
         with self.accelerator.autocast():
-            loss, logits = self.objective(
-                self.model,
-                images,
-                labels,
-                criterion=self.criterion,
-                progress=progress,
-                generator=generator(config.seed, state.epoch, state.step, "attack", self.accelerator.process_index),
-                attacked=self.plain,
-            )
+            loss, logits = self.objective(self.model, images, labels, step)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
