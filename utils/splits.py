@@ -118,16 +118,19 @@ def split_patients(
 
 
 def _seats(n: int, shares: tuple[float, ...], *, minimum: int) -> list[int]:
-    """Whole numbers that sum to n, by largest remainder, with ``minimum`` for train, test, validation first."""
+    """Whole numbers that sum to n, by largest remainder; train and test get ``minimum`` each, then validation."""
     exact = [n * share for share in shares]
     seats = [int(value + 1e-9) for value in exact]
-    for side in (0, 2, 1):
-        if shares[side] > 0 and seats[side] < minimum and sum(seats) < n:
-            seats[side] = minimum
+    for side in (0, 2):
+        if shares[side] > 0:
+            seats[side] = max(seats[side], minimum)
+    if shares[1] > 0 and sum(seats) < n:
+        seats[1] = max(seats[1], minimum)
     while sum(seats) < n:
         seats[max(range(3), key=lambda side: round(exact[side] - seats[side], 9))] += 1
     while sum(seats) > n:
-        seats[max(range(3), key=lambda side: seats[side] - exact[side])] -= 1
+        spare = [side for side in range(3) if seats[side] > (minimum if side != 1 else 0)]
+        seats[max(spare, key=lambda side: seats[side] - exact[side])] -= 1
     return seats
 
 
