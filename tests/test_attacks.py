@@ -150,7 +150,7 @@ def test_bad_images_and_budgets(small_net, batch) -> None:
         pgd(small_net, images, labels[:3], eps=EPS)
     with pytest.raises(ValueError, match="steps and restarts"):
         pgd(small_net, images, labels, eps=EPS, steps=0)
-    with pytest.raises(ValueError, match="alpha must be positive"):
+    with pytest.raises(ValueError, match="alpha must be in"):
         pgd(small_net, images, labels, eps=EPS, alpha=-1.0)
 
 
@@ -172,6 +172,23 @@ def test_radius_zero_alone_is_clean_accuracy(small_net, splits) -> None:
     right = small_net(splits.test.pixels(slice(None))).argmax(1) == splits.test.labels
     assert curve.robust_accuracy == [right.double().mean().item()]
     assert [step == -1 for step in curve.first_broken] == right.tolist()
+
+
+def test_attacks_in_inference_mode_and_on_images_that_want_gradients(small_net, batch) -> None:
+    images, labels = batch
+    with torch.inference_mode():
+        assert (pgd(small_net, images, labels, eps=EPS, steps=2) != images).any()
+    attacked = pgd(small_net, images.clone().requires_grad_(True), labels, eps=EPS, steps=2, restarts=2)
+    assert not attacked.requires_grad
+
+
+def test_models_that_would_pass_for_robust_are_refused(small_net, batch) -> None:
+    with pytest.raises(TypeError, match="half precision"):
+        pgd(small_net.half(), *batch, eps=EPS)
+    small_net.float().head.weight.data.fill_(torch.nan)
+    for attack in (fgsm, pgd):
+        with pytest.raises(ValueError, match="gradient is NaN"):
+            attack(small_net, *batch, eps=EPS)
 
 
 def test_nan_logits_are_refused(small_net, splits) -> None:

@@ -11,7 +11,7 @@ from conftest import ROOT, write_class_folders
 
 from utils.data import MANIFEST, check_no_leak, load_manifest, load_splits
 from utils.paths import atomic_write_all
-from utils.prepare import main, prepare_dataset
+from utils.prepare import main, prepare_dataset, read_subjects_csv
 
 FILES = ("train_set.pt", "validation_set.pt", "test_set.pt", MANIFEST)
 
@@ -88,6 +88,53 @@ def test_pickled_objects_are_never_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_every_side_is_checked_for_its_own_images_and_facts(prepared: Path, tmp_path: Path) -> None:
+    splits = load_splits(prepared)
+    splits.test.images[0] = splits.train.images[0]
+    with pytest.raises(ValueError, match="another side holds too"):
+        check_no_leak(splits)
+    for key, value in (("info", {}), ("slices", None), ("labels", [0]), ("protocol", "random")):
+        for name in FILES:
+            (tmp_path / name).write_bytes((prepared / name).read_bytes())
+        content = torch.load(tmp_path / "train_set.pt", weights_only=True)
+        if key == "protocol":
+            content["info"]["protocol"] = value
+        else:
+            content[key] = content["slices"] + 1 if value is None else value
+        torch.save(content, tmp_path / "train_set.pt")
+        with pytest.raises(ValueError, match=r"utils\.prepare"):
+            load_splits(tmp_path)
+
+
+def test_classes_that_are_numbers(tmp_path: Path) -> None:
+    for patient in range(4):
+        write_class_folders(tmp_path / "d", ("0", "1"), prefix=f"p{patient}_", seed=patient)
+    prepare_dataset(tmp_path / "d", split="random", out=tmp_path / "out", ratios=(0.6, 0.2, 0.2))
+    assert load_splits(tmp_path / "out").classes == ["0", "1"]
+
+
+@pytest.mark.parametrize("rows", ["Non/a.png,1\nNon/a.png,2", "Non/a.png, ", "", "\x00\xff"])
+def test_untidy_patient_tables_are_refused(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "who.csv").write_text(f"path,subject\n{rows}" if rows else "")
+    with pytest.raises(ValueError, match=r"who\.csv"):
+        read_subjects_csv(tmp_path / "who.csv", ["Non/a.png"])
+
+
+def test_patient_ids_are_stripped_and_nobody_stays_nobody(tmp_path: Path) -> None:
+    (tmp_path / "who.csv").write_text("path,subject\na,x\nb,x \nc,-1\n")
+    found = read_subjects_csv(tmp_path / "who.csv", ["a", "b", "c"])
+    assert found[0] == found[1] >= 0 and found[2] == -1
+
+
+def test_a_folder_in_the_way_leaves_everything_alone(prepared: Path, tmp_path: Path, capsys) -> None:
+    for name in FILES[:3]:
+        (tmp_path / name).write_bytes((prepared / name).read_bytes())
+    (tmp_path / MANIFEST).mkdir()
+    assert main(["--source", "phantom", "--seed", "5", "--out", str(tmp_path)]) == 1
+    assert "is a folder" in capsys.readouterr().err
+    assert all((tmp_path / name).read_bytes() == (prepared / name).read_bytes() for name in FILES[:3])
+
+
 def test_all_files_are_written_or_none(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_text("old")
@@ -132,7 +179,7 @@ def test_patients_from_a_csv(tmp_path: Path) -> None:
     names = sorted(path.relative_to(tmp_path / "d").as_posix() for path in (tmp_path / "d").rglob("*.png"))
     rows = [f"{name},{name[:-6]}" for name in names]
     (tmp_path / "short.csv").write_text("path,subject\n" + "\n".join(rows[:-1]))
-    with pytest.raises(ValueError, match="does not list 1 images"):
+    with pytest.raises(ValueError, match="names no patient for 1 images"):
         prepare_dataset(tmp_path / "d", out=tmp_path / "out", subjects_csv=tmp_path / "short.csv")
     (tmp_path / "who.csv").write_text("path,subject\n" + "\n".join(rows))
     found = prepare_dataset(tmp_path / "d", out=tmp_path / "out", subjects_csv=tmp_path / "who.csv")

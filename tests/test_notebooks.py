@@ -105,6 +105,44 @@ def test_plan_runs_preparation_first_unless_the_data_are_prepared(tmp_path: Path
     assert len(steps) == 2 and steps[0][1]["data_dir"] == str(tmp_path) and steps[1][1]["Epsilon"] == 0.01
 
 
+@pytest.mark.parametrize(
+    "setting",
+    ["epsilons=8", "epsilons=[1,2]", "num_epochs=abc", "num_epochs=1.5", "split=random", "source=x", "Epsilon=8"],
+)
+def test_settings_that_would_stop_a_notebook_later_are_refused_now(setting: str, capsys) -> None:
+    assert main(["--set", setting]) == 1 and f"--set {setting.split('=')[0]}" in capsys.readouterr().err
+
+
+def test_settings_may_be_fractions() -> None:
+    steps = plan(
+        reproduce._arguments(["--set", "epsilons=[0, 1/255]", "--set", "Epsilon=2/255", "--set", "trainable=2"])
+    )
+    assert steps[-1][1]["epsilons"] == [0, 1 / 255] and steps[-1][1]["Epsilon"] == 2 / 255
+
+
+def test_data_and_folders_are_checked_before_anything_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(reproduce, "DATASET_VARIABLES", tmp_path)
+    (tmp_path / "file").touch()
+    for arguments, word in (
+        (["--data", ""], "empty"),
+        (["--data", "nowhere"], "neither a folder"),
+        (["--out", str(tmp_path / "file")], "is a file"),
+        (["--profile", "full"], "no prepared data"),
+    ):
+        assert main(arguments) == 1 and word in capsys.readouterr().err
+    (tmp_path / "train_set.pt").touch()
+    assert main(["--profile", "full", "--split", "random"]) == 1 and "split already" in capsys.readouterr().err
+    steps = plan(reproduce._arguments(["--profile", "full"]))
+    assert [path.stem for path, _ in steps] == ["resnet_model", "resnet_model_atk"]
+
+
+def test_a_second_run_does_not_see_the_settings_of_the_first() -> None:
+    notebook = nbformat.read(ROOT / "models" / "resnet_model.ipynb", as_version=4)
+    twice = inject(inject(notebook, {"num_epochs": 9, "image_size": 64}), {"num_epochs": 3})
+    injected = [c.source for c in twice.cells if "injected-parameters" in c.metadata.get("tags", [])]
+    assert len(injected) == 1 and "num_epochs = 3" in injected[0] and "image_size" not in injected[0]
+
+
 def test_a_quick_run_may_not_write_over_the_repository() -> None:
     with pytest.raises(ValueError, match="folder of its own"):
         Workspace.open("", profile="quick")

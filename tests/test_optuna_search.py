@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import optuna
 import pytest
 
 from models.def_models import build_model
@@ -35,6 +36,22 @@ def test_search_is_seeded_resumable_and_loadable(splits, tmp_path: Path) -> None
     config = apply_hyperparams(TrainConfig(), params)
     assert config.learning_rate == params["learning_rate"]
     assert config.augmentation.strength == params["augmentation_strength"]
+
+
+def test_a_study_that_goes_on_draws_new_trials_and_is_not_mixed_with_another(splits, tmp_path: Path) -> None:
+    space = {"learning_rate": ("log", 1e-4, 1e-2)}
+    options = {"space": space, "num_epochs": 1, "out": tmp_path / "a.json", "journal": tmp_path / "journal.log"}
+
+    def make():
+        return build_model("resnet34", image_size=32)
+
+    for n_trials in (2, 4):
+        optuna_search(make, splits, n_trials=n_trials, **options)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log")))
+    rates = [t.params["learning_rate"] for t in optuna.load_study(study_name="search", storage=storage).trials]
+    assert len(set(rates)) == 4
+    with pytest.raises(ValueError, match="another num_epochs"):
+        optuna_search(make, splits, n_trials=5, **options | {"num_epochs": 2})
 
 
 def test_default_space_names_real_settings() -> None:

@@ -146,3 +146,104 @@ def test_damaged_and_unknown_archives(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"no archive")
     with pytest.raises(ValueError, match=name):
         load_source(tmp_path / name)
+
+
+def test_a_damaged_tar_is_never_taken_for_a_smaller_one(class_folders: Path, tmp_path: Path) -> None:
+    content = bytearray(_archive(class_folders, tmp_path / "whole.tar").read_bytes())
+    with tarfile.open(tmp_path / "whole.tar") as opened:
+        headers = [member.offset for member in opened.getmembers()]
+    broken, cut = content.copy(), content[: headers[-1]]
+    broken[headers[-2] + 10] ^= 0xFF
+    for damaged in (broken, cut):
+        (tmp_path / "damaged.tar").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged\.tar could not be unpacked"):
+            load_source(tmp_path / "damaged.tar")
+
+
+@pytest.mark.parametrize("name", ["whole.zip", "whole.tar.xz"])
+def test_flipped_bits_end_in_one_clear_error(class_folders: Path, tmp_path: Path, name: str) -> None:
+    content = bytearray(_archive(class_folders, tmp_path / name).read_bytes())
+    for place in range(len(content) // 3, len(content) - 1, len(content) // 7):
+        damaged = content.copy()
+        damaged[place] ^= 0x55
+        (tmp_path / f"d_{name}").write_bytes(damaged)
+        try:
+            assert len(load_source(tmp_path / f"d_{name}")) == 6
+        except ValueError as error:
+            assert f"d_{name}" in str(error)
+
+
+def test_zip_names_with_backslashes(class_folders: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.zip", "w") as opened:
+        for file in class_folders.rglob("*.png"):
+            opened.writestr(f"top\\{file.parent.name}\\{file.name}", file.read_bytes())
+    assert len(load_source(tmp_path / "w.zip")) == 6
+
+
+def test_errors_name_the_archive_and_not_where_it_was_unpacked(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "d", ("Non",))
+    with pytest.raises(ValueError, match=r"one\.tar holds one class"):
+        load_source(_archive(tmp_path / "d", tmp_path / "one.tar"))
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("train", "val", "test"), ("TRAIN", "Test")])
+def test_other_names_of_split_folders(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        write_class_folders(tmp_path / "d" / name)
+    raw = load_source(tmp_path / "d")
+    assert raw.classes == ("Non", "Mild") and set(raw.folders) == {"train", "test"}
+    assert raw.folders.count("test") == 6 and bool(raw.notes) == ("val" in names)
+
+
+def test_misleading_layouts_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "Train", "test"):
+        write_class_folders(tmp_path / "twice" / name)
+    with pytest.raises(ValueError, match="there are also"):
+        load_source(tmp_path / "twice")
+    write_class_folders(tmp_path / "differ" / "train", ("AD", "CN"))
+    write_class_folders(tmp_path / "differ" / "test", ("AD", "CN_new"))
+    with pytest.raises(ValueError, match="different classes"):
+        load_source(tmp_path / "differ")
+    write_class_folders(tmp_path / "deep" / "Data")
+    write_class_folders(tmp_path / "deep", ("preview",))
+    with pytest.raises(ValueError, match="Data should be a class folder but holds class folders"):
+        load_source(tmp_path / "deep")
+
+
+def test_loose_images_are_noted_and_patient_folders_are_read(class_folders: Path) -> None:
+    patient = class_folders / "Mild_Demented" / "patient_7"
+    patient.mkdir()
+    (patient / "s.PNG").write_bytes((class_folders / "Mild_Demented" / "0.png").read_bytes())
+    (class_folders / "loose.png").write_bytes((class_folders / "Mild_Demented" / "0.png").read_bytes())
+    raw = load_source(class_folders)
+    assert "Mild_Demented/patient_7/s.PNG" in raw.paths and len(raw) == 7 and "loose.png" in raw.notes[0]
+
+
+def test_links_are_followed_once_and_broken_ones_refused(class_folders: Path, tmp_path: Path) -> None:
+    outside = write_class_folders(tmp_path / "outside", ("more",)) / "more"
+    (class_folders / "Mild_Demented" / "linked").symlink_to(outside)
+    (class_folders / "Mild_Demented" / "loop").symlink_to(class_folders / "Mild_Demented")
+    assert len(load_source(class_folders)) == 9
+    (class_folders / "Mild_Demented" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"gone\.png"):
+        load_source(class_folders)
+
+
+@pytest.mark.parametrize("size", [-5, 0, 10_000_000])
+@pytest.mark.parametrize("source", ["phantom", "folder"])
+def test_bad_sizes(class_folders: Path, source: str, size: int) -> None:
+    with pytest.raises(ValueError, match="size must be"):
+        load_source(class_folders if source == "folder" else source, size=size)
+
+
+def test_empty_and_mistyped_sources(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(class_folders.parent)
+    for source in ("", "images/nothing"):
+        with pytest.raises(FileNotFoundError, match="neither a folder"):
+            load_source(source)
+
+
+def test_names_that_no_table_can_hold(class_folders: Path) -> None:
+    (class_folders / "Mild_Demented" / "0.png").rename(class_folders / "Mild_Demented" / "a\rb.png")
+    with pytest.raises(ValueError, match="rename it"):
+        load_source(class_folders)

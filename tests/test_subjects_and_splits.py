@@ -99,7 +99,10 @@ def test_synthetic_images_and_copies_stay_out_of_the_patient_split() -> None:
     assert (_assign("random", synthetic=synthetic, duplicate=duplicate) != "").all()
 
 
-@pytest.mark.parametrize("ratios", [(0.5, 0.5), (0.7, 0.7, -0.4), (0.2, 0.2, 0.2), (0.0, 0.5, 0.5), (1.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    "ratios",
+    [(0.5, 0.5), (0.7, 0.7, -0.4), (0.2, 0.2, 0.2), (0.0, 0.5, 0.5), (0.8, 0.0, 0.2), (float("nan"), 0.2, 0.2)],
+)
 def test_bad_ratios(ratios) -> None:
     with pytest.raises(ValueError):
         check_ratios("patient", ratios)
@@ -119,3 +122,16 @@ def test_folds_test_every_image_once_and_share_no_patient() -> None:
     folds = patient_folds(subject, labels, n_folds=5, seed=1)
     assert sorted(np.concatenate([test for _, test in folds]).tolist()) == list(range(60))
     assert all(not set(subject[train]) & set(subject[test]) for train, test in folds)
+
+
+def test_mirrored_copies_belong_to_their_patient(stacks) -> None:
+    pixels = np.concatenate([stacks.pixels, stacks.pixels[:, :, ::-1]])
+    found = find_subjects(pixels, np.tile(stacks.labels, 2))
+    assert found.count == 8 and np.array_equal(found.subject[:256], found.subject[256:])
+
+
+def test_two_patients_train_and_test_whatever_the_ratios() -> None:
+    rng = np.random.default_rng(0)
+    for ratios in ((0.2, 0.6, 0.2), (0.25, 0.5, 0.25), (0.1, 0.8, 0.1)):
+        sides = split_patients(np.arange(4), np.arange(4) % 2, ("a", "b"), ratios, rng)
+        assert sorted(sides.values()) == ["test", "test", "train", "train"]

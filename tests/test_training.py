@@ -110,14 +110,32 @@ def test_adv_weight_mixes_clean_and_attacked_loss(splits) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"eps": 8}, {"eps": 0.1, "adv_weight": 0.0}, {"eps": 0.1, "steps": 0}, {"eps": 0.1, "ramp": 2}]
+    "wrong",
+    [
+        {"eps": 8},
+        {"eps": 0.1, "adv_weight": 0.0},
+        {"eps": 0.1, "steps": 0},
+        {"eps": 0.1, "ramp": 2},
+        {"eps": 0.1, "alpha": -1},
+    ],
 )
 def test_bad_objectives(wrong: dict) -> None:
     with pytest.raises(ValueError):
         Adversarial(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"num_epochs": 0}, {"optimizer": "lion"}, {"scheduler": "x"}, {"class_balance": 2}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_epochs": 0},
+        {"optimizer": "lion"},
+        {"scheduler": "x"},
+        {"class_balance": 2},
+        {"learning_rate": float("nan")},
+        {"num_epochs": 1.5},
+        {"patience": -1},
+    ],
+)
 def test_bad_settings(wrong: dict) -> None:
     with pytest.raises(ValueError):
         TrainConfig(**wrong)
@@ -213,6 +231,25 @@ def test_a_state_of_other_settings_is_refused(splits, tmp_path: Path) -> None:
     (tmp_path / "resume" / "state.pt").write_bytes(b"half")
     with pytest.raises(ValueError, match="not a readable training state"):
         train(_model(), splits, config=FAST, folder=tmp_path)
+
+
+def test_a_state_of_another_start_is_refused(splits, tmp_path: Path) -> None:
+    train(_model(), splits, config=FAST, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"\(start\)"):
+        train(_model(seed=1), splits, config=FAST, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"\(trainable\)"):
+        train(_model().freeze("head"), splits, config=FAST, folder=tmp_path)
+
+
+def test_a_last_batch_of_one_does_not_break_batchnorm(splits) -> None:
+    size = len(splits.train) - 1
+    assert train(_model(), splits, config=replace(FAST, num_epochs=1, batch_size=size)).history
+
+
+def test_training_without_validation_images_is_refused(splits) -> None:
+    empty = replace(splits, validation=splits.validation.subset(torch.arange(0)))
+    with pytest.raises(ValueError, match="one validation image"):
+        train(_model(), empty, config=FAST)
 
 
 def _trained(splits, folder: Path) -> tuple[def_models.MRIClassifier, dict]:

@@ -68,13 +68,15 @@ def check_eps(eps: float) -> float:
     return float(eps)
 
 
-def check_batch(images: torch.Tensor, labels: torch.Tensor) -> None:
+def check_batch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
     """Check what an attack is given.
 
     Raises:
-        TypeError: images are not float32 or float64, or labels not int64.
+        TypeError: images are not float32 or float64, labels not int64, or the model is in half precision.
         ValueError: not N x C x H x W, a value outside [0, 1] or NaN, or not N labels.
     """
+    if next((p.dtype for p in model.parameters()), torch.float32) in (torch.float16, torch.bfloat16):
+        raise TypeError("the model is in half precision, in which gradients underflow; use model.float()")
     if images.dtype not in (torch.float32, torch.float64) or labels.dtype != torch.int64:
         raise TypeError(f"images must be float32 and labels int64, not {images.dtype} and {labels.dtype}")
     if images.ndim != 4 or labels.shape != images.shape[:1]:
@@ -85,10 +87,16 @@ def check_batch(images: torch.Tensor, labels: torch.Tensor) -> None:
 
 def input_gradient(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
     """Gradient of the summed loss with respect to the images, in their own dtype."""
-    with torch.enable_grad():
-        leaf = images.detach().requires_grad_(True)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = images.detach().clone().requires_grad_(True)
         value = loss(model(leaf).float(), labels).sum()
         return torch.autograd.grad(value, leaf)[0]
+
+
+def _check_gradient(gradient: torch.Tensor) -> None:
+    """A NaN gradient would leave the image where it is and pass for robustness."""
+    if not gradient.isfinite().all():
+        raise ValueError("the model's input gradient is NaN or infinite; its weights or logits are damaged")
 
 
 def fgsm(
@@ -112,12 +120,13 @@ def fgsm(
         adversarial images of the same shape, in [0, 1] and within ``eps``.
 
     Raises:
-        TypeError, ValueError: see :func:`check_batch` and :func:`check_eps`.
+        TypeError, ValueError: see :func:`check_batch` and :func:`check_eps`; also a NaN gradient.
     """
     check_eps(eps)
-    check_batch(images, labels)
+    check_batch(model, images, labels)
     with attack_mode(model):
         gradient = input_gradient(model, images, labels, LOSSES[loss])
+    _check_gradient(gradient)
     return (images + eps * gradient.sign()).clamp(0, 1).detach()
 
 
@@ -155,17 +164,18 @@ def pgd(
 
     Raises:
         TypeError, ValueError: see :func:`check_batch` and :func:`check_eps`; also steps or
-            restarts below 1, or a step size that is not positive.
+            restarts below 1, a step size outside (0, 1], or a NaN gradient.
     """
     check_eps(eps)
-    check_batch(images, labels)
+    check_batch(model, images, labels)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
     if alpha is None:
         alpha = default_alpha(eps, steps)
-    elif not (alpha > 0 or eps == 0):
-        raise ValueError(f"alpha must be positive, not {alpha}")
+    elif not (0 < alpha <= 1 or eps == 0):
+        raise ValueError(f"alpha must be in (0, 1] pixel units, not {alpha}")
     warn_if_short(eps, alpha, steps)
+    images = images.detach()
     best, best_score = images.clone(), None
     with attack_mode(model):
         for _ in range(restarts):
@@ -205,8 +215,10 @@ def _ascend(
     steps: int,
     loss: Loss,
 ) -> torch.Tensor:
-    for _ in range(steps):
+    for step in range(steps):
         gradient = input_gradient(model, adversarial, labels, loss)
+        if step == 0:
+            _check_gradient(gradient)
         shift = (adversarial + alpha * gradient.sign() - images).clamp(-eps, eps)
         adversarial = (images + shift).clamp(0, 1)
     return adversarial.detach()

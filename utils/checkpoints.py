@@ -143,9 +143,10 @@ def load_resume_state(folder: Path, config: dict[str, Any]) -> dict[str, Any] | 
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+        own = state["config"]
     except Exception as error:  # a damaged file makes torch raise almost anything
         raise ValueError(f"{path} is not a readable training state ({error}); delete it to start over") from error
-    changed = [key for key in config if state["config"].get(key) != config[key]]
+    changed = [key for key in config if own.get(key) != config[key]]
     if changed:
         raise ValueError(
             f"{path} is of an unfinished run with other settings ({', '.join(changed)}). Use the same "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,8 +46,21 @@ class TrainConfig:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        if self.num_epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0:
-            raise ValueError(f"num_epochs, batch_size and learning_rate must be positive: {self}")
+        for name, least in (
+            ("num_epochs", 1),
+            ("batch_size", 2),
+            ("validation_images", 1),
+            ("patience", 0),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        for name in ("learning_rate", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must not be negative, but is {self.weight_decay}")
         if self.optimizer not in OPTIMIZERS or self.scheduler not in SCHEDULERS:
             raise ValueError(f"optimizer must be one of {OPTIMIZERS}, scheduler one of {SCHEDULERS}")
         if not 0 <= self.label_smoothing < 1 or not 0 <= self.class_balance <= 1:

@@ -161,21 +161,26 @@ def build_splits(raw: RawImages, subjects: Subjects, split: np.ndarray, info: di
 
 
 def fingerprint(splits: DataSplits) -> str:
-    """SHA-256 over pixels, labels and patients of all sides, 16 hexadecimal digits."""
+    """SHA-256 over protocol, classes and all tensors of all sides, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, part in splits:
-        digest.update(f"{name}{tuple(part.images.shape)}{part.classes}".encode())
-        for tensor in (part.images, part.labels, part.subjects):
+        digest.update(f"{name}{tuple(part.images.shape)}{part.classes}{part.info.get('protocol')}".encode())
+        for tensor in (part.images, part.labels, part.subjects, part.slices, part.synthetic):
             digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()[:16]
 
 
 def check_no_leak(splits: DataSplits) -> None:
-    """Raise ValueError if a patient split has a patient on two sides, or an image of no patient."""
+    """Raise ValueError if a patient split has a patient or an image on two sides, or an image of no patient."""
     if splits.info.get("protocol") != "patient":
         return
     owner: dict[int, str] = {}
+    seen: set[bytes] = set()
     for name, part in splits:
+        own = {hashlib.sha256(image.numpy()).digest() for image in part.images}
+        if own & seen:
+            raise ValueError(f"{name} holds an image that another side holds too. {_REMEDY}")
+        seen |= own
         for patient in part.subjects.unique().tolist():
             if patient == UNKNOWN:
                 raise ValueError(f"{name} holds images of unknown patients. {_REMEDY}")
@@ -221,7 +226,7 @@ def load_splits(folder: str | Path = DATASET_VARIABLES) -> DataSplits:
     """
     folder = Path(folder)
     splits = DataSplits(*(_load_part(folder / f"{name}_set.pt") for name in SPLITS))
-    if fingerprint(splits) != splits.fingerprint or len({p.info["fingerprint"] for _, p in splits}) > 1:
+    if any(part.info != splits.info for _, part in splits) or fingerprint(splits) != splits.info.get("fingerprint"):
         raise ValueError(f"the *_set.pt files in {folder} do not belong together. {_REMEDY}")
     check_no_leak(splits)
     _check_manifest(splits, load_manifest(folder / MANIFEST))
@@ -232,7 +237,11 @@ def _load_part(path: Path) -> ImageSet:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. {_REMEDY}")
     try:
-        return ImageSet(**torch.load(path, weights_only=True))
+        part = ImageSet(**torch.load(path, weights_only=True))
+        per_image = (part.images, part.labels, part.subjects, part.slices, part.synthetic, part.paths)
+        if {len(entry) for entry in per_image} != {len(part)} or part.images.dtype != torch.uint8:
+            raise ValueError("its entries do not fit together")
+        return ImageSet(**vars(part) | {"info": dict(part.info)})
     except Exception as error:  # a damaged file makes torch raise almost anything
         raise ValueError(f"{path} is not a readable image set ({error}). {_REMEDY}") from error
 
@@ -248,7 +257,8 @@ def load_manifest(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. {_REMEDY}")
     try:
-        table = pd.read_csv(path, keep_default_na=False)
+        text = dict.fromkeys(("path", "label", "split"), str)
+        table = pd.read_csv(path, keep_default_na=False, dtype=text)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a readable CSV ({error}). {_REMEDY}") from error
     if list(table.columns) != MANIFEST_COLUMNS:

@@ -78,6 +78,8 @@ class Adversarial(Standard):
 
     def __post_init__(self) -> None:
         check_eps(self.eps)
+        if self.alpha is not None and not 0 < self.alpha <= 1:
+            raise ValueError(f"alpha must be in (0, 1] pixel units, or None, not {self.alpha}")
         if not 0 < self.adv_weight <= 1:
             raise ValueError(f"adv_weight must be in (0, 1], not {self.adv_weight}")
         if self.steps < 1 or not 0 <= self.ramp <= 1:

@@ -14,7 +14,7 @@ from utils.config import TrainConfig
 from utils.data import DataSplits
 from utils.objectives import Standard
 from utils.paths import read_json, write_json
-from utils.reproducibility import environment_facts, seed_everything
+from utils.reproducibility import derived_seed, environment_facts, seed_everything
 from utils.training import train
 
 #: name -> ("log" | "float", low, high) or ("choice", values). Names are fields of ``TrainConfig``,
@@ -58,18 +58,20 @@ def optuna_search(
         what was written: ``params``, ``value``, ``selected_by`` and facts.
 
     Raises:
-        ValueError: an entry of ``space`` is malformed.
+        ValueError: an entry of ``space`` is malformed, or the journal is of another search.
     """
     space = dict(space or SEARCH_SPACE)
     config = replace(config or TrainConfig(), num_epochs=num_epochs, seed=seed, patience=0)
     study = optuna.create_study(
         study_name="search",
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
         storage=_journal(journal),
         load_if_exists=True,
     )
+    _claim(study, {"fingerprint": splits.fingerprint, "num_epochs": num_epochs, "space": _listed(space)}, journal)
+    # a study that goes on must not draw its first trials again
+    study.sampler = optuna.samplers.TPESampler(seed=derived_seed(seed, len(study.trials)) % 2**32)
 
     def run(trial: optuna.Trial) -> float:
         params = {name: _suggest(trial, name, bounds) for name, bounds in space.items()}
@@ -81,6 +83,21 @@ def optuna_search(
     result = _facts(study, space, config, splits, seed)
     write_json(Path(out), result)
     return result
+
+
+def _listed(space: Mapping[str, tuple]) -> dict[str, list]:
+    return {name: [list(b) if isinstance(b, tuple) else b for b in bounds] for name, bounds in space.items()}
+
+
+def _claim(study: optuna.Study, facts: dict[str, Any], journal: str | Path | None) -> None:
+    """Note what a study is about, or refuse to mix it with another."""
+    for name, value in facts.items():
+        if study.user_attrs.get(name, value) != value:
+            raise ValueError(
+                f"{journal} holds a search with another {name} ({study.user_attrs[name]}, not {value}); "
+                "use another journal file"
+            )
+        study.set_user_attr(name, value)
 
 
 def _journal(path: str | Path | None) -> Any:
@@ -143,7 +160,7 @@ def _facts(
         "value": study.best_value,
         "trials": {state: states.count(state) for state in sorted(set(states))},
         "epochs_per_trial": config.num_epochs,
-        "space": {name: list(bounds) for name, bounds in space.items()},
+        "space": _listed(space),
         "seed": seed,
         "data": splits.info,
         "environment": environment_facts(),

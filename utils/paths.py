@@ -32,6 +32,9 @@ def atomic_write_all(writers: Mapping[Path, Writer]) -> None:
     """
     pending: list[tuple[Path, Path]] = []
     try:
+        for target in writers:
+            if target.is_dir():
+                raise IsADirectoryError(f"{target} is a folder")
         for target, write in writers.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")

@@ -61,19 +61,28 @@ def group_by_subject(raw: RawImages, subjects_csv: str | Path | None = None) -> 
 
 
 def read_subjects_csv(path: str | Path, image_paths: list[str]) -> np.ndarray:
-    """Patient ids in the order of ``image_paths``, numbered from 0.
+    """Patient ids in the order of ``image_paths``; -1 in the file means nobody.
 
     Raises:
-        ValueError: columns ``path`` and ``subject`` are missing, or an image is not listed.
+        ValueError: not a CSV with columns ``path`` and ``subject``, two patients for one image, or
+            none.
     """
-    table = pd.read_csv(path, dtype=str)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable CSV ({error})") from error
     if not {"path", "subject"} <= set(table.columns):
         raise ValueError(f"{path} needs the columns path and subject, it has {list(table.columns)}")
+    table = table[["path", "subject"]].map(str.strip).drop_duplicates()
+    doubled = table["path"][table["path"].duplicated()].tolist()
+    if doubled:
+        raise ValueError(f"{path} names two patients for {doubled[0]}")
     named = dict(zip(table["path"], table["subject"]))
-    missing = [name for name in image_paths if name not in named]
+    missing = [name for name in image_paths if not named.get(name)]
     if missing:
-        raise ValueError(f"{path} does not list {len(missing)} images, for example {missing[0]}")
-    return np.unique([named[name] for name in image_paths], return_inverse=True)[1]
+        raise ValueError(f"{path} names no patient for {len(missing)} images, for example {missing[0]}")
+    subjects = np.array([named[name] for name in image_paths])
+    return np.where(subjects == str(UNKNOWN), UNKNOWN, np.unique(subjects, return_inverse=True)[1])
 
 
 def split_and_save(
@@ -212,12 +221,14 @@ def main(arguments: list[str] | None = None) -> int:
     ratios = tuple(args.ratios) if args.ratios else None
     try:
         check_ratios(args.split, ratios)
+        if args.seed < 0:
+            raise ValueError(f"--seed must not be negative, but is {args.seed}")
         raw = load_source(args.source, size=args.size)
         subjects = group_by_subject(raw, args.subjects)
         print(describe(raw, subjects))
+        found = audit(raw, subjects, seed=args.seed) if args.audit else None
         splits = split_and_save(raw, subjects, split=args.split, out=args.out, ratios=ratios, seed=args.seed)
-        if args.audit:
-            found = audit(raw, subjects, seed=args.seed)
+        if found:
             save_audit(found, args.audit)
             print(audit_table(found["audits"]).to_string())
             print(f"1-NN in patient-grouped five-fold: {found['cross_validation']:.1%}")

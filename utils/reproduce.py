@@ -16,10 +16,27 @@ from nbclient.exceptions import CellExecutionError
 from tqdm.auto import tqdm
 
 from utils.paths import DATASET_VARIABLES, ROOT, atomic_write
+from utils.sources import check_source
 from utils.splits import DEFAULT_RATIOS, PROTOCOLS
 from utils.workspace import PROFILES
 
 QUICK_FOLDER = ROOT / "quick_run"
+FAILED = ROOT / "runs" / "failed"
+
+_CONSTANT_NODES = (
+    ast.Expression,
+    ast.Constant,
+    ast.List,
+    ast.Tuple,
+    ast.Load,
+    ast.BinOp,
+    ast.Div,
+    ast.UnaryOp,
+    ast.USub,
+)
+
+#: Parameters that have an option of their own, and the option.
+_OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profile": "--profile", "split": "--split"}
 
 #: What a quick run sets in the notebooks, where they have such a parameter.
 QUICK = {
@@ -65,9 +82,16 @@ def parameters_of(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     return values
 
 
+def without_injected(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A copy without what an earlier run injected."""
+    copied = nbformat.from_dict(notebook)
+    copied.cells = [cell for cell in copied.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    return copied
+
+
 def inject(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> nbformat.NotebookNode:
     """A copy with a cell after the parameters that sets those of ``values`` that the notebook has."""
-    copied = nbformat.from_dict(notebook)
+    copied = without_injected(notebook)
     known = parameters_of(copied)
     chosen = {name: value for name, value in values.items() if name in known}
     position = next(i for i, cell in enumerate(copied.cells) if "parameters" in cell.metadata.get("tags", []))
@@ -91,7 +115,8 @@ class _Client(NotebookClient):
 def execute(path: Path, values: dict[str, Any], target: Path) -> None:
     """Run one notebook with ``values`` as parameters and write it, with outputs, to ``target``.
 
-    What ran is written even where a cell failed.
+    Where a cell failed, what ran is written too, but never over the notebook itself. A notebook
+    that is written over itself does not keep the injected cell; its first output names the values.
 
     Raises:
         RuntimeError: a cell failed; the message names notebook, cell and error.
@@ -109,11 +134,16 @@ def execute(path: Path, values: dict[str, Any], target: Path) -> None:
         try:
             client.execute(env=os.environ | {"PYTHONWARNINGS": "default::UserWarning:utils"})
         except CellExecutionError as error:
+            failed = FAILED / path.name if target == path else target
+            _write(notebook, failed)
             reason = str(error).strip().splitlines()[-1]
-            raise RuntimeError(f"{path.name} stopped: {reason}. See {target}") from error
-        finally:
-            tidy(notebook)
-            atomic_write(target, lambda file: nbformat.write(notebook, file))
+            raise RuntimeError(f"{path.name} stopped: {reason}. See {failed}") from error
+    _write(without_injected(notebook) if target == path else notebook, target)
+
+
+def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
+    tidy(notebook)
+    atomic_write(target, lambda file: nbformat.write(notebook, file))
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
@@ -143,27 +173,58 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     if unknown:
         raise ValueError(f"no notebooks for {', '.join(unknown)}; available: {', '.join(available)}")
     shared = dict(QUICK) if args.profile == "quick" else {}
-    shared |= {"profile": args.profile, "out_dir": str(args.out) if args.out else "", "split": args.split}
-    shared["ratios"] = list(DEFAULT_RATIOS[args.split])
+    split = args.split or "patient"
+    shared |= {"profile": args.profile, "out_dir": str(args.out) if args.out else "", "split": split}
+    shared["ratios"] = list(DEFAULT_RATIOS[split])
+    if args.out and args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out} is a file; give a folder")
     chosen = dict(_assignment(text) for text in args.set)
     steps = []
-    data = args.data or ("phantom" if args.profile == "quick" else str(DATASET_VARIABLES))
+    data = _data(args)
     if prepared(data):
         shared["data_dir"] = str(Path(data).resolve())
-    elif args.data or args.profile == "quick":
+    else:
+        check_source(data)
         shared["source"] = str(Path(data).resolve()) if Path(data).exists() else data
         steps.append((ROOT / "dataset" / "prepare_dataset.ipynb", shared | chosen))
-    else:
-        raise ValueError(f"no prepared data in {DATASET_VARIABLES}; say with --data where the images are")
     for name in models:
         for path in available[name]:
             own = QUICK_ATK if args.profile == "quick" and path.stem.endswith("_atk") else {}
             steps.append((path, shared | own | chosen))
-    names = set().union(*(parameters_of(nbformat.read(path, as_version=4)) for path, _ in steps))
-    if set(chosen) - names:
-        wrong = ", ".join(sorted(set(chosen) - names))
-        raise ValueError(f"--set {wrong}: no chosen notebook has this parameter; known: {', '.join(sorted(names))}")
+    known: dict[str, Any] = {}
+    for path, _ in steps:
+        known |= parameters_of(nbformat.read(path, as_version=4))
+    for name, value in chosen.items():
+        _check_setting(name, value, known)
     return steps
+
+
+def _data(args: argparse.Namespace) -> str:
+    if args.data == "":
+        raise ValueError("--data is empty; give a path, a Kaggle handle or phantom")
+    data = args.data or ("phantom" if args.profile == "quick" else str(DATASET_VARIABLES))
+    if not args.data and args.profile == "full" and not prepared(data):
+        raise ValueError(f"no prepared data in {DATASET_VARIABLES}; say with --data where the images are")
+    if args.split and prepared(data):
+        raise ValueError(f"{data} is split already; leave out --split, or give the images as --data")
+    return data
+
+
+def _check_setting(name: str, value: Any, known: dict[str, Any]) -> None:
+    """Refuse now what would stop a notebook after hours."""
+    if name in _OPTIONS:
+        raise ValueError(f"--set {name}: use {_OPTIONS[name]} instead")
+    if name not in known:
+        raise ValueError(f"--set {name}: no chosen notebook has this parameter; known: {', '.join(sorted(known))}")
+    default = known[name]
+    kinds = {bool: bool, int: int, float: (int, float), list: (list, tuple), str: (str, int)}[type(default)]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise ValueError(f"--set {name}={value}: expected a value like {default!r}")
+    if isinstance(default, list) and not all(isinstance(entry, int | float) for entry in value):
+        raise ValueError(f"--set {name}={value}: expected numbers like {default!r}")
+    radii = value if isinstance(value, list | tuple) else [value]
+    if name in ("epsilons", "Epsilon", "alphas", "Alpha") and not all(0 <= radius <= 1 for radius in radii):
+        raise ValueError(f"--set {name}={value}: pixel units are in [0, 1]; for k grey levels give k/255")
 
 
 def prepared(data: str) -> bool:
@@ -176,7 +237,10 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not equals or not name.isidentifier():
         raise ValueError(f"--set needs name=value, not {text!r}")
     try:
-        return name, ast.literal_eval(value)
+        tree = ast.parse(value, mode="eval")
+        if any(not isinstance(node, _CONSTANT_NODES) for node in ast.walk(tree)):
+            return name, value
+        return name, eval(compile(tree, "--set", "eval"), {"__builtins__": {}})  # constants and / only
     except (ValueError, SyntaxError):
         return name, value
 
@@ -190,7 +254,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="folder, archive, Kaggle handle, phantom, or a folder of prepared *_set.pt; "
         "default: phantom, or with --profile full what dataset/dataset_variables holds",
     )
-    parser.add_argument("--split", choices=PROTOCOLS, default="patient")
+    parser.add_argument("--split", choices=PROTOCOLS, help="default: patient")
     parser.add_argument("--out", type=Path, help="default: quick_run/, or with --profile full the repository itself")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks")
     args = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tarfile
 import tempfile
@@ -23,7 +24,12 @@ CLASSES = ("Non", "VeryMild", "Mild", "Moderate")
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 _ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 _SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
-_SPLIT_FOLDERS = ("train", "test")
+_SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -111,14 +117,18 @@ def load_source(source: str | Path, *, size: int | None = None) -> RawImages:
         ValueError: no class folders, an empty class, one class only, unreadable images, or an
             archive with members outside its own folder. The message names the path.
     """
+    if size is not None and not 16 <= size <= _LARGEST_SIDE:
+        raise ValueError(f"size must be 16 to {_LARGEST_SIDE} pixels, not {size}")
     if str(source) == "phantom":
         from utils.phantom import make_phantoms
 
         return make_phantoms(size=size)
-    if size is not None and size < 16:
-        raise ValueError(f"size must be at least 16 pixels, not {size}")
     with _as_folder(source) as folder:
-        return _load_folder(folder, name=_source_name(source), size=size)
+        try:
+            return _load_folder(folder, name=_source_name(source), size=size)
+        except ValueError as error:
+            # an archive's own path says more than that of the folder it was unpacked into
+            raise ValueError(str(error).replace(str(folder), str(source))) from error
 
 
 def _source_name(source: str | Path) -> str:
@@ -131,7 +141,7 @@ def _source_name(source: str | Path) -> str:
 @contextmanager
 def _as_folder(source: str | Path) -> Iterator[Path]:
     path = Path(source).expanduser()
-    if path.is_dir():
+    if str(source) and path.is_dir():
         yield path
     elif path.is_file():
         with tempfile.TemporaryDirectory(prefix="mri_") as target:
@@ -141,15 +151,37 @@ def _as_folder(source: str | Path) -> Iterator[Path]:
         yield _download(str(source))
 
 
-def _download(source: str) -> Path:
+def kaggle_handle(source: str) -> str:
+    """The Kaggle handle that a source means which is no path here.
+
+    Raises:
+        FileNotFoundError: it means none.
+    """
     name = "best_alzheimer_mri" if source == "kaggle" else source
     handle = DATA_SOURCES[name].kaggle if name in DATA_SOURCES else name.removeprefix("kaggle:")
-    if not re.fullmatch(r"[\w-]+/[\w-]+", handle):
+    mistyped = (
+        "/" in source
+        and not source.startswith("kaggle:")
+        and Path(source).parts[:1]
+        and Path(Path(source).parts[0]).exists()
+    )
+    if mistyped or not re.fullmatch(r"[\w-]+/[\w-]+", handle):
         raise FileNotFoundError(
             f"{source} is neither a folder, an archive, a Kaggle handle (owner/data-set), one of "
             f"{sorted(DATA_SOURCES)}, nor 'phantom'. Check the spelling, or use --source phantom "
             "to try everything without data."
         )
+    return handle
+
+
+def check_source(source: str | Path) -> None:
+    """Raise FileNotFoundError, without reading or downloading anything, if ``source`` can mean nothing."""
+    if str(source) != "phantom" and not Path(source).expanduser().exists():
+        kaggle_handle(str(source))
+
+
+def _download(source: str) -> Path:
+    handle = kaggle_handle(source)
     import kagglehub
 
     try:
@@ -167,31 +199,49 @@ def _extract(archive: Path, target: Path) -> None:
         raise ValueError(f"{archive} is not a folder nor one of {', '.join(_ARCHIVE_SUFFIXES)}")
     try:
         if archive.name.lower().endswith(".zip"):
-            with zipfile.ZipFile(archive) as opened:
-                _refuse_escapes(archive, opened.namelist())
-                opened.extractall(target)
+            _extract_zip(archive, target)
         else:
-            with tarfile.open(archive) as opened:
-                _refuse_escapes(archive, opened.getnames())
-                opened.extractall(target, filter="data")
-    except tarfile.FilterError as error:
-        raise ValueError(f"{archive} is not safe to unpack: {error}") from error
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+            _extract_tar(archive, target)
+    except (_UnsafeArchive, tarfile.FilterError) as error:
+        raise ValueError(
+            f"{archive} is not safe to unpack: {error}. Get the archive from its original place again."
+        ) from error
+    except Exception as error:  # a damaged archive makes the decompressors raise almost anything
         raise ValueError(f"{archive} could not be unpacked: {error}") from error
 
 
-def _refuse_escapes(archive: Path, members: list[str]) -> None:
-    for member in members:
-        parts = member.replace("\\", "/").split("/")
-        if member.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-            raise ValueError(
-                f"{archive} is not safe to unpack: its member {member!r} would land outside the "
-                "target folder. Get the archive from its original place again."
-            )
+class _UnsafeArchive(Exception):
+    pass
+
+
+def _extract_zip(archive: Path, target: Path) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        for member in opened.infolist():
+            member.filename = member.filename.replace("\\", "/")
+            _refuse_escape(member.filename)
+            opened.extract(member, target)
+
+
+def _extract_tar(archive: Path, target: Path) -> None:
+    with tarfile.open(archive) as opened:
+        for name in opened.getnames():
+            _refuse_escape(name)
+        # tarfile takes a broken header for the end of the archive; the real end is all zeros
+        opened.fileobj.seek(opened.offset)
+        end = opened.fileobj.read()
+        if len(end) < tarfile.BLOCKSIZE or any(end):
+            raise tarfile.ReadError("it is damaged or cut short")
+        opened.extractall(target, filter="data")
+
+
+def _refuse_escape(member: str) -> None:
+    parts = member.replace("\\", "/").split("/")
+    if member.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+        raise _UnsafeArchive(f"its member {member!r} would land outside the target folder")
 
 
 def _load_folder(folder: Path, *, name: str, size: int | None) -> RawImages:
-    class_folders = _find_class_folders(folder)
+    class_folders, notes = _find_class_folders(folder)
     classes = _class_order({canonical_class(path.name) for _, path in class_folders})
     rows = sorted(
         (file.relative_to(folder).as_posix(), canonical_class(path.name), split)
@@ -199,34 +249,43 @@ def _load_folder(folder: Path, *, name: str, size: int | None) -> RawImages:
         for file in _files(path)
     )
     paths = [row[0] for row in rows]
-    pictures = _decode_all(folder, paths)
-    pixels, notes = _stack(pictures, size)
+    _check_names(folder, paths)
+    pixels, resized = _stack(_decode_all(folder, paths), size)
     labels = np.array([classes.index(row[1]) for row in rows], dtype=np.int64)
-    raw = RawImages(pixels, labels, paths, classes, [row[2] for row in rows], name, notes=notes)
+    raw = RawImages(pixels, labels, paths, classes, [row[2] for row in rows], name, notes=notes + resized)
     raw.name = _recognise(raw) or name
     return raw
 
 
-def _find_class_folders(root: Path) -> list[tuple[str, Path]]:
+def _find_class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Pairs of split folder (or nothing) and class folder, and notes about what was passed over."""
     folder = root
-    while True:
-        children = [c for c in sorted(folder.iterdir()) if c.is_dir() and c.name[0] not in "._"]
-        by_name = {child.name.lower(): child for child in children}
-        if all(split in by_name for split in _SPLIT_FOLDERS):
-            pairs = [
-                (split, path)
-                for split in _SPLIT_FOLDERS
-                for path in sorted(by_name[split].iterdir())
-                if path.is_dir() and path.name[0] not in "._"
-            ]
-            break
-        if len(children) == 1 and not _files(children[0], deep=False):
-            folder = children[0]
-            continue
+    children = _folders(folder)
+    while len(children) == 1 and not _files(children[0], deep=False):
+        folder = children[0]
+        children = _folders(folder)
+    notes = []
+    if any(_SPLIT_FOLDERS.get(child.name.lower()) == "train" for child in children):
+        pairs = _split_folders(root, children)
+    else:
         pairs = [("", child) for child in children]
-        break
     _check_class_folders(root, pairs)
-    return pairs
+    if any(split == "validation" for split, _ in pairs):
+        notes.append("The validation folder was taken as part of the train folder.")
+        pairs = [("train" if split == "validation" else split, path) for split, path in pairs]
+    loose = [file for file in _files(folder, deep=False) if file.suffix.lower() in _IMAGE_SUFFIXES]
+    if loose:
+        notes.append(f"{len(loose)} images beside the class folders, such as {loose[0].name}, have no class: ignored.")
+    return pairs, notes
+
+
+def _split_folders(root: Path, children: list[Path]) -> list[tuple[str, Path]]:
+    names = [_SPLIT_FOLDERS.get(child.name.lower()) for child in children]
+    unknown = [child.name for child, name in zip(children, names) if name is None]
+    if unknown or len(set(names)) < len(names):
+        odd = ", ".join(unknown) or ", ".join(child.name for child in children)
+        raise ValueError(f"{root}: expected one train and one test folder beside each other, but there are also {odd}")
+    return [(name, path) for name, child in zip(names, children) for path in _folders(child)]
 
 
 def _check_class_folders(root: Path, pairs: list[tuple[str, Path]]) -> None:
@@ -236,21 +295,45 @@ def _check_class_folders(root: Path, pairs: list[tuple[str, Path]]) -> None:
     empty = [str(path) for _, path in pairs if not _files(path)]
     if empty:
         raise ValueError(f"class folder without images: {', '.join(empty)}. Fill or remove it.")
-    for split in {split for split, _ in pairs}:
+    nested = [str(path) for _, path in pairs if {canonical_class(c.name) for c in _folders(path)} & set(CLASSES)]
+    if nested:
+        raise ValueError(f"{nested[0]} should be a class folder but holds class folders; give that folder as source")
+    classes = {}
+    for split in sorted({split for split, _ in pairs}):
         names = [canonical_class(path.name) for s, path in pairs if s == split]
         doubled = [name for name, count in Counter(names).items() if count > 1]
         if doubled:
             raise ValueError(f"{root}: two folders mean the same class {doubled[0]}; merge them")
-    names = {canonical_class(path.name) for _, path in pairs}
+        classes[split] = set(names)
+    if len(set(map(frozenset, classes.values()))) > 1:
+        raise ValueError(f"{root}: train and test have different classes: {classes}")
     if len(names) < 2:
-        raise ValueError(f"{root} holds one class only ({names.pop()}); a classifier needs two")
+        raise ValueError(f"{root} holds one class only ({names[0]}); a classifier needs two")
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [child for child in sorted(folder.iterdir()) if child.is_dir() and child.name[0] not in "._"]
 
 
 def _files(folder: Path, *, deep: bool = True) -> list[Path]:
-    found = folder.rglob("*") if deep else folder.iterdir()
-    return [
-        path for path in found if path.is_file() and path.name[0] not in "._" and path.name.lower() not in _SYSTEM_FILES
-    ]
+    """Files that are meant, links followed; an unreadable folder or a broken link is an error."""
+    found: list[Path] = []
+    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        # a folder that links to one above it would never end
+        folders[:] = [f for f in folders if not Path(place).resolve().is_relative_to((Path(place) / f).resolve())]
+        folders[:] = [f for f in folders if f[0] not in "._"] if deep else []
+        found += [Path(place) / name for name in names if name[0] not in "._" and name.lower() not in _SYSTEM_FILES]
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise ValueError(f"{error.filename} cannot be read: {error.strerror}. Check its permissions.") from error
+
+
+def _check_names(folder: Path, paths: list[str]) -> None:
+    for path in paths:
+        if not path.isprintable():
+            raise ValueError(f"{folder}: the file name {path!r} has characters that no table can hold; rename it")
 
 
 def canonical_class(folder_name: str) -> str:
@@ -278,7 +361,7 @@ def _decode_all(folder: Path, paths: list[str]) -> list[np.ndarray]:
     def decode(path: str) -> np.ndarray | None:
         try:
             return decode_grey(folder / path)
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             bad.append(f"{path} ({error})")
             return None
 

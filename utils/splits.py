@@ -24,17 +24,17 @@ def check_ratios(protocol: str, ratios: tuple[float, ...] | None) -> tuple[float
 
     Raises:
         ValueError: unknown protocol, not three shares, a negative share, a sum other than 1, or an
-            empty train or (except for ``published``) test side.
+            empty side (but for ``published``, whose test folder is given).
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"split must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
     shares = tuple(float(share) for share in (ratios or DEFAULT_RATIOS[protocol]))
-    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if len(shares) != 3 or not all(share >= 0 for share in shares) or not abs(sum(shares) - 1) <= 1e-6:
         raise ValueError(f"ratios must be three shares >= 0 that sum to 1, not {shares}")
     if protocol == "published" and shares[2]:
         raise ValueError("the published split has its own test folder: the third ratio must be 0")
-    if shares[0] == 0 or (protocol != "published" and shares[2] == 0):
-        raise ValueError(f"train and test must not be empty, but the ratios are {shares}")
+    if 0 in shares[:2] or (protocol != "published" and shares[2] == 0):
+        raise ValueError(f"no side may be empty (validation chooses the weights), but the ratios are {shares}")
     return shares
 
 

@@ -62,17 +62,18 @@ def find_subjects(
     Args:
         pixels: uint8 array N x H x W.
         labels: int array N; used only to warn of groups with several labels.
-        known: patient ids where the source names them; pixels then only give the slice order.
+        known: patient ids where the source names them, ``UNKNOWN`` for images of nobody, which
+            count as synthetic; pixels then only give the slice order.
         threshold: correlation above which two images are linked, 0..1.
     """
     duplicate = find_duplicates(pixels)
-    synthetic, notes = find_synthetic(pixels)
-    if known is not None:
-        synthetic[:] = False
-        notes = []
+    if known is None:
+        synthetic, notes = find_synthetic(pixels)
+    else:
+        synthetic, notes = known == UNKNOWN, []
     real = np.flatnonzero(~synthetic & ~duplicate)
     features = pooled_features(pixels[real])
-    components = known[real] if known is not None else link(features, threshold)
+    components = known[real] if known is not None else link(features, mirrored_features(pixels[real]), threshold)
     subject = np.full(len(pixels), UNKNOWN, dtype=np.int64)
     order = np.full(len(pixels), UNKNOWN, dtype=np.int64)
     subject[real] = np.unique(components, return_inverse=True)[1]
@@ -137,18 +138,27 @@ def pooled_features(pixels: np.ndarray) -> np.ndarray:
     return features
 
 
-def link(features: np.ndarray, threshold: float = LINK_THRESHOLD) -> np.ndarray:
+def mirrored_features(pixels: np.ndarray) -> np.ndarray:
+    """:func:`pooled_features` of the images flipped left to right."""
+    return pooled_features(np.ascontiguousarray(pixels[:, :, ::-1]))
+
+
+def link(features: np.ndarray, mirrored: np.ndarray, threshold: float = LINK_THRESHOLD) -> np.ndarray:
     """Connected components of the graph that links images correlated above ``threshold``.
+
+    An image and its mirror image are of the same patient: augmented data sets hold such copies.
 
     Args:
         features: unit vectors, N x D, of :func:`pooled_features`.
+        mirrored: those of :func:`mirrored_features`.
 
     Returns:
         int array N of component ids, numbered by their first image.
     """
     rows, columns = [], []
     for start in range(0, len(features), _ROWS_AT_ONCE):
-        similar = features[start : start + _ROWS_AT_ONCE] @ features[start:].T > threshold
+        part = features[start : start + _ROWS_AT_ONCE]
+        similar = (part @ features[start:].T > threshold) | (part @ mirrored[start:].T > threshold)
         near, far = np.nonzero(similar)
         rows.append(near + start)
         columns.append(far + start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -106,6 +107,8 @@ class _Run:
     ) -> None:
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("no parameter of the model is trainable; set requires_grad or freeze('head')")
+        if len(splits.train) < 2 or not len(splits.validation):
+            raise ValueError("training needs two training images and one validation image; prepare other ratios")
         self.accelerator = Accelerator(mixed_precision=_precision())
         self.config, self.objective = config, objective
         self.folder = Path(folder) if folder else None
@@ -124,6 +127,8 @@ class _Run:
             "fingerprint": splits.info.get("fingerprint"),
             "backbone": model.backbone_name,
             "image_size": model.image_size,
+            "trainable": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
+            "start": _digest(model),
         }
         self.state = TrainState()
         self.best: dict[str, torch.Tensor] = {}
@@ -135,7 +140,9 @@ class _Run:
 
     @property
     def steps_an_epoch(self) -> int:
-        return math.ceil(len(self.data) / self.config.batch_size)
+        whole, rest = divmod(len(self.data), self.config.batch_size)
+        # BatchNorm cannot train on a single image, so a last batch of one is left out
+        return whole + (rest > 1)
 
     @property
     def selected_by(self) -> str:
@@ -289,6 +296,15 @@ class _Run:
             self.plain.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.best = saved["best"]
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of all weights, by which a run knows its own start again."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _precision() -> str:

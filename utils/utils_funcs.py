@@ -1,7 +1,7 @@
 """The one import of every notebook. No logic lives here: each name is defined in the module it comes from."""
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
-from utils.attacks import attack_mode, default_alpha, fgsm, pgd
+from utils.attacks import attack_mode, check_eps, default_alpha, fgsm, pgd
 from utils.augment import NO_AUGMENTATION, Augmentation
 from utils.checkpoints import load_checkpoint, read_record, save_checkpoint
 from utils.config import TrainConfig
@@ -72,6 +72,7 @@ __all__ = [
     "audit_table",
     "build_model",
     "check_against_record",
+    "check_eps",
     "default_alpha",
     "describe",
     "evaluate",

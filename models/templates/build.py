@@ -18,8 +18,11 @@ ROOT = TEMPLATES.parent.parent
 MODELS = {
     "resnet": {"BACKBONE": "resnet34", "TITLE": "ResNet34", "NOTEBOOK": "resnet"},
 }
-_CLEAN_MINUTES = "about 50 minutes on two CPU cores for 20 epochs at 64 pixels of the patient split; a GPU is faster."
-_ATK_MINUTES = "about one and a half hours on two CPU cores for 10 epochs at 64 pixels; a GPU is faster."
+_CLEAN_MINUTES = "about one minute an epoch on two CPU cores at 64 pixels with the patient split; a GPU is faster."
+_ATK_MINUTES = (
+    "about three minutes an epoch of hardening and twenty minutes of attacks on two CPU cores at 64 pixels with the\n"
+    "#   patient split; a GPU is faster."
+)
 
 
 def notebooks() -> dict[Path, nbformat.NotebookNode]:

@@ -52,7 +52,7 @@ workspace = uf.Workspace.open(out_dir, profile=profile, data_dir=data_dir)
 title = uf.BACKBONES[BACKBONE].title
 checkpoint, assets = workspace.checkpoint(title), workspace.assets(title)
 device = uf.pick_device()
-print(f"{title} on {device}")
+print(f"{title} on {device}; {num_epochs} epochs of batches of {batch_size}, {image_size} pixels, seed {seed}")
 
 # %% [markdown]
 # ## Data

@@ -60,7 +60,10 @@ title = uf.BACKBONES[BACKBONE].title
 hardened_title = f"{title}_atk"
 checkpoint, assets = workspace.checkpoint(hardened_title), workspace.assets(hardened_title)
 device = uf.pick_device()
-print(f"{title} on {device}")
+radii = [255 * uf.check_eps(eps) for eps in (*epsilons, Epsilon)]
+print(
+    f"{title} on {device}; radii {', '.join(f'{eps:.3g}' for eps in radii[:-1])} / 255; hardened at {radii[-1]:.3g}/255"
+)
 
 # %% [markdown]
 # ## Data
