@@ -156,7 +156,7 @@ def plot_robustness_curve(
     if chance is not None:
         axes[0, 0].axhline(100 * chance, color="grey", linestyle=":", label="most frequent class")
     axes[0, 0].axvline(0.005 * 255, color="grey", linewidth=0.8, alpha=0.6)
-    axes[0, 0].annotate("eps = .005", (0.005 * 255, 101), fontsize=8, color="grey", ha="center")
+    axes[0, 0].annotate(" eps = .005", (0.005 * 255, 101), fontsize=8, color="grey")
     axes[0, 0].set(xlabel="eps (grey levels of 255, L-infinity)", ylabel="robust accuracy (%)", ylim=(0, 106))
     axes[0, 0].legend()
     return _finish(figure, title, note)
