@@ -164,12 +164,13 @@ def test_tidy_drops_widgets_and_bars() -> None:
     cell.outputs = [
         nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "bar"}),
         nbformat.v4.new_output("stream", name="stderr", text="50%|#####"),
-        nbformat.v4.new_output("stream", name="stderr", text="UserWarning: alpha"),
+        nbformat.v4.new_output("stream", name="stderr", text=f"{ROOT}/utils/attacks.py:9: UserWarning: alpha"),
         nbformat.v4.new_output("execute_result", {"text/plain": "1"}),
     ]
     notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"widgets": {"state": 1}})
     tidy(notebook)
     assert len(cell.outputs) == 2 and "widgets" not in notebook.metadata
+    assert cell.outputs[0].text == "utils/attacks.py:9: UserWarning: alpha"
 
 
 SMALL = ("image_size=32", "num_epochs=1", "max_test_images=12", "num_iter=2", "train_steps=1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -147,12 +148,15 @@ def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drop what only lives with the kernel: widgets, progress bars, and the injected cell's traces."""
+    """Drop what only lives with the kernel or on this machine: widgets, progress bars, times, paths."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)
             cell.outputs = [output for output in cell.outputs if not _fleeting(output)]
+            for output in cell.outputs:
+                if output.output_type == "stream":
+                    output.text = re.sub(r"\S*/ipykernel_\d+/\d+\.py", "cell", output.text.replace(f"{ROOT}/", ""))
 
 
 def _fleeting(output: nbformat.NotebookNode) -> bool:

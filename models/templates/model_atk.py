@@ -186,7 +186,7 @@ if load_existing_params:
 else:
     hardened, _ = uf.load_checkpoint(pretrained, **fits)
 if not load_existing_params or train_loaded_model:
-    start = str((checkpoint if load_existing_params else pretrained).name)
+    start = f"checkpoints/{(checkpoint if load_existing_params else pretrained).name}"
     run = {"config": config, "objective": objective}
     result = uf.train(hardened, splits, folder=checkpoint, on_epoch=uf.print_epoch, **run)
     save = {"splits": splits, "result": result, "start": start, "note": note}
