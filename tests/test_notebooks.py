@@ -94,6 +94,7 @@ def test_command_line_refuses_what_it_does_not_know(capsys) -> None:
     assert main(["--models", "vgg"]) == 1 and "available: resnet" in capsys.readouterr().err
     assert main(["--set", "num_epoch=3"]) == 1 and "num_epochs" in capsys.readouterr().err
     assert main(["--set", "num_epochs"]) == 1 and "name=value" in capsys.readouterr().err
+    assert main(["--set-atk", "search_epochs=3"]) == 1 and "--set-atk search_epochs" in capsys.readouterr().err
 
 
 def test_plan_runs_preparation_first_unless_the_data_are_prepared(tmp_path: Path) -> None:
@@ -118,6 +119,12 @@ def test_settings_may_be_fractions() -> None:
         reproduce._arguments(["--set", "epsilons=[0, 1/255]", "--set", "Epsilon=2/255", "--set", "trainable=2"])
     )
     assert steps[-1][1]["epsilons"] == [0, 1 / 255] and steps[-1][1]["Epsilon"] == 2 / 255
+
+
+def test_settings_of_the_hardening_notebooks_leave_the_others_alone() -> None:
+    steps = plan(reproduce._arguments(["--set", "num_epochs=20", "--set-atk", "num_epochs=5"]))
+    epochs = {path.stem: values["num_epochs"] for path, values in steps}
+    assert epochs["resnet_model"] == 20 and epochs["resnet_model_atk"] == 5
 
 
 def test_data_and_folders_are_checked_before_anything_runs(tmp_path: Path, monkeypatch, capsys) -> None:

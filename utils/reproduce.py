@@ -183,6 +183,7 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     if args.out and args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; give a folder")
     chosen = dict(_assignment(text) for text in args.set)
+    chosen_atk = dict(_assignment(text) for text in args.set_atk)
     steps = []
     data = _data(args)
     if prepared(data):
@@ -193,13 +194,16 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
         steps.append((ROOT / "dataset" / "prepare_dataset.ipynb", shared | chosen))
     for name in models:
         for path in available[name]:
-            own = QUICK_ATK if args.profile == "quick" and path.stem.endswith("_atk") else {}
-            steps.append((path, shared | own | chosen))
-    known: dict[str, Any] = {}
-    for path, _ in steps:
-        known |= parameters_of(nbformat.read(path, as_version=4))
-    for name, value in chosen.items():
-        _check_setting(name, value, known)
+            attacks = path.stem.endswith("_atk")
+            own = QUICK_ATK if args.profile == "quick" and attacks else {}
+            steps.append((path, shared | own | chosen | (chosen_atk if attacks else {})))
+    for option, settings, suffix in (("--set", chosen, ""), ("--set-atk", chosen_atk, "_atk")):
+        known: dict[str, Any] = {}
+        for path, _ in steps:
+            if path.stem.endswith(suffix):
+                known |= parameters_of(nbformat.read(path, as_version=4))
+        for name, value in settings.items():
+            _check_setting(f"{option} {name}", name, value, known)
     return steps
 
 
@@ -214,21 +218,21 @@ def _data(args: argparse.Namespace) -> str:
     return data
 
 
-def _check_setting(name: str, value: Any, known: dict[str, Any]) -> None:
+def _check_setting(label: str, name: str, value: Any, known: dict[str, Any]) -> None:
     """Refuse now what would stop a notebook after hours."""
     if name in _OPTIONS:
-        raise ValueError(f"--set {name}: use {_OPTIONS[name]} instead")
+        raise ValueError(f"{label}: use {_OPTIONS[name]} instead")
     if name not in known:
-        raise ValueError(f"--set {name}: no chosen notebook has this parameter; known: {', '.join(sorted(known))}")
+        raise ValueError(f"{label}: no chosen notebook has this parameter; known: {', '.join(sorted(known))}")
     default = known[name]
     kinds = {bool: bool, int: int, float: (int, float), list: (list, tuple), str: (str, int)}[type(default)]
     if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise ValueError(f"--set {name}={value}: expected a value like {default!r}")
+        raise ValueError(f"{label}={value}: expected a value like {default!r}")
     if isinstance(default, list) and not all(isinstance(entry, int | float) for entry in value):
-        raise ValueError(f"--set {name}={value}: expected numbers like {default!r}")
+        raise ValueError(f"{label}={value}: expected numbers like {default!r}")
     radii = value if isinstance(value, list | tuple) else [value]
     if name in ("epsilons", "Epsilon", "alphas", "Alpha") and not all(0 <= radius <= 1 for radius in radii):
-        raise ValueError(f"--set {name}={value}: pixel units are in [0, 1]; for k grey levels give k/255")
+        raise ValueError(f"{label}={value}: pixel units are in [0, 1]; for k grey levels give k/255")
 
 
 def prepared(data: str) -> bool:
@@ -261,6 +265,13 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", choices=PROTOCOLS, help="default: patient")
     parser.add_argument("--out", type=Path, help="default: quick_run/, or with --profile full the repository itself")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks")
+    parser.add_argument(
+        "--set-atk",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="the same, for the hardening notebooks only",
+    )
     args = parser.parse_args(arguments)
     if args.out is None and args.profile == "quick":
         args.out = QUICK_FOLDER
