@@ -6,9 +6,11 @@ so that an attack perturbs the image itself and not a resized or normalised copy
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,25 +24,30 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Backbone:
-    """How to build one architecture.
+    """How to build one architecture. The functions take the module that ``build`` returned.
 
     Attributes:
         title: name of its folders in ``assets/`` and ``checkpoints/``.
-        build: function of the number of classes that returns a module with random weights whose
-            output are logits.
+        build: function of the number of classes and the image side that returns a module with random
+            weights whose output are logits.
         head: attribute path of the final classifier inside that module.
-        blocks: function of that module that returns its parts from input to output, the head left
-            out; freezing counts from the last.
-        cam_layers: function of that module that returns layers for Grad-CAM, the deepest first.
-        pretrained: function that downloads, verifies and returns ImageNet weights (head included).
+        blocks: returns its parts from input to output, the head left out; freezing counts from the last.
+        cam_layers: returns layers for Grad-CAM, the deepest first.
+        pretrained: downloads, verifies and returns published weights, with or without a head.
+        patch: the image side must be a multiple of it.
+        adapt: fits foreign weights to the module's image side.
+        cam_map: turns what a layer of ``cam_layers`` gives into N x C x H x W.
     """
 
     title: str
-    build: Callable[[int], nn.Module]
+    build: Callable[[int, int], nn.Module]
     head: str
     blocks: Callable[[nn.Module], list[nn.Module]]
     cam_layers: Callable[[nn.Module], list[nn.Module]]
     pretrained: Callable[[], dict[str, torch.Tensor]]
+    patch: int = 1
+    adapt: Callable[[dict[str, torch.Tensor], nn.Module], dict[str, torch.Tensor]] = lambda state, _: state
+    cam_map: Callable[[torch.Tensor], torch.Tensor] = lambda output: output
 
 
 def _torchvision_weights(name: str) -> Callable[[], dict[str, torch.Tensor]]:
@@ -48,17 +55,73 @@ def _torchvision_weights(name: str) -> Callable[[], dict[str, torch.Tensor]]:
     return lambda: weights.get_state_dict(progress=True, check_hash=True)
 
 
+DINOV2 = "vit_small_patch14_dinov2.lvd142m"
+
+
+def _timm(**options: Any) -> nn.Module:
+    import timm  # slow to import; the CNNs do without
+
+    return timm.create_model(DINOV2, num_classes=0, **options)
+
+
+def _build_dinov2(num_classes: int, image_size: int) -> nn.Module:
+    net = _timm(img_size=image_size)
+    net.head = nn.Sequential(nn.Linear(net.num_features, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, num_classes))
+    return net
+
+
+def _dinov2_blocks(net: nn.Module) -> list[nn.Module]:
+    embedding = nn.ModuleList([net.patch_embed, nn.ParameterList([net.pos_embed, net.cls_token])])
+    *inner, last = net.blocks
+    return [embedding, *inner, nn.ModuleList([last, net.norm])]
+
+
+def _resample_positions(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torch.Tensor]:
+    """Position embeddings of another image side, interpolated to the one of ``net``."""
+    from timm.layers import resample_abs_pos_embed
+
+    positions = state.get("pos_embed")
+    if positions is None or positions.shape == net.pos_embed.shape:
+        return state
+    return state | {"pos_embed": resample_abs_pos_embed(positions, list(net.patch_embed.grid_size))}
+
+
+def _patches_as_map(tokens: torch.Tensor) -> torch.Tensor:
+    """N x (1 + side * side) x C tokens without the class token, as N x C x side x side."""
+    patches = tokens[:, 1:]
+    side = math.isqrt(patches.shape[1])
+    return patches.transpose(1, 2).unflatten(2, (side, side))
+
+
+# To add a backbone, add an entry: title, how to build it, where its head is, and its blocks.
 BACKBONES: dict[str, Backbone] = {
+    "dino_v2": Backbone(
+        title="DINOv2",
+        build=_build_dinov2,
+        head="head",
+        blocks=_dinov2_blocks,
+        # the output of net.norm reaches the logits through the class token alone: its map would be zero
+        cam_layers=lambda net: [net.blocks[-1].norm1],
+        pretrained=lambda: _timm(pretrained=True).state_dict(),
+        patch=14,
+        adapt=_resample_positions,
+        cam_map=_patches_as_map,
+    ),
     "resnet34": Backbone(
         title="ResNet34",
-        build=lambda num_classes: torchvision.models.resnet34(num_classes=num_classes),
+        build=lambda num_classes, _: torchvision.models.resnet34(num_classes=num_classes),
         head="fc",
-        blocks=lambda net: [
-            nn.ModuleList([net.conv1, net.bn1]),
-            *(net.layer1, net.layer2, net.layer3, net.layer4),
-        ],
+        blocks=lambda net: [nn.ModuleList([net.conv1, net.bn1]), net.layer1, net.layer2, net.layer3, net.layer4],
         cam_layers=lambda net: [net.layer4[-1], net.layer3[-1], net.layer2[-1]],
         pretrained=_torchvision_weights("resnet34"),
+    ),
+    "efficientnet_b0": Backbone(
+        title="EfficientNetB0",
+        build=lambda num_classes, _: torchvision.models.efficientnet_b0(num_classes=num_classes),
+        head="classifier",
+        blocks=lambda net: list(net.features),
+        cam_layers=lambda net: [net.features[8], net.features[5], net.features[3]],
+        pretrained=_torchvision_weights("efficientnet_b0"),
     ),
 }
 
@@ -73,7 +136,8 @@ class MRIClassifier(nn.Module):
     Args:
         backbone: key of ``BACKBONES``.
         num_classes: number of logits, at least 2.
-        image_size: side in pixels of the square that the backbone sees.
+        image_size: side in pixels of the square that the backbone sees; one that cuts images into
+            patches takes the next multiple of its patch.
 
     Raises:
         ValueError: unknown backbone, fewer than two classes, or a side below 32 pixels.
@@ -89,10 +153,12 @@ class MRIClassifier(nn.Module):
             raise ValueError(f"image_size must be at least 32 pixels, not {image_size}")
         self.backbone_name = backbone
         self.num_classes = num_classes
-        self.image_size = image_size
+        patch = BACKBONES[backbone].patch
+        self.image_size = -(-image_size // patch) * patch
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
-        self.backbone = BACKBONES[backbone].build(num_classes).to(memory_format=torch.channels_last)
+        self.backbone = BACKBONES[backbone].build(num_classes, self.image_size)
+        self.backbone.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits, N x num_classes, of images N x 1 x H x W or N x 3 x H x W in [0, 1]."""
@@ -143,6 +209,10 @@ class MRIClassifier(nn.Module):
         """Layers whose activations Grad-CAM can weigh, the deepest first."""
         return BACKBONES[self.backbone_name].cam_layers(self.backbone)
 
+    def cam_map(self, output: torch.Tensor) -> torch.Tensor:
+        """What one of ``cam_layers`` gives, as N x C x H x W."""
+        return BACKBONES[self.backbone_name].cam_map(output)
+
 
 def build_model(
     backbone: str,
@@ -158,9 +228,10 @@ def build_model(
         backbone: key of ``BACKBONES``.
         num_classes: number of logits.
         image_size: side in pixels of the backbone's input.
-        weights: ``scratch`` (random), ``pretrained`` (ImageNet, downloaded and verified by the
-            library that publishes them), or the path of a ``.safetensors`` or ``.pth`` file with
-            either a whole classifier or a backbone without its head.
+        weights: ``scratch`` (random), ``pretrained`` (downloaded and verified by the library
+            that publishes them: ImageNet for the CNNs, LVD-142M for DINOv2), or the path of a
+            ``.safetensors`` or ``.pth`` file with either a whole classifier or a backbone without
+            its head.
         trainable: see :meth:`MRIClassifier.freeze`.
 
     Raises:
@@ -226,11 +297,13 @@ def load_backbone(model: MRIClassifier, state: dict[str, torch.Tensor], *, origi
     Raises:
         ValueError: anything but the head is missing, unknown or of another shape.
     """
-    head = BACKBONES[model.backbone_name].head + "."
+    backbone = BACKBONES[model.backbone_name]
+    head = backbone.head + "."
     body = {key: value for key, value in state.items() if not key.startswith(head)}
     try:
+        body = backbone.adapt(body, model.backbone)
         missing, unexpected = model.backbone.load_state_dict(body, strict=False)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"{origin} does not fit {model.backbone_name}: {error}") from error
     missing = [key for key in missing if not key.startswith(head)]
     if missing or unexpected:

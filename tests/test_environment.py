@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -21,7 +20,8 @@ def _pins(name: str) -> dict[str, Requirement]:
 
 def test_colab_has_the_same_pins_without_what_colab_brings() -> None:
     everything, colab = _pins("requirements.txt"), _pins("requirements-colab.txt")
-    assert set(everything) - set(colab) == {"torch", "torchvision", "numpy"}
+    # notebook and ipywidgets: Colab is built on its own releases of them
+    assert set(everything) - set(colab) == {"torch", "torchvision", "numpy", "notebook", "ipywidgets"}
     assert all(str(everything[name]) == str(pin) for name, pin in colab.items())
 
 
@@ -42,25 +42,6 @@ def test_nothing_is_dragged_down_and_nothing_conflicts() -> None:
     assert metadata.version("torchattacks") == "3.3.0"
     result = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
     assert result.returncode == 0 or "No module named pip" in result.stderr, result.stdout
-
-
-def test_ci_runs_the_readmes_test_command() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(r"^python -m pytest", readme, re.M) and "README.md" in (ROOT / ".ci" / "run").read_text()
-
-
-def test_every_command_of_the_readme_parses() -> None:
-    """Commands with --help appended: module names and the existence of every flag that is shown."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^python -m (utils\.\w+|models\.templates\.build)(.*)$", readme.replace("\\\n", " "), re.M)
-    assert {"utils.prepare", "utils.reproduce"} <= {module for module, _ in commands}
-    for module, rest in commands:
-        flags = re.findall(r"--[a-z-]+", rest)
-        if not flags:
-            continue
-        command = [sys.executable, "-m", module, "--help"]
-        usage = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert all(flag in usage for flag in flags), (module, rest)
 
 
 def test_leak_table_of_the_readme_is_its_record() -> None:

@@ -56,6 +56,59 @@ def test_frozen_batchnorm_keeps_its_statistics() -> None:
     assert model.freeze("all").train().backbone.bn1.training
 
 
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_freezing_reaches_every_parameter_of_each_backbone(backbone: str) -> None:
+    model = build_model(backbone, image_size=32)
+    counts = []
+    for trainable in ("head", *range(len(BACKBONES[backbone].blocks(model.backbone)) + 1)):
+        model.freeze(trainable)
+        counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
+        assert parameter_table(model).loc["total", "trainable (M)"] == pytest.approx(counts[-1] / 1e6, abs=2e-3)
+    assert counts[0] == counts[1] and counts == sorted(counts) and len(set(counts)) == len(counts) - 1
+    assert counts[-1] == sum(p.numel() for p in model.parameters())
+
+
+def test_dinov2_takes_the_next_multiple_of_its_patch() -> None:
+    assert [build_model("dino_v2", image_size=side).image_size for side in (56, 64, 224)] == [56, 70, 224]
+
+
+def test_dinov2_weights_of_another_size_are_resampled(tmp_path: Path) -> None:
+    large = build_model("dino_v2", image_size=112)
+    body = {k: v.half().contiguous() for k, v in large.backbone.state_dict().items() if not k.startswith("head.")}
+    save_file(body, tmp_path / "encoder.safetensors")
+    small = build_model("dino_v2", image_size=56, weights=tmp_path / "encoder.safetensors")
+    assert small.backbone.pos_embed.shape == (1, 17, 384)
+    # resampling keeps the mean of a smooth map and every other weight
+    assert torch.equal(small.backbone.blocks[3].mlp.fc1.weight.half(), body["blocks.3.mlp.fc1.weight"])
+    same = build_model("dino_v2", image_size=112, weights=tmp_path / "encoder.safetensors")
+    assert torch.equal(same.backbone.pos_embed.half(), body["pos_embed"])
+
+
+def test_dinov2_pretrained_downloads_by_timm_and_fails_at_once_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    published = {k: torch.full_like(v, 0.25) for k, v in def_models._timm().state_dict().items()}
+    asked = []
+
+    def deliver(name: str, *_args, **options):
+        asked.append((name, options))
+        return published
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", deliver)
+    monkeypatch.setattr("timm.models._builder.has_hf_hub", lambda *_args, **_options: True)
+    model = build_model("dino_v2", image_size=56, weights="pretrained")
+    assert "vit_small_patch14_dinov2.lvd142m" in asked[0][0] and asked[0][1]["weights_only"]
+    assert (
+        torch.allclose(model.backbone.pos_embed, torch.tensor(0.25))
+        and not (model.backbone.head[0].weight == 0.25).any()
+    )
+
+    def refuse(*_args, **_options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", refuse)
+    with pytest.raises(ConnectionError, match="no route to host.*scratch"):
+        build_model("dino_v2", weights="pretrained")
+
+
 @pytest.mark.parametrize("trainable", ["tail", 6, -1])
 def test_bad_trainable(trainable) -> None:
     with pytest.raises(ValueError, match="trainable must be"):
@@ -83,7 +136,7 @@ def test_pretrained_without_network_fails_with_what_to_do(monkeypatch: pytest.Mo
 
 
 def test_pretrained_weights_arrive_and_the_head_stays_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    published = {k: torch.full_like(v, 0.5) for k, v in BACKBONES["resnet34"].build(1000).state_dict().items()}
+    published = {k: torch.full_like(v, 0.5) for k, v in BACKBONES["resnet34"].build(1000, 224).state_dict().items()}
     asked = {}
 
     def deliver(url: str, **options):
@@ -124,7 +177,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, resnet: nn.Module) 
 
 
 def test_adding_a_backbone_takes_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(num_classes: int) -> nn.Module:
+    def build(num_classes: int, image_size: int) -> nn.Module:
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         net.add_module("out", nn.Linear(4, num_classes))
         return net
@@ -136,13 +189,36 @@ def test_adding_a_backbone_takes_one_entry(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("trainable", ["all", "head"])
-def test_grad_cam(trainable: str, splits) -> None:
-    model = build_model("resnet34", image_size=64, trainable=trainable).train()
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_grad_cam(backbone: str, trainable: str, splits) -> None:
+    torch.manual_seed(0)
+    model = build_model(backbone, image_size=64, trainable=trainable).train()
     images = splits.test.pixels(slice(0, 3))
     maps = grad_cam(model, images, torch.tensor([0, 1, 2]))
     assert maps.shape == (3, 128, 128) and maps.min() >= 0 and maps.max() <= 1 and maps.std() > 0
     assert model.training and all(p.grad is None for p in model.parameters())
-    assert pick_layer(model, images) is model.backbone.layer2[-1]
-    big = build_model("resnet34", image_size=224)
-    assert pick_layer(big, images) is big.backbone.layer4[-1]
-    assert [len(images) for _, images, _, _ in explain_rows(model.eval(), splits.test, n=3)][-1] <= 3
+
+
+def test_grad_cam_reads_the_deepest_layer_that_is_fine_enough(splits) -> None:
+    images = splits.test.pixels(slice(0, 3))
+    for backbone, small, big in (("resnet34", "layer2.3", "layer4.2"), ("efficientnet_b0", "features.3", "features.8")):
+        for size, name in ((64, small), (224, big)):
+            model = build_model(backbone, image_size=size).eval()
+            assert pick_layer(model, images) is model.backbone.get_submodule(name)
+    assert [len(images) for _, images, _, _ in explain_rows(model, splits.test, n=3)][-1] <= 3
+
+
+def test_grad_cam_of_the_vit_keeps_each_patch_in_its_place() -> None:
+    torch.manual_seed(0)
+    model = build_model("dino_v2", image_size=56).eval()
+    image = torch.rand(1, 1, 56, 56)
+    tokens = model.backbone.forward_features(torch.rand(1, 3, 56, 56))
+    assert model.cam_map(tokens).shape == (1, 384, 4, 4)
+    assert torch.equal(model.cam_map(tokens)[0, :, 1, 2], tokens[0, 1 + 4 + 2])
+    assert grad_cam(model, image).max() > 0
+
+
+def test_the_last_norm_of_the_vit_would_explain_nothing() -> None:
+    torch.manual_seed(0)
+    model = build_model("dino_v2", image_size=56).eval()
+    assert (grad_cam(model, torch.rand(1, 1, 56, 56), layer=model.backbone.norm) == 0).all()

@@ -1,31 +1,43 @@
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shutil
+import sys
+import time
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT
+from torch import nn
 
+from models import def_models
+from models.def_models import Backbone
+from models.templates import build
 from models.templates.build import notebooks
-from utils import reproduce, utils_funcs
-from utils.reproduce import execute, inject, main, parameters_of, plan, tidy
+from utils import figures, reproduce, utils_funcs
+from utils.paths import write_json
+from utils.prepare import group_by_subject, split_and_save
+from utils.reproduce import execute, inject, main, parameters_of, plan, run, tidy
 from utils.workspace import Workspace
 
 COMMITTED = [ROOT / "dataset" / "prepare_dataset.ipynb", *sorted((ROOT / "models").glob("*.ipynb"))]
-ASSETS = {
-    "ResNet34": {
-        "accuracy_curve",
-        "adversarial_examples_fgsm",
-        "adversarial_examples_pgd",
-        "confusion_matrix",
-        "grad_cam",
-        "loss_curve",
-        "robustness_curve",
-    },
-    "Dataset": {"contact_sheet", "leak_audit"},
+FIGURES = {
+    "accuracy_curve",
+    "adversarial_examples_fgsm",
+    "adversarial_examples_pgd",
+    "confusion_matrix",
+    "grad_cam",
+    "loss_curve",
+    "robustness_curve",
 }
-ASSETS["ResNet34_atk"] = ASSETS["ResNet34"]
+CLEAN = ("DINOv2", "ResNet34", "EfficientNetB0")
+HARDENED = tuple(f"{title}_atk" for title in CLEAN)
+MODEL_NOTEBOOKS = sorted((ROOT / "models").glob("*_model*.ipynb"))
 
 
 def test_rebuilding_changes_no_source() -> None:
@@ -56,11 +68,55 @@ def test_form_of_the_committed_notebooks(path: Path) -> None:
     assert {"seed", "profile", "out_dir", "data_dir"} <= set(parameters_of(notebook))
 
 
-def test_the_missions_parameters_are_there() -> None:
-    clean, attack = (parameters_of(nbformat.read(ROOT / "models" / f"resnet_model{x}.ipynb", 4)) for x in ("", "_atk"))
-    shared = {"load_existing_hyperparams", "load_existing_params", "train_loaded_model", "num_epochs"}
-    assert shared | {"n_trials"} <= set(clean)
-    assert shared | {"pretrained_model_path", "Epsilon", "Alpha", "num_iter", "adv_weight", "epsilons"} <= set(attack)
+def test_every_notebook_of_the_mission_is_there() -> None:
+    names = {f"{name}_model{suffix}" for name in ("dino_v2", "resnet", "efficientnet") for suffix in ("", "_atk")}
+    assert {path.stem for path in COMMITTED} == names | {"results", "prepare_dataset"}
+
+
+@pytest.mark.parametrize("path", MODEL_NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_missions_parameters_are_there(path: Path) -> None:
+    parameters = set(parameters_of(nbformat.read(path, 4)))
+    shared = {"load_existing_hyperparams", "load_existing_params", "train_loaded_model", "num_epochs", "n_trials"}
+    assert shared | {"augmentation_strength"} <= parameters
+    if path.stem.endswith("_atk"):
+        assert {"pretrained_model_path", "Epsilon", "Alpha", "num_iter", "adv_weight", "epsilons"} <= parameters
+
+
+def test_setup_is_the_same_everywhere_and_each_badge_opens_its_own_notebook(monkeypatch) -> None:
+    setups = set()
+    for path in COMMITTED:
+        cells = nbformat.read(path, as_version=4).cells
+        setups.add(next(c.source for c in cells if "sys.path.insert" in c.source))
+        assert cells[0].source.startswith("[![Open in Colab]")
+    assert len(setups) == 1
+    monkeypatch.setattr(build, "REPOSITORY", "https://github.com/owner/name")
+    for path, fresh in notebooks().items():
+        place = path.relative_to(ROOT).as_posix()
+        assert f"(https://colab.research.google.com/github/owner/name/blob/main/{place})" in fresh.cells[0].source
+        assert 'REPOSITORY = "https://github.com/owner/name"' in "".join(c.source for c in fresh.cells)
+
+
+def test_setup_fetches_the_repository_on_colab(tmp_path: Path, monkeypatch) -> None:
+    source = (ROOT / "models" / "templates" / "setup.py").read_text().split("# %%\n")[-1]
+    ran = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with pytest.raises(FileNotFoundError, match="inside a clone"):
+        exec(source.replace("__REPOSITORY__", ""), {})
+    monkeypatch.setitem(sys.modules, "google.colab", sys)
+    with pytest.raises(ValueError, match="REPOSITORY"):
+        exec(source.replace("__REPOSITORY__", ""), {})
+
+    def fake(command: list, check: bool) -> None:
+        ran.append([str(part) for part in command])
+        (tmp_path / "repository").mkdir(exist_ok=True)
+
+    monkeypatch.setattr("subprocess.run", fake)
+    exec(source.replace("__REPOSITORY__", "https://github.com/owner/name"), {})
+    assert ran[0][:2] == ["git", "clone"] and ran[0][-2] == "https://github.com/owner/name"
+    assert ran[1][-1].endswith("requirements-colab.txt") and sys.path[0].endswith("repository")
+    exec(source.replace("__REPOSITORY__", ""), {})
+    assert len(ran) == 2
 
 
 def test_notebooks_import_only_what_utils_funcs_exports() -> None:
@@ -68,8 +124,7 @@ def test_notebooks_import_only_what_utils_funcs_exports() -> None:
         source = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
         imported = {line for line in source.splitlines() if line.startswith(("from utils", "from models"))}
         assert imported == {"from utils import utils_funcs as uf"}
-        used = {part.split("(")[0].split(")")[0].split(".")[0] for part in source.replace("\n", " ").split("uf.")[1:]}
-        names = {name.strip(" ,[]:*}").split(" ")[0].split(",")[0].split("[")[0] for name in used}
+        names = set(re.findall(r"\buf\.(\w+)", source))
         assert names <= set(utils_funcs.__all__), names - set(utils_funcs.__all__)
 
 
@@ -91,19 +146,23 @@ def test_injection_follows_the_parameters_and_ignores_foreign_names() -> None:
 
 
 def test_command_line_refuses_what_it_does_not_know(capsys) -> None:
-    assert main(["--models", "vgg"]) == 1 and "available: resnet" in capsys.readouterr().err
+    assert main(["--models", "vgg"]) == 1 and "available: dino_v2" in capsys.readouterr().err
     assert main(["--set", "num_epoch=3"]) == 1 and "num_epochs" in capsys.readouterr().err
     assert main(["--set", "num_epochs"]) == 1 and "name=value" in capsys.readouterr().err
-    assert main(["--set-atk", "search_epochs=3"]) == 1 and "--set-atk search_epochs" in capsys.readouterr().err
+    assert main(["--set-atk", "weights=scratch"]) == 1 and "--set-atk weights" in capsys.readouterr().err
 
 
 def test_plan_runs_preparation_first_unless_the_data_are_prepared(tmp_path: Path) -> None:
     steps = plan(reproduce._arguments(["--out", str(tmp_path), "--split", "published"]))
-    assert [path.name for path, _ in steps] == ["prepare_dataset.ipynb", "resnet_model.ipynb", "resnet_model_atk.ipynb"]
+    names = [path.stem for path, _ in steps]
+    assert names[0] == "prepare_dataset" and names[-1] == "results" and len(names) == 8
+    assert all(names.index(name) < names.index(f"{name}_atk") for name in names if name.endswith("_model"))
     assert steps[0][1]["ratios"] == [0.8, 0.2, 0.0] and steps[0][1]["source"] == "phantom"
     (tmp_path / "train_set.pt").touch()
     steps = plan(reproduce._arguments(["--data", str(tmp_path), "--profile", "full", "--set", "Epsilon=0.01"]))
-    assert len(steps) == 2 and steps[0][1]["data_dir"] == str(tmp_path) and steps[1][1]["Epsilon"] == 0.01
+    assert len(steps) == 7 and steps[0][1]["data_dir"] == str(tmp_path) and steps[1][1]["Epsilon"] == 0.01
+    steps = plan(reproduce._arguments(["--data", str(tmp_path), "--models", "resnet", "--skip-results"]))
+    assert [path.stem for path, _ in steps] == ["resnet_model", "resnet_model_atk"]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +198,8 @@ def test_data_and_folders_are_checked_before_anything_runs(tmp_path: Path, monke
         assert main(arguments) == 1 and word in capsys.readouterr().err
     (tmp_path / "train_set.pt").touch()
     assert main(["--profile", "full", "--split", "random"]) == 1 and "split already" in capsys.readouterr().err
-    steps = plan(reproduce._arguments(["--profile", "full"]))
-    assert [path.stem for path, _ in steps] == ["resnet_model", "resnet_model_atk"]
+    assert main(["--jobs", "0"]) == 1 and "at least 1" in capsys.readouterr().err
+    assert "prepare_dataset" not in {path.stem for path, _ in plan(reproduce._arguments(["--profile", "full"]))}
 
 
 def test_a_second_run_does_not_see_the_settings_of_the_first() -> None:
@@ -180,41 +239,203 @@ def test_tidy_drops_widgets_and_bars() -> None:
     assert cell.outputs[0].text == "utils/attacks.py:9: UserWarning: alpha"
 
 
-SMALL = ("image_size=32", "num_epochs=1", "max_test_images=12", "num_iter=2", "train_steps=1")
+def _notebook(folder: Path, name: str, source: str) -> Path:
+    parameters = nbformat.v4.new_code_cell("x = 1", metadata={"tags": ["parameters"]})
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(source)]), path)
+    return path
+
+
+def test_notebooks_run_beside_each_other_and_after_what_they_need(tmp_path: Path, monkeypatch) -> None:
+    note = "import os, time\nwith open('order', 'a') as f: f.write('{0} ')\n"
+    sources = {
+        "a_model": note.format("a") + "time.sleep(2)\nopen('a_done', 'w').close()",
+        "b_model": note.format("b") + "assert os.environ['OMP_NUM_THREADS']\ntime.sleep(2)",
+        "a_model_atk": note.format("a_atk") + "assert os.path.exists('a_done')",
+        "results": note.format("results"),
+    }
+    paths = {name: _notebook(tmp_path, name, source) for name, source in sources.items()}
+    monkeypatch.setattr(reproduce, "RESULTS", paths["results"])
+    run([(path, {}) for path in paths.values()], out=tmp_path / "out", jobs=2)
+    order = (tmp_path / "order").read_text().split()
+    assert sorted(order[:2]) == ["a", "b"] and order[2:] == ["a_atk", "results"]
+    assert len(list((tmp_path / "out" / "notebooks").glob("*.ipynb"))) == 4
+
+
+def test_a_failure_stops_what_runs_beside_it_and_what_needs_it(tmp_path: Path) -> None:
+    slow = _notebook(tmp_path, "a_model", "import time\ntime.sleep(60)")
+    broken = _notebook(tmp_path, "b_model", "1 / 0")
+    after = _notebook(tmp_path, "b_model_atk", "open('ran', 'w').close()")
+    begun = time.perf_counter()
+    with pytest.raises(RuntimeError, match="b_model.ipynb stopped.*division"):
+        run([(path, {}) for path in (slow, broken, after)], out=tmp_path / "out", jobs=2)
+    assert time.perf_counter() - begun < 45 and not (tmp_path / "ran").exists()
+
+
+SMALL = {"image_size": 32, "num_epochs": 1, "max_test_images": 12, "num_iter": 2, "train_steps": 1}
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All eight notebooks, as the README's first command runs them, only smaller."""
     folder = tmp_path_factory.mktemp("quick")
-    settings = [text for pair in SMALL for text in ("--set", pair)]
+    settings = [text for name, value in SMALL.items() for text in ("--set", f"{name}={value}")]
+    settings += ["--set", "validation_images=8"]
     assert main(["--profile", "quick", "--out", str(folder), *settings]) == 0
     return folder
 
 
 def test_quick_run_makes_every_figure_and_record(quick: Path) -> None:
-    for model, names in ASSETS.items():
-        assert {path.stem for path in (quick / "assets" / model).glob("*.png")} == names
-    for model in ("ResNet34", "ResNet34_atk"):
-        record = json.loads((quick / "checkpoints" / model / "record.json").read_text())
+    for title in (*CLEAN, *HARDENED, "Ensemble"):
+        made = {path.stem for path in (quick / "assets" / title).glob("*.png")}
+        assert made - {"optuna_history", "optuna_importance"} == FIGURES, title
+        record = json.loads((quick / "checkpoints" / title / "record.json").read_text())
         assert record["note"] == "quick run: these numbers mean nothing"
         assert record["test"]["image"]["n"] == 12 and set(record["robustness"]) == {"FGSM", "PGD-2"}
         clean = record["robustness"]["FGSM"]["robust_accuracy"][0]
         assert clean == pytest.approx(record["test"]["image"]["accuracy"])
+    assert {path.stem for path in (quick / "assets" / "Dataset").glob("*.png")} == {"contact_sheet", "leak_audit"}
+    assert (quick / "assets" / "DINOv2" / "optuna_history.png").is_file()
+    assert {path.stem for path in (quick / "notebooks").glob("*.ipynb")} == {path.stem for path in COMMITTED}
     for path in sorted((quick / "notebooks").glob("*.ipynb")):
         assert "widgets" not in nbformat.read(path, as_version=4).metadata
 
 
-def test_load_flags_reuse_train_on_or_start_anew(quick: Path) -> None:
-    data = ["--data", str(quick / "data"), "--out", str(quick), "--models", "resnet"]
-    weights = quick / "checkpoints" / "ResNet34" / "weights.safetensors"
-    before = weights.read_bytes()
-    settings = [text for pair in (*SMALL, "load_existing_params=True") for text in ("--set", pair)]
-    assert main([*data, *settings]) == 0
-    assert weights.read_bytes() == before
+def test_the_vote_is_over_the_hardened_models_by_every_rule(quick: Path) -> None:
+    vote = json.loads((quick / "checkpoints" / "Ensemble" / "record.json").read_text())["vote"]
+    assert vote["members"] == list(HARDENED) and set(vote["rules"]) == {"soft", "hard", "weighted"}
+    assert sum(vote["weights"]["weighted"]) == pytest.approx(1)
 
 
-def test_missing_data_and_models_say_what_to_do(tmp_path: Path, capsys) -> None:
-    notebook = ROOT / "models" / "resnet_model.ipynb"
-    values = {"out_dir": str(tmp_path), "profile": "quick"}
-    with pytest.raises(RuntimeError, match="utils.prepare"):
-        execute(notebook, values, tmp_path / "out.ipynb")
+def test_figures_are_drawn_again_from_records(quick: Path, capsys) -> None:
+    before = {path: plt.imread(path) for path in sorted((quick / "assets").glob("*/*.png"))}
+    before = {path: pixels for path, pixels in before.items() if path.parent.name != "Dataset"}
+    for path in before:
+        path.unlink()
+    assert figures.main(["--root", str(quick), "--data", str(quick / "data")]) == 0
+    assert {line for line in capsys.readouterr().out.splitlines() if line} == {str(path) for path in before}
+    for path, pixels in before.items():
+        assert np.array_equal(plt.imread(path), pixels), path
+    (quick / "assets" / "ResNet34" / "loss_curve.png").unlink()
+    assert figures.main(["--root", str(quick), "--models", "ResNet34"]) == 0
+    assert (quick / "assets" / "ResNet34" / "loss_curve.png").is_file()
+
+
+def test_hero_figure_comes_with_its_record(quick: Path, capsys) -> None:
+    arguments = ["--root", str(quick), "--hero", "ResNet34"]
+    assert figures.main(arguments) == 1 and "--data" in capsys.readouterr().err
+    arguments += ["--data", str(quick / "data"), "--eps", "16"]
+    found = figures.main(arguments)
+    if found:  # a model that is right nowhere cannot be turned
+        assert "turns no right diagnosis" in capsys.readouterr().err
+        return
+    record = json.loads((quick / "assets" / "hero.json").read_text())
+    before, after = record["probabilities"]
+    assert np.argmax(before) == record["label"] != np.argmax(after) and (quick / "assets" / "hero.png").is_file()
+
+
+@pytest.fixture(scope="module")
+def prepared_data(phantoms, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    split_and_save(phantoms, group_by_subject(phantoms), split="patient", out=folder)
+    return folder
+
+
+def _run_cells(name: str, values: dict, until: str = "") -> dict:
+    """Execute a notebook's own cells here, up to a heading; much faster than a kernel for each case."""
+    notebook = inject(nbformat.read(ROOT / "models" / f"{name}.ipynb", as_version=4), SMALL | values)
+    space: dict = {"display": lambda *_: None}
+    for cell in notebook.cells:
+        if until and cell.cell_type == "markdown" and cell.source.startswith(until):
+            break
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{name} {cell.id}", "exec"), space)
+    return space
+
+
+@pytest.fixture(scope="module")
+def trained(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A clean and a hardened EfficientNet, and hyperparameters of a search of each."""
+    root = tmp_path_factory.mktemp("trained")
+    values = {"out_dir": str(root), "data_dir": str(prepared_data), "profile": "quick", "validation_images": 8}
+    values |= {"epsilons": [0, 2 / 255], "alphas": [0.002]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        _run_cells("efficientnet_model", values, until="## Grad-CAM")
+        _run_cells("efficientnet_model_atk", values, until="## Grad-CAM")
+    found = {"params": {"learning_rate": 0.00123, "optimizer": "sgd"}}
+    write_json(root / "checkpoints" / "optuna_params" / "EfficientNetB0.json", found)
+    return root, values
+
+
+FLAGS = list(itertools.product([False, True], repeat=3))
+
+
+@pytest.mark.parametrize("hyperparams, params, further", FLAGS)
+@pytest.mark.parametrize("suffix", ["", "_atk"])
+def test_every_combination_of_the_load_flags(
+    suffix: str, hyperparams: bool, params: bool, further: bool, trained: tuple[Path, dict], tmp_path: Path, monkeypatch
+) -> None:
+    root, values = trained
+    monkeypatch.chdir(ROOT)
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "checkpoints" / f"EfficientNetB0{suffix}"
+    before = (folder / "weights.safetensors").read_bytes()
+    flags = {
+        "load_existing_hyperparams": hyperparams,
+        "load_existing_params": params,
+        "train_loaded_model": further,
+        "out_dir": str(tmp_path),
+        "seed": 5,
+    }
+    end = "## Before and after" if suffix else "## Evaluate"
+    space = _run_cells(f"efficientnet_model{suffix}", values | flags, until=end)
+    assert (space["config"].learning_rate == 0.00123) == hyperparams and (
+        space["config"].optimizer == "sgd"
+    ) == hyperparams
+    trained_now = not params or further
+    assert ((folder / "weights.safetensors").read_bytes() != before) == trained_now
+    training = json.loads((folder / "record.json").read_text())["training"]
+    assert training["config"]["seed"] == (5 if trained_now else 0)
+    if trained_now:
+        own, clean = f"checkpoints/EfficientNetB0{suffix}", "checkpoints/EfficientNetB0" if suffix else "scratch"
+        assert training["start"] == (own if params else clean)
+
+
+def test_a_search_in_the_notebooks_is_used_and_kept(trained: tuple[Path, dict], tmp_path: Path, monkeypatch) -> None:
+    root, values = trained
+    monkeypatch.chdir(ROOT)
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    search = {"n_trials": 2, "search_epochs": 1, "search_space": ["learning_rate"], "out_dir": str(tmp_path)}
+    for suffix, end in (("", "## Train"), ("_atk", "## Before and after")):
+        space = _run_cells(f"efficientnet_model{suffix}", values | search, until=end)
+        path = tmp_path / "checkpoints" / "optuna_params" / f"EfficientNetB0{suffix}.json"
+        found = json.loads(path.read_text())
+        assert space["config"].learning_rate == found["params"]["learning_rate"]
+        assert found["objective"]["name"] == ("adversarial" if suffix else "standard")
+        assert (tmp_path / "assets" / f"EfficientNetB0{suffix}" / "optuna_history.png").is_file()
+
+
+def test_a_copied_notebook_serves_a_backbone_of_ones_own(prepared_data: Path, tmp_path: Path, monkeypatch) -> None:
+    def make(num_classes: int, image_size: int) -> nn.Module:
+        net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        net.add_module("out", nn.Linear(128, num_classes))
+        return net
+
+    mine = Backbone("Mine", make, "out", lambda net: [net[0]], lambda net: [net[0]], dict)
+    monkeypatch.setitem(def_models.BACKBONES, "mine", mine)
+    monkeypatch.chdir(ROOT)
+    values = {"BACKBONE": "mine", "out_dir": str(tmp_path), "data_dir": str(prepared_data), "profile": "quick"}
+    values |= {"epsilons": [0, 2 / 255], "alphas": [0.002], "validation_images": 8}
+    _run_cells("resnet_model", values)
+    _run_cells("resnet_model_atk", values)
+    for title in ("Mine", "Mine_atk"):
+        assert {path.stem for path in (tmp_path / "assets" / title).glob("*.png")} == FIGURES
+    _run_cells("results", values | {"models": ["Mine_atk"]})
+    assert {path.stem for path in (tmp_path / "assets" / "Ensemble").glob("*.png")} == FIGURES
+
+
+def test_missing_data_and_models_say_what_to_do(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(FileNotFoundError, match="utils.prepare"):
+        _run_cells("resnet_model", {"out_dir": str(tmp_path), "profile": "quick"})

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import optuna
 import pytest
+from conftest import ROOT
 
 from models.def_models import build_model
 from utils.config import TrainConfig
-from utils.optuna_search import SEARCH_SPACE, apply_hyperparams, load_hyperparams, optuna_search
+from utils.figures import optuna_figures
+from utils.objectives import Adversarial
+from utils.optuna_search import SEARCH_SPACE, apply_hyperparams, load_hyperparams, optuna_search, pick_space
+from utils.prepare import group_by_subject, split_and_save
 
 SPACE = {
     "learning_rate": ("log", 1e-4, 1e-2),
@@ -52,6 +59,70 @@ def test_a_study_that_goes_on_draws_new_trials_and_is_not_mixed_with_another(spl
     assert len(set(rates)) == 4
     with pytest.raises(ValueError, match="another num_epochs"):
         optuna_search(make, splits, n_trials=5, **options | {"num_epochs": 2})
+
+
+def test_the_file_tells_the_whole_search_and_is_drawn_from(splits, tmp_path: Path) -> None:
+    space = {"learning_rate": ("log", 1e-4, 1e-2), "weight_decay": ("log", 1e-4, 1e-1)}
+
+    def make():
+        return build_model("resnet34", image_size=32)
+
+    found = optuna_search(make, splits, num_epochs=1, n_trials=3, out=tmp_path / "found.json", space=space)
+    stored = json.loads((tmp_path / "found.json").read_text())
+    assert stored == found and stored["selected_by"] == "validation_balanced_accuracy"
+    assert [trial["number"] for trial in stored["history"]] == [0, 1, 2]
+    best = max(stored["history"], key=lambda trial: trial["value"])
+    assert best["value"] == stored["value"]
+    if stored["importance"]:
+        assert set(stored["importance"]) == set(space) and sum(stored["importance"].values()) == pytest.approx(1)
+    stored["importance"] = {"learning_rate": 0.7, "weight_decay": 0.3}
+    figures = optuna_figures(stored, "ResNet34", "a note")
+    assert set(figures) == {"optuna_history", "optuna_importance"}
+    assert "a note" in figures["optuna_history"].get_suptitle()
+    drawn = [bar.get_width() for bar in figures["optuna_importance"].axes[0].patches]
+    assert sorted(drawn) == pytest.approx([30, 70])
+
+
+def test_hardening_is_searched_by_robust_accuracy(splits, tmp_path: Path) -> None:
+    objective = Adversarial(eps=2 / 255, steps=1)
+    options = {"num_epochs": 1, "n_trials": 1, "space": {"learning_rate": ("log", 1e-4, 1e-2)}, "objective": objective}
+    config = TrainConfig(validation_images=8)
+    found = optuna_search(
+        lambda: build_model("resnet34", image_size=32), splits, out=tmp_path / "a.json", config=config, **options
+    )
+    assert found["selected_by"] == "validation_robust_accuracy" and found["objective"]["eps"] == 2 / 255
+
+
+def test_workers_share_one_study_and_survive_a_killed_one(phantoms, tmp_path: Path) -> None:
+    split_and_save(phantoms, group_by_subject(phantoms), split="patient", out=tmp_path / "data")
+    arguments = ["--backbone", "efficientnet_b0", "--data", str(tmp_path / "data"), "--image-size", "32"]
+    arguments += ["--n-trials", "4", "--num-epochs", "1", "--space", "learning_rate", "optimizer"]
+    arguments += ["--journal", str(tmp_path / "journal.log")]
+
+    def start(worker: int) -> subprocess.Popen:
+        command = [sys.executable, "-m", "utils.optuna_search", *arguments, "--worker", str(worker)]
+        return subprocess.Popen([*command, "--out", str(tmp_path / f"{worker}.json")], cwd=ROOT)
+
+    victim = start(0)
+    while not (tmp_path / "journal.log").is_file() or "trial_id" not in (tmp_path / "journal.log").read_text():
+        assert victim.poll() is None
+        time.sleep(0.05)
+    victim.kill()
+    victim.wait()
+    workers = [start(1), start(2)]
+    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    stored = [json.loads((tmp_path / f"{worker}.json").read_text()) for worker in (1, 2)]
+    last = max(stored, key=lambda found: len(found["history"]))
+    done = [trial for trial in last["history"] if trial["state"] != "running"]
+    # each of two workers may have a trial under way when the fourth is done
+    assert 4 <= len(done) <= 5 and len({trial["params"]["learning_rate"] for trial in done}) == len(done)
+
+
+def test_space_by_name() -> None:
+    assert "trainable" in pick_space() and "trainable" not in pick_space(freezing=False)
+    assert list(pick_space(["optimizer"])) == ["optimizer"]
+    with pytest.raises(ValueError, match=r"names speed.*learning_rate"):
+        pick_space(["speed"])
 
 
 def test_default_space_names_real_settings() -> None:

@@ -69,6 +69,8 @@ def load_checkpoint(
         ValueError: weights, record, classes or data do not fit; the message says which.
     """
     record, weights = read_record(folder), checkpoint_folder(folder) / WEIGHTS
+    if "vote" in record:
+        raise ValueError(f"{folder} holds the record of a vote; load its members instead")
     model = MRIClassifier(
         record["model"]["backbone"],
         num_classes=record["model"]["num_classes"],
@@ -86,6 +88,16 @@ def load_checkpoint(
                 "data with the same source, split and seed, or train this model again."
             )
     return model.eval(), record
+
+
+def load_trainable(folder: str | Path, *, trainable: str | int = "all", **fits: Any) -> MRIClassifier:
+    """The model of :func:`load_checkpoint`, ready to be trained further.
+
+    Args:
+        trainable: see :meth:`models.def_models.MRIClassifier.freeze`.
+        fits: ``classes`` and ``fingerprint`` of :func:`load_checkpoint`.
+    """
+    return load_checkpoint(folder, **fits)[0].freeze(trainable)
 
 
 def checkpoint_folder(path: str | Path) -> Path:
@@ -108,7 +120,8 @@ def read_record(folder: str | Path) -> dict[str, Any]:
             "load_existing_params = False first."
         )
     record = read_json(path)
-    if not {"backbone", "num_classes", "image_size"} <= set(record.get("model", {})):
+    described = isinstance(record, dict) and ("vote" in record or "model" in record)
+    if not described or not ("vote" in record or {"backbone", "num_classes", "image_size"} <= set(record["model"])):
         raise ValueError(f"{path} does not describe a model; it was not written by this project")
     return record
 

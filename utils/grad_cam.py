@@ -23,7 +23,7 @@ def grad_cam(
         model: put in eval mode; a frozen backbone works too.
         images: float tensor N x 1 x H x W or N x 3 x H x W in [0, 1].
         targets: int64 tensor N, the classes to explain; None explains the model's own answers.
-        layer: convolutional layer to read; None takes :func:`pick_layer`.
+        layer: layer to read; None takes :func:`pick_layer`.
 
     Returns:
         float array N x H x W in [0, 1], each map scaled to its own maximum.
@@ -35,7 +35,8 @@ def grad_cam(
     model.eval()
     wanted = None if targets is None else [ClassifierOutputTarget(int(target)) for target in targets]
     try:
-        with GradCAM(model=model, target_layers=[layer or pick_layer(model, images)]) as explain:
+        layers = [layer or pick_layer(model, images)]
+        with GradCAM(model=model, target_layers=layers, reshape_transform=model.cam_map) as explain:
             # a frozen backbone passes gradients back only if its input asks for them
             return explain(images.detach().clone().requires_grad_(True), targets=wanted)
     finally:
@@ -51,7 +52,9 @@ def pick_layer(model: MRIClassifier, images: torch.Tensor) -> nn.Module:
     """
     for layer in model.cam_layers:
         sizes: list[int] = []
-        hook = layer.register_forward_hook(lambda _module, _inputs, output, seen=sizes: seen.append(output.shape[-1]))
+        hook = layer.register_forward_hook(
+            lambda _module, _inputs, output, seen=sizes: seen.append(model.cam_map(output).shape[-1])
+        )
         predict_batch(model, images[:1])
         hook.remove()
         if sizes[0] >= _FINEST:

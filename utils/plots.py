@@ -129,6 +129,37 @@ def _plot_history(
     return _finish(figure, title, note)
 
 
+def plot_member_curves(
+    histories: dict[str, Sequence[dict[str, float]]], key: str, *, title: str, unit: str, note: str = ""
+) -> Figure:
+    """One line a model over its own epochs.
+
+    Args:
+        histories: name -> history entries of :func:`utils.training.train`.
+        key: which number of an entry; shares in percent where ``unit`` says so.
+    """
+    figure, axes = _axes(size=(6.4, 4))
+    factor = 100 if "%" in unit else 1
+    for index, (name, history) in enumerate(histories.items()):
+        epochs = [entry["epoch"] + 1 for entry in history]
+        axes[0, 0].plot(epochs, [factor * entry[key] for entry in history], label=name, **_line(index))
+    axes[0, 0].set(xlabel="epoch", ylabel=unit)
+    axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].set_ylim(bottom=0, top=102 if factor == 100 else None)
+    axes[0, 0].legend()
+    return _finish(figure, title, note)
+
+
+def _line(index: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the line with this number: told apart in grey, too."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": ("-", "--", ":", "-.")[index % 4],
+        "marker": "os^D"[index % 4],
+        "markersize": 4,
+    }
+
+
 def plot_robustness_curve(
     curves: dict[str, tuple[Sequence[float], Sequence[float]]],
     *,
@@ -147,11 +178,8 @@ def plot_robustness_curve(
         axes[0, 0].plot(
             [255 * eps for eps in radii],
             [100 * value for value in accuracy],
-            color=COLOURS[index % len(COLOURS)],
-            linestyle=("-", "--", ":", "-.")[index % 4],
-            marker="os^D"[index % 4],
-            markersize=4,
             label=name,
+            **_line(index),
         )
     if chance is not None:
         axes[0, 0].axhline(100 * chance, color="grey", linestyle=":", label="most frequent class")
@@ -200,7 +228,7 @@ def plot_adversarial_examples(
 
 
 def _show(ax: plt.Axes, image: torch.Tensor | np.ndarray, **options: Any) -> None:
-    ax.imshow(image, **({"vmin": 0, "vmax": 1, "cmap": "gray"} | options))
+    ax.imshow(np.asarray(image), **({"vmin": 0, "vmax": 1, "cmap": "gray"} | options))
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     for spine in ax.spines.values():
@@ -264,6 +292,79 @@ def plot_grad_cam(
             ax.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
             ax.set_title(caption, fontsize=8)
         row_axes[0].set_ylabel(name)
+    return _finish(figure, title, note)
+
+
+def plot_hero(
+    image: torch.Tensor,
+    attacked: torch.Tensor,
+    probabilities: Sequence[Sequence[float]],
+    classes: Sequence[str],
+    *,
+    label: int,
+    eps: float,
+    title: str,
+    note: str = "",
+) -> Figure:
+    """One slice, its perturbation, the attacked slice, and what the model says of both.
+
+    Args:
+        image, attacked: 1 x H x W in [0, 1].
+        probabilities: K before and K after the attack.
+        label: true class.
+        eps: radius in [0, 1].
+    """
+    figure, axes = _axes(1, 4, size=(11, 3.2), width_ratios=(1, 1, 1, 1.25))
+    before, after = (classes[int(np.argmax(chances))] for chances in probabilities)
+    difference = attacked[0] - image[0]
+    _show(axes[0, 0], image[0])
+    _show(axes[0, 1], difference, cmap="RdBu_r", vmin=-eps, vmax=eps)
+    _show(axes[0, 2], attacked[0])
+    axes[0, 0].set_title(f"a slice, true class {classes[label]}:\n“{before}”", fontsize=10)
+    axes[0, 1].set_title(
+        f"+ a change of at most {255 * eps:.3g} of 255,\nshown {1 / (2 * eps):.0f} times larger", fontsize=10
+    )
+    axes[0, 2].set_title(f"= the slice as attacked:\n“{after}”", fontsize=10)
+    places = np.arange(len(classes))
+    for offset, chances, colour, name in zip(
+        (-0.2, 0.2), probabilities, (COLOURS[0], COLOURS[1]), ("slice", "attacked")
+    ):
+        axes[0, 3].barh(places + offset, [100 * chance for chance in chances], 0.38, color=colour, label=name)
+    axes[0, 3].set(yticks=places, yticklabels=classes, xlim=(0, 100), xlabel="probability (%)")
+    axes[0, 3].invert_yaxis()
+    axes[0, 3].legend(fontsize=8)
+    return _finish(figure, title, note)
+
+
+def plot_optuna_history(trials: Sequence[dict[str, Any]], *, title: str, unit: str, note: str = "") -> Figure:
+    """Each trial's score and the best so far.
+
+    Args:
+        trials: entries with ``number``, ``state`` and ``value`` (0..1, or None where it failed).
+        unit: what the score is.
+    """
+    figure, axes = _axes(size=(6.4, 4))
+    for state, marker, colour in (("complete", "o", COLOURS[0]), ("pruned", "x", COLOURS[4])):
+        own = [t for t in trials if t["state"] == state and t["value"] is not None]
+        if own:
+            values = [100 * t["value"] for t in own]
+            axes[0, 0].scatter([t["number"] + 1 for t in own], values, marker=marker, color=colour, label=state)
+    done = [t for t in trials if t["state"] == "complete"]
+    best = np.maximum.accumulate([100 * t["value"] for t in done])
+    axes[0, 0].step([t["number"] + 1 for t in done], best, where="post", color=COLOURS[1], label="best so far")
+    axes[0, 0].set(xlabel="trial", ylabel=f"{unit} (%)")
+    axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
+    axes[0, 0].legend()
+    return _finish(figure, title, note)
+
+
+def plot_optuna_importance(importance: dict[str, float], *, title: str, note: str = "") -> Figure:
+    """Share of the score's variance that each hyperparameter explains (fANOVA)."""
+    figure, axes = _axes(size=(6.4, 0.45 * len(importance) + 1.6))
+    names = sorted(importance, key=importance.__getitem__)
+    bars = axes[0, 0].barh(names, [100 * importance[name] for name in names], color=COLOURS[0])
+    axes[0, 0].bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
+    axes[0, 0].set(xlabel="importance (% of the variance between trials)", xlim=(0, 108))
     return _finish(figure, title, note)
 
 

@@ -8,12 +8,13 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm.auto import tqdm
 
 from utils.paths import DATASET_VARIABLES, ROOT, atomic_write
@@ -42,18 +43,33 @@ _OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profi
 #: What a quick run sets in the notebooks, where they have such a parameter.
 QUICK = {
     "source": "phantom",
-    "image_size": 64,
+    "weights": "scratch",
+    "image_size": 48,
     "num_epochs": 8,
     "batch_size": 32,
+    "search_epochs": 1,
+    "search_space": ["weight_decay", "augmentation_strength"],
     "train_steps": 2,
+    "validation_images": 48,
     "max_test_images": 48,
     "num_iter": 10,
-    "epsilons": [0, 1 / 255, 2 / 255, 4 / 255, 8 / 255],
+    "epsilons": [0, 1 / 255, 2 / 255, 4 / 255],
     "alphas": [0.0001, 0.0005, 0.002],
     "profile": "quick",
 }
-#: What a quick run sets in the hardening notebooks alone.
-QUICK_ATK = {"num_epochs": 4}
+#: What it sets beyond that in single notebooks; a vision transformer cuts patches of 14 pixels.
+_DINO = {"image_size": 56, "learning_rate": 0.0005}
+_EFFICIENTNET = {"image_size": 64, "batch_size": 16, "augmentation_strength": 0.5}
+_HARDEN = {"num_epochs": 4, "adv_weight": 1.0}
+QUICK_NOTEBOOK = {
+    "dino_v2_model": _DINO | {"num_epochs": 5, "n_trials": 2},
+    "dino_v2_model_atk": _HARDEN | _DINO | {"num_epochs": 2},
+    "resnet_model_atk": _HARDEN,
+    "efficientnet_model": _EFFICIENTNET | {"num_epochs": 13, "learning_rate": 0.004},
+    "efficientnet_model_atk": _HARDEN | _EFFICIENTNET | {"learning_rate": 0.002},
+    "results": {"epsilons": [0, 2 / 255]},
+}
+RESULTS = ROOT / "models" / "results.ipynb"
 
 
 def model_notebooks() -> dict[str, list[Path]]:
@@ -106,40 +122,109 @@ def inject(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> nbformat.
 class _Client(NotebookClient):
     """Passes on what cells print, so that a long training can be watched."""
 
+    live: ClassVar[set[_Client]] = set()
+
     def process_message(self, msg: dict, cell: nbformat.NotebookNode, cell_index: int) -> Any:
         if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
+            name = self.resources["metadata"]["name"]
             for line in msg["content"]["text"].rstrip().splitlines():
-                tqdm.write(f"    {line}")
+                tqdm.write(f"{name} | {line}")
         return super().process_message(msg, cell, cell_index)
 
+    @classmethod
+    def stop_all(cls) -> None:
+        """End the kernels of all notebooks that other threads are running."""
+        for client in list(cls.live):
+            if client.km and client.km.has_kernel:
+                client.km.provisioner.process.kill()
 
-def execute(path: Path, values: dict[str, Any], target: Path) -> None:
+
+def execute(path: Path, values: dict[str, Any], target: Path, *, threads: int | None = None) -> None:
     """Run one notebook with ``values`` as parameters and write it, with outputs, to ``target``.
 
     Where a cell failed, what ran is written too, but never over the notebook itself. A notebook
     that is written over itself does not keep the injected cell; its first output names the values.
 
+    Args:
+        threads: CPU threads that its kernel may use; None leaves that to torch.
+
     Raises:
-        RuntimeError: a cell failed; the message names notebook, cell and error.
+        RuntimeError: a cell failed or the kernel died; the message names notebook and error.
     """
     notebook = inject(nbformat.read(path, as_version=4), values)
     code = sum(cell.cell_type == "code" for cell in notebook.cells)
+    environment = os.environ | {"PYTHONWARNINGS": "default::UserWarning:utils"}
+    if threads:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with tqdm(total=code, desc=path.stem, unit="cell") as bar:
         client = _Client(
             notebook,
             timeout=None,
             kernel_name="python3",
-            resources={"metadata": {"path": str(path.parent)}},
+            resources={"metadata": {"path": str(path.parent), "name": path.stem}},
             on_cell_executed=lambda cell, **_: bar.update(cell.cell_type == "code"),
         )
+        _Client.live.add(client)
         try:
-            client.execute(env=os.environ | {"PYTHONWARNINGS": "default::UserWarning:utils"})
+            client.execute(env=environment)
         except CellExecutionError as error:
             failed = FAILED / path.name if target == path else target
             _write(notebook, failed)
             reason = str(error).strip().splitlines()[-1]
             raise RuntimeError(f"{path.name} stopped: {reason}. See {failed}") from error
+        except DeadKernelError as error:
+            raise RuntimeError(f"{path.name} stopped: its kernel died, often for lack of memory") from error
+        finally:
+            _Client.live.discard(client)
     _write(without_injected(notebook) if target == path else notebook, target)
+
+
+def run(steps: list[tuple[Path, dict[str, Any]]], *, out: Path | None, jobs: int) -> None:
+    """Execute notebooks, ``jobs`` at once, each after those whose results it needs.
+
+    Raises:
+        RuntimeError: the first failure; the notebooks that run beside it are stopped.
+    """
+    if jobs > 1:
+        steps = sorted(steps, key=lambda step: _stage(step[0]))
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    futures: dict[Path, Future] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        for path, values in steps:
+            needed = [future for other, future in futures.items() if _needs(path, other)]
+            target = out / "notebooks" / path.name if out else path
+            alone = _stage(path) in (0, 3)
+            futures[path] = pool.submit(_execute_after, needed, path, values, target, None if alone else threads)
+        failed: list[BaseException] = []
+        try:
+            done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
+            failed = [error for error in (future.exception() for future in done) if error]
+        finally:
+            for future in futures.values():
+                future.cancel()
+            _Client.stop_all()
+    if failed:
+        raise failed[0]
+
+
+def _execute_after(needed: list[Future], path: Path, values: dict[str, Any], target: Path, threads: int | None) -> None:
+    # what is needed was handed to the pool before, so somebody is at work on it already
+    if all(future.exception() is None for future in needed):
+        execute(path, values, target, threads=threads)
+
+
+def _stage(path: Path) -> int:
+    """0 data, 1 clean models, 2 hardening, 3 results."""
+    if path.parent.name == "dataset":
+        return 0
+    return 3 if path == RESULTS else 1 + path.stem.endswith("_atk")
+
+
+def _needs(path: Path, earlier: Path) -> bool:
+    """Whether one notebook reads what an earlier one wrote."""
+    if _stage(path) == 2 and _stage(earlier) == 1:
+        return path.stem == f"{earlier.stem}_atk"
+    return _stage(path) > _stage(earlier)
 
 
 def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
@@ -176,10 +261,12 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     unknown = [name for name in models if name not in available]
     if unknown:
         raise ValueError(f"no notebooks for {', '.join(unknown)}; available: {', '.join(available)}")
-    shared = dict(QUICK) if args.profile == "quick" else {}
+    shared, quick = (dict(QUICK), QUICK_NOTEBOOK) if args.profile == "quick" else ({}, {})
     split = args.split or "patient"
     shared |= {"profile": args.profile, "out_dir": str(args.out) if args.out else "", "split": split}
     shared["ratios"] = list(DEFAULT_RATIOS[split])
+    if args.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, not {args.jobs}")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; give a folder")
     chosen = dict(_assignment(text) for text in args.set)
@@ -195,8 +282,9 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     for name in models:
         for path in available[name]:
             attacks = path.stem.endswith("_atk")
-            own = QUICK_ATK if args.profile == "quick" and attacks else {}
-            steps.append((path, shared | own | chosen | (chosen_atk if attacks else {})))
+            steps.append((path, shared | quick.get(path.stem, {}) | chosen | (chosen_atk if attacks else {})))
+    if RESULTS.is_file() and not args.skip_results:
+        steps.append((RESULTS, shared | quick.get(RESULTS.stem, {}) | chosen))
     for option, settings, suffix in (("--set", chosen, ""), ("--set-atk", chosen_atk, "_atk")):
         known: dict[str, Any] = {}
         for path, _ in steps:
@@ -228,8 +316,10 @@ def _check_setting(label: str, name: str, value: Any, known: dict[str, Any]) -> 
     kinds = {bool: bool, int: int, float: (int, float), list: (list, tuple), str: (str, int)}[type(default)]
     if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise ValueError(f"{label}={value}: expected a value like {default!r}")
-    if isinstance(default, list) and not all(isinstance(entry, int | float) for entry in value):
-        raise ValueError(f"{label}={value}: expected numbers like {default!r}")
+    if isinstance(default, list):
+        entries = (int, float) if default else (str,)
+        if not all(isinstance(entry, entries) for entry in value):
+            raise ValueError(f"{label}={value}: expected {'numbers' if default else 'names'} like {default!r}")
     radii = value if isinstance(value, list | tuple) else [value]
     if name in ("epsilons", "Epsilon", "alphas", "Alpha") and not all(0 <= radius <= 1 for radius in radii):
         raise ValueError(f"{label}={value}: pixel units are in [0, 1]; for k grey levels give k/255")
@@ -262,6 +352,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         help="folder, archive, Kaggle handle, phantom, or a folder of prepared *_set.pt; "
         "default: phantom, or with --profile full what dataset/dataset_variables holds",
     )
+    parser.add_argument("--skip-results", action="store_true", help="leave results.ipynb out")
     parser.add_argument("--split", choices=PROTOCOLS, help="default: patient")
     parser.add_argument("--out", type=Path, help="default: quick_run/, or with --profile full the repository itself")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks")
@@ -272,9 +363,17 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="the same, for the hardening notebooks only",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="notebooks that run at once and share the CPU threads; default: 1, or with --profile quick one a model",
+    )
     args = parser.parse_args(arguments)
     if args.out is None and args.profile == "quick":
         args.out = QUICK_FOLDER
+    if args.jobs is None:
+        models = len(args.models or model_notebooks())
+        args.jobs = max(1, min(models, os.cpu_count() or 1)) if args.profile == "quick" else 1
     args.out = args.out.expanduser().resolve() if args.out else None
     return args
 
@@ -285,10 +384,9 @@ def main(arguments: list[str] | None = None) -> int:
     begun = time.perf_counter()
     try:
         steps = plan(args)
-        print(f"{len(steps)} notebooks, profile {args.profile}, results in {args.out or ROOT}")
-        for path, values in steps:
-            target = args.out / "notebooks" / path.name if args.out else path
-            execute(path, values, target)
+        together = f", {args.jobs} at a time" if args.jobs > 1 else ""
+        print(f"{len(steps)} notebooks{together}, profile {args.profile}, results in {args.out or ROOT}")
+        run(steps, out=args.out, jobs=args.jobs)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

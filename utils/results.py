@@ -10,14 +10,25 @@ from typing import Any
 import pandas as pd
 
 from models.def_models import BACKBONES, MRIClassifier
-from utils.checkpoints import RECORD, checkpoint_folder, clear_resume_state, read_record, save_checkpoint
+from utils.checkpoints import (
+    RECORD,
+    checkpoint_folder,
+    clear_resume_state,
+    load_checkpoint,
+    read_record,
+    save_checkpoint,
+)
 from utils.config import TrainConfig
 from utils.data import DataSplits
+from utils.ensemble import Vote
 from utils.objectives import Standard
 from utils.paths import write_json
 from utils.reproducibility import environment_facts
 from utils.robustness import RobustnessCurve
 from utils.training import TrainResult
+from utils.workspace import Workspace
+
+ENSEMBLE = "Ensemble"
 
 
 def save_trained(
@@ -135,6 +146,105 @@ def robustness_table(curves: Mapping[str, RobustnessCurve]) -> pd.DataFrame:
     table = pd.DataFrame(columns).sort_index().round(1)
     table.index = [f"{eps:.3g}/255" for eps in table.index]
     return table.rename_axis("eps")
+
+
+def title_of(record: Mapping[str, Any]) -> str:
+    """Folder name of the model that a record describes."""
+    if "vote" in record:
+        return ENSEMBLE
+    hardened = record["training"]["objective"]["name"] != "standard"
+    return BACKBONES[record["model"]["backbone"]].title + ("_atk" if hardened else "")
+
+
+def trained_models(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Title -> record of every trained model of a workspace, each clean one before its hardened twin."""
+    titles = [backbone.title + suffix for backbone in BACKBONES.values() for suffix in ("", "_atk")]
+    found = [title for title in titles if (workspace.checkpoint(title) / RECORD).is_file()]
+    return {title: read_record(workspace.checkpoint(title)) for title in found}
+
+
+def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """A row a model: accuracies in percent without attack, and robust accuracy a column for each attack and radius.
+
+    Args:
+        records: name -> record with ``test`` and ``robustness``.
+
+    Raises:
+        ValueError: a record has no attack results, or they are over another number of images than the others'.
+    """
+    rows, counts = {}, {}
+    for name, record in records.items():
+        if "robustness" not in record:
+            raise ValueError(f"the record of {name} has no attack results; run its _atk notebook to the end")
+        counts[name] = record["test"]["image"]["n"]
+        image, patient = record["test"]["image"], record["test"]["patient"]
+        row = {"clean": image["accuracy"], "clean, balanced": image["balanced_accuracy"]}
+        row["clean, by patient"] = patient["accuracy"] if patient else float("nan")
+        for attack, curve in sorted(record["robustness"].items()):
+            for eps, value in zip(curve["epsilons"], curve["robust_accuracy"]):
+                if eps:
+                    row[f"{attack}, {255 * eps:.3g}/255"] = value
+        rows[name] = row
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"these results are over different numbers of test images: {counts}; attack them all again")
+    return (100 * pd.DataFrame.from_dict(rows, orient="index")).round(1)
+
+
+def load_members(workspace: Workspace, titles: list[str], **fits: Any) -> dict[str, MRIClassifier]:
+    """Trained models by title, in eval mode; ``fits`` as in :func:`utils.checkpoints.load_checkpoint`."""
+    return {title: load_checkpoint(workspace.checkpoint(title), **fits)[0] for title in titles}
+
+
+def load_vote(workspace: Workspace, record: Mapping[str, Any], **fits: Any) -> Vote:
+    """The vote that a record of :func:`save_vote` describes, from its members' checkpoints."""
+    vote = record["vote"]
+    members = load_members(workspace, vote["members"], **fits)
+    return Vote(list(members.values()), rule=vote["rule"], weights=vote["weights"].get(vote["rule"]))
+
+
+def save_vote(
+    workspace: Workspace,
+    *,
+    splits: DataSplits,
+    rule: str,
+    members: Mapping[str, Mapping[str, Any]],
+    rules: Mapping[str, Mapping[str, Any]],
+    weights: list[float],
+    note: str = "",
+) -> dict[str, Any]:
+    """Write the record of the votes over ``members`` and return it.
+
+    Args:
+        rule: the vote that counts as the ensemble, chosen before its test scores were seen.
+        members: title -> record.
+        rules: rule -> ``test`` and ``robustness`` of that vote.
+        weights: of the members in the weighted vote.
+    """
+    curves = {f"{title}, {name}": curve for title, own in members.items() for name, curve in own["robustness"].items()}
+    curves |= {
+        f"{other} vote, {name}": curve
+        for other, found in rules.items()
+        for name, curve in found["robustness"].items()
+        if other != rule
+    }
+    training = {title: {k: own["training"][k] for k in ("history", "best_epoch")} for title, own in members.items()}
+    record = {
+        "vote": {
+            "rule": rule,
+            "members": list(members),
+            "weights": {"weighted": weights},
+            "rules": dict(rules),
+            "training": training,
+            "robustness": {name: curve for name, curve in curves.items() if "PGD" in name},
+        },
+        "classes": splits.classes,
+        "data": splits.info,
+        "note": note,
+        **rules[rule],
+        "environment": environment_facts(),
+    }
+    write_json(workspace.checkpoint(ENSEMBLE) / RECORD, record)
+    return record
 
 
 def plain(record: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from utils.subjects import UNKNOWN
 
@@ -150,5 +149,7 @@ def patient_folds(
     Returns:
         ``n_folds`` pairs of index arrays (train, test); every image is tested once.
     """
+    from sklearn.model_selection import StratifiedGroupKFold  # slow to import, rarely needed
+
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     return list(folds.split(np.zeros(len(labels)), labels, subject))

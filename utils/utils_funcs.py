@@ -3,14 +3,16 @@
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.attacks import attack_mode, check_eps, default_alpha, fgsm, pgd
 from utils.augment import NO_AUGMENTATION, Augmentation
-from utils.checkpoints import load_checkpoint, read_record, save_checkpoint
+from utils.checkpoints import load_checkpoint, load_trainable, read_record, save_checkpoint
 from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet, load_manifest, load_splits
+from utils.ensemble import RULES, Vote, validation_weights
+from utils.figures import hardening_cams, member_cams, optuna_figures, recipe, show, show_search
 from utils.grad_cam import explain_rows, grad_cam
 from utils.leak_audit import audit_splits, audit_table
 from utils.metrics import evaluate, predict
 from utils.objectives import Adversarial, Standard
-from utils.optuna_search import SEARCH_SPACE, apply_hyperparams, load_hyperparams, optuna_search
+from utils.optuna_search import SEARCH_SPACE, apply_hyperparams, load_hyperparams, optuna_search, pick_space
 from utils.plots import (
     plot_accuracy_curve,
     plot_adversarial_examples,
@@ -34,12 +36,18 @@ from utils.prepare import (
 )
 from utils.reproducibility import seed_everything
 from utils.results import (
+    ENSEMBLE,
     check_against_record,
+    comparison_table,
+    load_members,
+    load_vote,
     parameter_table,
     plain,
     robustness_table,
     save_trained,
+    save_vote,
     score_table,
+    trained_models,
     update_record,
 )
 from utils.robustness import Attack, adversarial_examples, robustness_curve
@@ -51,7 +59,9 @@ from utils.workspace import Workspace, pick_device
 __all__ = [
     "BACKBONES",
     "CLASSES",
+    "ENSEMBLE",
     "NO_AUGMENTATION",
+    "RULES",
     "SEARCH_SPACE",
     "Adversarial",
     "Attack",
@@ -61,6 +71,7 @@ __all__ = [
     "MRIClassifier",
     "Standard",
     "TrainConfig",
+    "Vote",
     "Workspace",
     "adversarial_examples",
     "apply_hyperparams",
@@ -73,6 +84,7 @@ __all__ = [
     "build_model",
     "check_against_record",
     "check_eps",
+    "comparison_table",
     "default_alpha",
     "describe",
     "evaluate",
@@ -80,15 +92,22 @@ __all__ = [
     "fgsm",
     "grad_cam",
     "group_by_subject",
+    "hardening_cams",
     "load_checkpoint",
     "load_hyperparams",
     "load_manifest",
+    "load_members",
     "load_source",
     "load_splits",
+    "load_trainable",
+    "load_vote",
+    "member_cams",
+    "optuna_figures",
     "optuna_search",
     "parameter_table",
     "pgd",
     "pick_device",
+    "pick_space",
     "plain",
     "plot_accuracy_curve",
     "plot_adversarial_examples",
@@ -102,17 +121,23 @@ __all__ = [
     "prepare_dataset",
     "print_epoch",
     "read_record",
+    "recipe",
     "robustness_curve",
     "robustness_table",
     "save_audit",
     "save_checkpoint",
     "save_figure",
     "save_trained",
+    "save_vote",
     "score_table",
     "seed_everything",
+    "show",
+    "show_search",
     "slices_of_patients",
     "split_and_save",
     "splits_in_memory",
     "train",
+    "trained_models",
     "update_record",
+    "validation_weights",
 ]

@@ -14,28 +14,59 @@ from jupytext.combine import combine_inputs_with_outputs
 TEMPLATES = Path(__file__).resolve().parent
 ROOT = TEMPLATES.parent.parent
 
+#: Where the repository is published, as https://github.com/<owner>/<name>. Without it the badges open Colab's own
+#: search of GitHub, and the setup cell asks for the address.
+REPOSITORY = ""
+
 #: Name of the notebooks -> what takes the place of the marks in the templates.
 MODELS = {
-    "resnet": {"BACKBONE": "resnet34", "TITLE": "ResNet34", "NOTEBOOK": "resnet"},
+    "dino_v2": {
+        "BACKBONE": "dino_v2",
+        "TITLE": "DINOv2",
+        # from scratch it would be DINOv2 in name only
+        "WEIGHTS": "pretrained",
+        "RATE": "0.0001",
+        "ATK_RATE": "0.0001",
+    },
+    "resnet": {
+        "BACKBONE": "resnet34",
+        "TITLE": "ResNet34",
+        "WEIGHTS": "scratch",
+        "RATE": "0.001",
+        "ATK_RATE": "0.0005",
+    },
+    "efficientnet": {
+        "BACKBONE": "efficientnet_b0",
+        "TITLE": "EfficientNetB0",
+        "WEIGHTS": "scratch",
+        "RATE": "0.001",
+        "ATK_RATE": "0.0005",
+    },
 }
-_CLEAN_MINUTES = "about one minute an epoch on two CPU cores at 64 pixels with the patient split; a GPU is faster."
-_ATK_MINUTES = (
-    "about three minutes an epoch of hardening and twenty minutes of attacks on two CPU cores at 64 pixels with the\n"
-    "#   patient split; a GPU is faster."
-)
 
 
 def notebooks() -> dict[Path, nbformat.NotebookNode]:
     """Path -> freshly built notebook without outputs, for every notebook that has a template."""
-    built = {ROOT / "dataset" / "prepare_dataset.ipynb": _read("prepare_dataset", {})}
+    built = {ROOT / "dataset" / "prepare_dataset.ipynb": _read("prepare_dataset", {}, "dataset/prepare_dataset")}
     for name, marks in MODELS.items():
-        built[ROOT / "models" / f"{name}_model.ipynb"] = _read("model", marks | {"MINUTES": _CLEAN_MINUTES})
-        built[ROOT / "models" / f"{name}_model_atk.ipynb"] = _read("model_atk", marks | {"MINUTES": _ATK_MINUTES})
+        for template in ("model", "model_atk"):
+            stem = f"models/{name}_{template}"
+            built[ROOT / f"{stem}.ipynb"] = _read(template, marks | {"NOTEBOOK": name}, stem)
+    built[ROOT / "models" / "results.ipynb"] = _read("results", {}, "models/results")
     return built
 
 
-def _read(template: str, marks: dict[str, str]) -> nbformat.NotebookNode:
+def badge(stem: str) -> str:
+    """Markdown of the badge that opens a notebook on Colab."""
+    place = REPOSITORY.replace("https://github.com/", "") + f"/blob/main/{stem}.ipynb" if REPOSITORY else ""
+    image = "https://colab.research.google.com/assets/colab-badge.svg"
+    return f"[![Open in Colab]({image})](https://colab.research.google.com/github/{place})"
+
+
+def _read(template: str, marks: dict[str, str], stem: str) -> nbformat.NotebookNode:
     text = (TEMPLATES / f"{template}.py").read_text(encoding="utf-8")
+    setup = (TEMPLATES / "setup.py").read_text(encoding="utf-8")
+    marks = {"SETUP": setup, "REPOSITORY": REPOSITORY, "BADGE": badge(stem), **marks}
     for mark, value in marks.items():
         text = text.replace(f"__{mark}__", value)
     notebook = jupytext.reads(text, fmt="py:percent")
@@ -54,7 +85,10 @@ def main() -> None:
     """Write every notebook, keeping outputs."""
     for path, notebook in notebooks().items():
         if path.is_file():
+            names = [cell.id for cell in notebook.cells]
             notebook = combine_inputs_with_outputs(notebook, nbformat.read(path, as_version=4))
+            for cell, name in zip(notebook.cells, names):
+                cell.id = name  # a cell that moved brings its old one
         nbformat.write(notebook, path)
         print(path.relative_to(ROOT))
 

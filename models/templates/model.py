@@ -1,43 +1,34 @@
 # %% [markdown]
+# __BADGE__
+#
 # # __TITLE__: train and evaluate
 #
 # Trains a four-stage dementia classifier on MRI slices and measures it on patients it has never seen.
 #
 # - **Gives** weights and a record in `checkpoints/__TITLE__/`, figures in `assets/__TITLE__/`.
 # - **Needs** the files that `dataset/prepare_dataset.ipynb` saves.
-# - **Takes** __MINUTES__
+# - **Takes** a few minutes an epoch on two CPU cores at 64 pixels with the patient split; a GPU is faster.
 # - **Not for clinical use.** Research code; nothing here may inform a diagnosis.
 
-# %% [markdown]
-# ## Setup
-
-# %%
-import sys
-from functools import partial
-from pathlib import Path
-
-HERE = Path.cwd()
-ROOT = next((d for d in (HERE, *HERE.parents) if (d / "models" / "def_models.py").is_file()), None)
-if ROOT is None:
-    raise FileNotFoundError("open this notebook from inside a clone of the repository")
-sys.path.insert(0, str(ROOT))
+__SETUP__
 
 # %% [markdown]
 # ## Parameters
 
 # %% tags=["parameters"]
 BACKBONE = "__BACKBONE__"  # a key of BACKBONES in models/def_models.py
-weights = "scratch"  # "scratch", "pretrained" (downloads ImageNet weights), or a path
+weights = "__WEIGHTS__"  # "pretrained" (downloads the published weights), "scratch", or a path
 trainable = "all"  # "all", "head", or a number: that many last blocks
 image_size = 224
 load_existing_hyperparams = False  # read checkpoints/optuna_params instead of searching
-n_trials = 0  # Optuna trials; 0 keeps the defaults of TrainConfig
-search_epochs = 3
+n_trials = 0  # Optuna trials; 0 searches nothing and keeps the values below
+search_epochs = 3  # epochs a trial
+search_space = []  # names out of SEARCH_SPACE in utils/optuna_search.py; [] takes all of them
 load_existing_params = False  # load the weights in checkpoints instead of starting anew
 train_loaded_model = False  # train the loaded weights further
 num_epochs = 20
 batch_size = 64
-learning_rate = 0.001
+learning_rate = __RATE__
 augmentation_strength = 1.0  # 0 turns augmentation off
 max_test_images = 0  # 0 evaluates all test images
 seed = 0
@@ -46,6 +37,8 @@ out_dir = ""  # "" writes into this repository
 data_dir = ""  # "" is dataset/dataset_variables
 
 # %%
+from functools import partial
+
 from utils import utils_funcs as uf
 
 workspace = uf.Workspace.open(out_dir, profile=profile, data_dir=data_dir)
@@ -67,7 +60,11 @@ splits.table()
 # ## Model
 #
 # Images come in as grey pixels in [0, 1]; resizing to `image_size` and normalising happen inside the model. Freeze
-# layers with `trainable` above, or set `requires_grad` here yourself.
+# layers with `trainable` above, or set `requires_grad = False` here yourself.
+#
+# A convolutional network can learn this task from scratch. A vision transformer such as DINOv2 cannot do it well: it
+# must first learn from many images what convolutions have built in, that neighbouring pixels belong together. From
+# scratch it stays far behind on a few hundred slices; give it published weights.
 
 # %%
 classes, options = splits.classes, {"image_size": image_size, "weights": weights, "trainable": trainable}
@@ -83,20 +80,26 @@ uf.parameter_table(model)
 # %% [markdown]
 # ## Hyperparameters
 #
-# Either the ones a search has saved, or a new Optuna search on the validation patients, or the defaults.
+# Either the ones that a search has saved, or a new Optuna search that is scored on the validation patients, or the
+# values above.
 
 # %%
 augmentation = uf.Augmentation(strength=augmentation_strength)
 sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
 config = uf.TrainConfig(**sizes, seed=seed, augmentation=augmentation)
+found_in = workspace.hyperparams(title)
 params = {}
 if load_existing_hyperparams:
-    params = uf.load_hyperparams(workspace.hyperparams(title))
+    params = uf.load_hyperparams(found_in)
 elif n_trials:
-    search = {"num_epochs": search_epochs, "n_trials": n_trials, "config": config, "seed": seed}
-    params = uf.optuna_search(new_model, splits, out=workspace.hyperparams(title), **search)["params"]
+    space = uf.pick_space(search_space, freezing=weights != "scratch")
+    search = {"space": space, "num_epochs": search_epochs, "n_trials": n_trials, "out": found_in}
+    params = uf.optuna_search(new_model, splits, config=config, seed=seed, **search)["params"]
 config = uf.apply_hyperparams(config, params)
 config
+
+# %%
+display(*uf.show_search(found_in, title, assets, note=note) if params else "")
 
 # %% [markdown]
 # ## Train
@@ -105,6 +108,7 @@ config
 # interrupted goes on where it stopped when this cell is run again.
 
 # %%
+model.freeze(params.get("trainable", trainable))
 if not load_existing_params or train_loaded_model:
     result = uf.train(model, splits, config=config, folder=checkpoint, on_epoch=uf.print_epoch)
     start = f"checkpoints/{title}" if load_existing_params else weights
@@ -113,15 +117,10 @@ training = record["training"]
 print(f"kept epoch {training['best_epoch'] + 1} of {len(training['history'])}, {training['seconds'] / 60:.1f} minutes")
 
 # %%
-curves = {"title": f"{title}: training", "best_epoch": training["best_epoch"], "note": note}
-loss_curve = uf.plot_loss_curve(training["history"], **curves)
-uf.save_figure(loss_curve, assets / "loss_curve.png")
-loss_curve
+uf.show(record, "loss_curve", assets)
 
 # %%
-accuracy_curve = uf.plot_accuracy_curve(training["history"], **curves)
-uf.save_figure(accuracy_curve, assets / "accuracy_curve.png")
-accuracy_curve
+uf.show(record, "accuracy_curve", assets)
 
 # %% [markdown]
 # ## Evaluate
@@ -138,10 +137,7 @@ record = uf.update_record(checkpoint, test=metrics)
 uf.score_table(metrics)
 
 # %%
-matrix = metrics["image"]["confusion"]
-confusion_matrix = uf.plot_confusion_matrix(matrix, splits.classes, title=f"{title}: test images", note=note)
-uf.save_figure(confusion_matrix, assets / "confusion_matrix.png")
-confusion_matrix
+uf.show(record, "confusion_matrix", assets)
 
 # %% [markdown]
 # ## Grad-CAM

@@ -1,4 +1,6 @@
 # %% [markdown]
+# __BADGE__
+#
 # # __TITLE__: attack and harden
 #
 # Attacks the classifier that `__NOTEBOOK___model.ipynb` trained, hardens it by adversarial training, and compares the
@@ -10,21 +12,10 @@
 # - **Gives** a hardened model in `checkpoints/__TITLE___atk/`, figures in `assets/__TITLE__/` and
 #   `assets/__TITLE___atk/`.
 # - **Needs** the files of `dataset/prepare_dataset.ipynb` and a model trained by `__NOTEBOOK___model.ipynb`.
-# - **Takes** __MINUTES__
+# - **Takes** a few minutes an epoch on two CPU cores at 64 pixels with the patient split; a GPU is faster.
 # - **Not for clinical use.** Research code; nothing here may inform a diagnosis.
 
-# %% [markdown]
-# ## Setup
-
-# %%
-import sys
-from pathlib import Path
-
-HERE = Path.cwd()
-ROOT = next((d for d in (HERE, *HERE.parents) if (d / "models" / "def_models.py").is_file()), None)
-if ROOT is None:
-    raise FileNotFoundError("open this notebook from inside a clone of the repository")
-sys.path.insert(0, str(ROOT))
+__SETUP__
 
 # %% [markdown]
 # ## Parameters
@@ -39,13 +30,18 @@ alphas = [0.0002, 0.0005, 0.001, 0.002]  # step sizes to compare at Epsilon
 Alpha = 0  # step size when hardening; 0 is 2.5 * Epsilon / train_steps
 train_steps = 2  # PGD steps when hardening
 adv_weight = 0.5  # loss = (1 - adv_weight) * clean + adv_weight * attacked
-load_existing_hyperparams = False  # read checkpoints/optuna_params
+load_existing_hyperparams = False  # take those that the clean model's search has saved
+n_trials = 0  # Optuna trials of hardening; 0 searches nothing and keeps the values below
+search_epochs = 3  # epochs a trial
+search_space = []  # names out of SEARCH_SPACE in utils/optuna_search.py; [] takes all of them
 load_existing_params = False  # load the hardened weights in checkpoints instead of hardening anew
 train_loaded_model = False  # harden the loaded weights further
 num_epochs = 10
 batch_size = 64
-learning_rate = 0.0005
+trainable = "all"  # "all", "head", or a number: that many last blocks
+learning_rate = __ATK_RATE__
 augmentation_strength = 1.0
+validation_images = 512  # so many validation images are attacked after each epoch
 max_test_images = 0  # 0 attacks all test images
 seed = 0
 profile = "full"  # "quick" marks every figure as meaningless
@@ -53,6 +49,8 @@ out_dir = ""  # "" writes into this repository
 data_dir = ""  # "" is dataset/dataset_variables
 
 # %%
+from functools import partial
+
 from utils import utils_funcs as uf
 
 workspace = uf.Workspace.open(out_dir, profile=profile, data_dir=data_dir)
@@ -112,11 +110,7 @@ record = uf.update_record(pretrained, robustness=robustness)
 uf.robustness_table(before)
 
 # %%
-chance = test.labels.bincount().max().item() / len(test)
-lines = {f"{title}, {name}": (curve.epsilons, curve.robust_accuracy) for name, curve in before.items()}
-figure = uf.plot_robustness_curve(lines, title=f"{title} under attack", chance=chance, note=note)
-uf.save_figure(figure, workspace.assets(title) / "robustness_curve.png")
-figure
+uf.show(record, "robustness_curve", workspace.assets(title))
 
 # %% [markdown]
 # ## What the attacked images look like
@@ -129,6 +123,7 @@ examples = uf.adversarial_examples(model, test, attacks=attacks, device=device)
 names = {"classes": splits.classes, "note": note}
 figure = uf.plot_adversarial_examples(epsilons, examples, attack_name="fgsm", parameter_type="Epsilon", **names)
 uf.save_figure(figure, workspace.assets(title) / "adversarial_examples_fgsm.png")
+made = {"fgsm": uf.recipe(attacks, epsilons, "Epsilon")}
 figure
 
 # %% [markdown]
@@ -142,10 +137,12 @@ attacks = [(uf.Attack("pgd", steps=num_iter, alpha=alpha), Epsilon) for alpha in
 examples = uf.adversarial_examples(model, test, attacks=attacks, device=device)
 figure = uf.plot_adversarial_examples(alphas, examples, attack_name="pgd", parameter_type="Alpha", **names)
 uf.save_figure(figure, workspace.assets(title) / "adversarial_examples_pgd.png")
+made["pgd"] = uf.recipe(attacks, alphas, "Alpha")
+record = uf.update_record(pretrained, examples=made)
 figure
 
 # %%
-few = test.balanced_subset(256)
+few = test.balanced_subset(len(test) // 4)
 reached = {
     f"alpha {alpha:.4g}": uf.robustness_curve(model, few, attack=attack, epsilons=[Epsilon], seed=seed, device=device)
     for alpha, (attack, _) in zip(alphas, attacks)
@@ -171,38 +168,46 @@ uf.attack_explorer(model, test, note=note)
 # epoch with the best balanced accuracy under PGD-10 on validation patients are kept.
 
 # %%
+augmentation = uf.Augmentation(strength=augmentation_strength)
 sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-config = uf.TrainConfig(**sizes, seed=seed)
-if load_existing_hyperparams:
-    config = uf.apply_hyperparams(config, uf.load_hyperparams(workspace.hyperparams(title)))
-config = uf.apply_hyperparams(config, {"augmentation_strength": augmentation_strength})
+config = uf.TrainConfig(**sizes, seed=seed, augmentation=augmentation, validation_images=validation_images)
 objective = uf.Adversarial(eps=Epsilon, alpha=Alpha or None, steps=train_steps, adv_weight=adv_weight)
 objective
 
+# %% [markdown]
+# Hyperparameters: those of the clean model's search, or of a search of their own that is scored on attacked validation
+# patients, or the values above.
+
+# %%
+params = {}
+if load_existing_hyperparams:
+    params = uf.load_hyperparams(workspace.hyperparams(title))
+    params.pop("trainable", None)  # how much of the clean model was trained says nothing about hardening
+elif n_trials:
+    start_model = partial(uf.load_trainable, pretrained, trainable=trainable, **fits)
+    search = {"space": uf.pick_space(search_space), "num_epochs": search_epochs, "n_trials": n_trials}
+    search |= {"objective": objective, "config": config, "seed": seed, "out": workspace.hyperparams(hardened_title)}
+    params = uf.optuna_search(start_model, splits, **search)["params"]
+    display(*uf.show_search(search["out"], hardened_title, assets, note=note))
+config = uf.apply_hyperparams(config, params)
+config
+
 # %%
 uf.seed_everything(seed)
-if load_existing_params:
-    hardened, hardened_record = uf.load_checkpoint(checkpoint, **fits)
-else:
-    hardened, _ = uf.load_checkpoint(pretrained, **fits)
+start = checkpoint if load_existing_params else pretrained
+hardened = uf.load_trainable(start, trainable=params.get("trainable", trainable), **fits)
 if not load_existing_params or train_loaded_model:
-    start = f"checkpoints/{(checkpoint if load_existing_params else pretrained).name}"
     run = {"config": config, "objective": objective}
     result = uf.train(hardened, splits, folder=checkpoint, on_epoch=uf.print_epoch, **run)
-    save = {"splits": splits, "result": result, "start": start, "note": note}
-    hardened_record = uf.save_trained(hardened, checkpoint, **save, **run)
+    save = {"splits": splits, "result": result, "start": f"checkpoints/{start.name}", "note": note}
+    uf.save_trained(hardened, checkpoint, **save, **run)
+hardened_record = uf.read_record(checkpoint)
 
 # %%
-training = hardened_record["training"]
-curves = {"title": f"{hardened_title}: training", "best_epoch": training["best_epoch"], "note": note}
-loss_curve = uf.plot_loss_curve(training["history"], **curves)
-uf.save_figure(loss_curve, assets / "loss_curve.png")
-loss_curve
+uf.show(hardened_record, "loss_curve", assets)
 
 # %%
-accuracy_curve = uf.plot_accuracy_curve(training["history"], **curves)
-uf.save_figure(accuracy_curve, assets / "accuracy_curve.png")
-accuracy_curve
+uf.show(hardened_record, "accuracy_curve", assets)
 
 # %% [markdown]
 # ## Before and after
@@ -222,25 +227,22 @@ both |= {f"{hardened_title}, {name}": curve for name, curve in after.items()}
 uf.robustness_table(both)
 
 # %%
-lines = {name: (curve.epsilons, curve.robust_accuracy) for name, curve in both.items()}
-figure = uf.plot_robustness_curve(lines, title=f"{title} before and after hardening", chance=chance, note=note)
-uf.save_figure(figure, assets / "robustness_curve.png")
-figure
+uf.show(hardened_record, "robustness_curve", assets, base=record)
 
 # %%
 uf.score_table(metrics)
 
 # %%
-matrix = metrics["image"]["confusion"]
-confusion_matrix = uf.plot_confusion_matrix(matrix, splits.classes, title=f"{hardened_title}: test images", note=note)
-uf.save_figure(confusion_matrix, assets / "confusion_matrix.png")
-confusion_matrix
+uf.show(hardened_record, "confusion_matrix", assets)
 
 # %%
-for attack, values, kind in ((uf.Attack("fgsm"), epsilons, "fgsm"), (pgd, epsilons, "pgd")):
-    examples = uf.adversarial_examples(hardened, test, attacks=[(attack, eps) for eps in values], device=device)
-    figure = uf.plot_adversarial_examples(values, examples, attack_name=kind, parameter_type="Epsilon", **names)
-    uf.save_figure(figure, assets / f"adversarial_examples_{kind}.png")
+made = {}
+for attack in (uf.Attack("fgsm"), pgd):
+    attacks = [(attack, eps) for eps in epsilons]
+    examples = uf.adversarial_examples(hardened, test, attacks=attacks, device=device)
+    figure = uf.plot_adversarial_examples(epsilons, examples, attack.name, parameter_type="Epsilon", **names)
+    uf.save_figure(figure, assets / f"adversarial_examples_{attack.name}.png")
+    made[attack.name] = uf.recipe(attacks, epsilons, "Epsilon")
 figure
 
 # %% [markdown]
@@ -249,13 +251,10 @@ figure
 # The map of the clean model on a clean and on an attacked image, and of the hardened model on the attacked one.
 
 # %%
-rows = [
-    *uf.explain_rows(model, test, n=5, device=device, name="clean model"),
-    *uf.explain_rows(model, test, n=5, device=device, name="clean model,\nattacked", attack=(pgd, Epsilon)),
-    *uf.explain_rows(hardened, test, n=5, device=device, name="hardened,\nattacked", attack=(pgd, Epsilon)),
-]
-cam = uf.plot_grad_cam(rows, title=f"{hardened_title}: Grad-CAM of the model's own answer", note=note)
+cams = uf.hardening_cams(model, hardened, test, (pgd, Epsilon), device)
+cam = uf.plot_grad_cam(cams, title=f"{hardened_title}: Grad-CAM of the model's own answer", note=note)
 uf.save_figure(cam, assets / "grad_cam.png")
+uf.update_record(checkpoint, examples=made, grad_cam_attack=uf.recipe([(pgd, Epsilon)])["attacks"][0])
 cam
 
 # %% [markdown]

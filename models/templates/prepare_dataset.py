@@ -1,4 +1,6 @@
 # %% [markdown]
+# __BADGE__
+#
 # # Prepare the data
 #
 # Reads raw MRI slices, finds out which slices belong to the same patient, splits by patient, and saves
@@ -10,18 +12,7 @@
 # - **Takes** about one minute on two CPU cores for 11,519 images, seconds for phantoms.
 # - **Not for clinical use.** Research code; nothing here may inform a diagnosis.
 
-# %% [markdown]
-# ## Setup
-
-# %%
-import sys
-from pathlib import Path
-
-HERE = Path.cwd()
-ROOT = next((d for d in (HERE, *HERE.parents) if (d / "models" / "def_models.py").is_file()), None)
-if ROOT is None:
-    raise FileNotFoundError("open this notebook from inside a clone of the repository")
-sys.path.insert(0, str(ROOT))
+__SETUP__
 
 # %% [markdown]
 # ## Parameters

@@ -1,0 +1,154 @@
+# %% [markdown]
+# __BADGE__
+#
+# # Results: every model, and their vote
+#
+# Puts all trained models side by side, clean and attacked, and lets the hardened ones vote.
+#
+# - **Gives** a record in `checkpoints/Ensemble/`, figures in `assets/Ensemble/`.
+# - **Needs** the files of `dataset/prepare_dataset.ipynb` and models that the `*_model.ipynb` and `*_model_atk.ipynb`
+#   notebooks have trained and attacked, all on the same data.
+# - **Takes** about twenty minutes for each vote on two CPU cores at 64 pixels with the patient split; a GPU is faster.
+# - **Not for clinical use.** Research code; nothing here may inform a diagnosis.
+
+__SETUP__
+
+# %% [markdown]
+# ## Parameters
+
+# %% tags=["parameters"]
+models = []  # titles of the models that vote; [] takes every hardened one in checkpoints
+rule = "soft"  # "soft", "hard" or "weighted": the vote whose figures are the ensemble's
+epsilons = [0, 0.5 / 255, 1 / 255, 0.005, 2 / 255, 4 / 255, 8 / 255]  # radii to measure, pixels in [0, 1]
+Epsilon = 2 / 255  # radius of the attacked examples
+num_iter = 20  # PGD steps
+alphas = [0.0002, 0.0005, 0.001, 0.002]  # step sizes to show at Epsilon
+max_test_images = 0  # 0 attacks all test images; else as many as the other notebooks did
+seed = 0
+profile = "full"  # "quick" marks every figure as meaningless
+out_dir = ""  # "" writes into this repository
+data_dir = ""  # "" is dataset/dataset_variables
+
+# %%
+from utils import utils_funcs as uf
+
+workspace = uf.Workspace.open(out_dir, profile=profile, data_dir=data_dir)
+assets = workspace.assets(uf.ENSEMBLE)
+device = uf.pick_device()
+splits = uf.load_splits(workspace.data_dir)
+note = workspace.note(splits)
+test = splits.test.balanced_subset(max_test_images) if max_test_images else splits.test
+print(f"{splits.info['source']}, split by {splits.info['protocol']}, {len(test)} test images, on {device}. {note}")
+
+# %% [markdown]
+# ## Every model on its own
+#
+# From the records that the other notebooks wrote, in percent of the same test images. Robust accuracy counts an image
+# only if it is right without attack and withstood every smaller radius too.
+
+# %%
+records = uf.trained_models(workspace)
+titles = models or [title for title in records if title.endswith("_atk")]
+print("vote:", ", ".join(titles))
+uf.comparison_table(records)
+
+# %% [markdown]
+# ## The vote
+#
+# `soft` averages the members' probabilities, `hard` counts one vote a member, `weighted` averages with weights that
+# make the right answers on the validation patients most likely. The rule that counts is a parameter, set before any of
+# these scores is seen; the others stand beside it.
+
+# %%
+fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
+members = {title: model.to(device) for title, model in uf.load_members(workspace, titles, **fits).items()}
+weights = uf.validation_weights(list(members.values()), splits.validation, device=device)
+votes = {
+    name: uf.Vote(list(members.values()), rule=name, weights=weights if name == "weighted" else None).to(device)
+    for name in uf.RULES
+}
+dict(zip(members, (round(weight, 3) for weight in weights)))
+
+# %% [markdown]
+# ## The vote under attack
+#
+# One attacked image for all members, made with the gradient of the vote itself. An image that fools one member only
+# does not count.
+
+# %%
+attacks = [uf.Attack("fgsm"), uf.Attack("pgd", steps=num_iter)]
+options = {"epsilons": epsilons, "seed": seed, "device": device}
+rules = {}
+for name, vote in votes.items():
+    curves = {attack.title: uf.robustness_curve(vote, test, attack=attack, **options) for attack in attacks}
+    metrics = uf.evaluate(uf.predict(vote, test, device=device), test)
+    rules[name] = {"test": metrics, "robustness": {title: curve.as_dict() for title, curve in curves.items()}}
+
+# %%
+chosen = {"rule": rule, "rules": rules, "weights": weights}
+own = {title: records[title] for title in titles}
+record = uf.save_vote(workspace, splits=splits, members=own, note=note, **chosen)
+uf.comparison_table(records | {f"{name} vote": found for name, found in rules.items()})
+
+# %%
+uf.score_table(record["test"])
+
+# %% [markdown]
+# ## Figures
+
+# %%
+uf.show(record, "confusion_matrix", assets)
+
+# %%
+uf.show(record, "robustness_curve", assets)
+
+# %% [markdown]
+# How the members were hardened.
+
+# %%
+uf.show(record, "loss_curve", assets)
+
+# %%
+uf.show(record, "accuracy_curve", assets)
+
+# %% [markdown]
+# ## What it takes to fool the vote
+#
+# The same five slices at every radius, and at one radius with several step sizes.
+
+# %%
+vote = votes[rule]
+names = {"classes": splits.classes, "note": note}
+attacks = [(uf.Attack("fgsm"), eps) for eps in epsilons]
+examples = uf.adversarial_examples(vote, test, attacks=attacks, device=device)
+figure = uf.plot_adversarial_examples(epsilons, examples, attack_name="fgsm", parameter_type="Epsilon", **names)
+uf.save_figure(figure, assets / "adversarial_examples_fgsm.png")
+made = {"fgsm": uf.recipe(attacks, epsilons, "Epsilon")}
+figure
+
+# %%
+attacks = [(uf.Attack("pgd", steps=num_iter, alpha=alpha), Epsilon) for alpha in alphas]
+examples = uf.adversarial_examples(vote, test, attacks=attacks, device=device)
+figure = uf.plot_adversarial_examples(alphas, examples, attack_name="pgd", parameter_type="Alpha", **names)
+uf.save_figure(figure, assets / "adversarial_examples_pgd.png")
+made["pgd"] = uf.recipe(attacks, alphas, "Alpha")
+record = uf.update_record(workspace.checkpoint(uf.ENSEMBLE), examples=made)
+figure
+
+# %% [markdown]
+# ## Grad-CAM of the members
+#
+# Each member on slices that it gets right.
+
+# %%
+cams = uf.member_cams(members, test, device=device)
+figure = uf.plot_grad_cam(cams, title=f"{uf.ENSEMBLE}: Grad-CAM of the members' own answers", note=note)
+uf.save_figure(figure, assets / "grad_cam.png")
+figure
+
+# %% [markdown]
+# ## Saved files
+
+# %%
+for folder in (workspace.checkpoint(uf.ENSEMBLE), assets):
+    print(*sorted(f"{folder.parent.name}/{folder.name}/{path.name}" for path in folder.iterdir()), sep="\n")

@@ -1,0 +1,118 @@
+"""A real browser opens a notebook, runs it and moves its slider. Left out where there is no Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+from utils.reproduce import inject, main
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+SMALL = {"image_size": 32, "num_epochs": 1, "max_test_images": 12, "num_iter": 2, "train_steps": 1}
+ALL_DONE = """() => {
+    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')];
+    return prompts.length > 10 && prompts.every(prompt => /\\[\\d+\\]/.test(prompt.textContent));
+}"""
+
+
+@pytest.fixture
+def playwright_page() -> Iterator:
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    if not CHROMIUM or not sync_playwright:
+        reason = "needs Chromium and env/requirements-browser.txt"
+        # the project's own CI installs both: there, a missing browser is a failure
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser.new_page(viewport={"width": 1400, "height": 1000})
+        browser.close()
+
+
+@pytest.fixture
+def attack_notebook() -> Iterator[Path]:
+    """The hardening notebook with small parameters, beside a clean model, inside the repository."""
+    folder = ROOT / "runs" / f"browser_{os.getpid()}"
+    settings = [text for name, value in SMALL.items() for text in ("--set", f"{name}={value}")]
+    arguments = ["--models", "resnet", "--skip-results", "--out", str(folder), *settings]
+    assert (
+        main(["--profile", "quick", "--set-atk", "epsilons=[0, 2/255]", "--set-atk", "alphas=[0.002]", *arguments]) == 0
+    )
+    values = SMALL | {"out_dir": str(folder), "profile": "quick", "epsilons": [0, 2 / 255], "alphas": [0.002]}
+    notebook = inject(nbformat.read(ROOT / "models" / "resnet_model_atk.ipynb", as_version=4), values)
+    nbformat.write(notebook, folder / "explore.ipynb")
+    yield folder / "explore.ipynb"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def server(attack_notebook: Path, tmp_path: Path) -> Iterator[str]:
+    """Address of a Jupyter server on the notebook's folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # all cells at once: by default only those in view are in the page
+    tracker = tmp_path / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text(json.dumps({"windowingMode": "none"}))
+    command = [sys.executable, "-m", "notebook", "--no-browser", "--allow-root", f"--port={port}"]
+    command += ["--ServerApp.token=", "--ServerApp.password=", "--ServerApp.disable_check_xsrf=True"]
+    environment = os.environ | {
+        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path),
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+    }
+    with (tmp_path / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [*command, f"--ServerApp.root_dir={attack_notebook.parent}"], env=environment, stdout=log, stderr=log
+        )
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(120):
+            assert process.poll() is None, (tmp_path / "server.log").read_text()
+            try:
+                urllib.request.urlopen(f"{address}/api/status", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_the_slider_changes_the_picture(playwright_page, server: str, attack_notebook: Path, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    page = playwright_page
+    page.goto(f"{server}/notebooks/{attack_notebook.name}")
+    page.wait_for_selector(".jp-CodeCell", timeout=60_000)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_function(ALL_DONE, timeout=400_000)
+
+    explorer = page.locator(".widget-vbox").filter(has=page.get_by_text("eps (/255)")).last
+    picture = explorer.locator("img").first
+    picture.wait_for(timeout=60_000)
+    picture.scroll_into_view_if_needed()
+    before, shot = picture.get_attribute("src"), explorer.screenshot(path=tmp_path / "before.png")
+    handle = explorer.locator(".noUi-handle").first
+    handle.focus()
+    for _ in range(8):
+        handle.press("ArrowRight")
+    expect(picture).not_to_have_attribute("src", before, timeout=60_000)
+    assert explorer.screenshot(path=tmp_path / "after.png") != shot
+    assert not page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count()

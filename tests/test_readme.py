@@ -1,0 +1,186 @@
+"""Every command that the README gives is executed here, with PATH put in and sizes made small."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from models.templates import build
+from utils import figures, optuna_search, prepare, reproduce, utils_funcs
+from utils.robustness import Attack, adversarial_examples
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = sorted(
+    {line for block in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) for line in block.splitlines()}
+)
+ONE_LINE = "python3 -m venv .venv && .venv/bin/pip install -q -r env/requirements.txt && .venv/bin/"
+SMALL = ["image_size=32", "num_epochs=1", "max_test_images=8", "num_iter=2", "epsilons=[0, 2/255]", "alphas=[0.002]"]
+FULL = "python -m utils.reproduce --profile full --data PATH"
+
+
+def _arguments(command: str, source: str = "phantom") -> list[str]:
+    return command.replace("PATH", source).split()[3:]
+
+
+def _shell(*command: str) -> None:
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+
+
+def _install(folder: Path) -> None:
+    _shell(sys.executable, "-m", "venv", "--without-pip", str(folder / ".venv"))
+    if shutil.which("pip"):
+        # everything is installed here, so this asks no network; .ci/run installs for real
+        _shell(sys.executable, "-m", "pip", "install", "-q", "--dry-run", "-r", "env/requirements.txt")
+
+
+def _quick(folder: Path) -> None:
+    """The command's own plan; tests/test_notebooks.py runs it whole, at smaller sizes."""
+    _install(folder)
+    steps = reproduce.plan(reproduce._arguments(["--profile", "quick"]))
+    assert len(steps) == 8 and steps[0][1]["source"] == "phantom"
+
+
+def _all_tests(folder: Path) -> None:
+    _install(folder)
+    assert "-m pytest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    _shell(sys.executable, "-m", "pytest", "--collect-only", "-q")
+
+
+def _conda(folder: Path) -> None:
+    if not shutil.which("conda"):
+        pytest.skip("conda is not on this machine; tests/test_environment.py reads env/project_env.yaml")
+    _shell("conda", "env", "create", "--dry-run", "-f", "env/project_env.yaml")
+
+
+def _uv(folder: Path) -> None:
+    if not shutil.which("uv"):
+        pytest.skip("uv is not on this machine")
+    _shell("uv", "--version")
+    _shell(sys.executable, "-m", "utils.reproduce", "--help")
+
+
+def _prepare(command: str) -> Callable[[Path], None]:
+    def run(folder: Path) -> None:
+        arguments = [str(folder / "audit") if word == "assets/Dataset" else word for word in _arguments(command)]
+        assert prepare.main([*arguments, "--out", str(folder / "data")]) == 0
+        assert (folder / "data" / "manifest.csv").is_file()
+        assert (folder / "audit" / "leak_audit.png").is_file() == ("--audit" in command)
+
+    return run
+
+
+def _full(folder: Path) -> None:
+    """Phantoms stand for the images; one model stands for three, of which each quick run makes all."""
+    small = [
+        text for pair in (*SMALL, "weights=scratch", "train_steps=1", "validation_images=8") for text in ("--set", pair)
+    ]
+    arguments = [*_arguments(FULL), "--models", "efficientnet", "--out", str(folder), *small]
+    assert reproduce.main(arguments) == 0
+    assert (folder / "assets" / "Ensemble" / "confusion_matrix.png").is_file()
+    assert figures.main(["--root", str(folder), "--data", str(folder / "data")]) == 0
+
+
+def _train_one(command: str) -> Callable[[Path], None]:
+    def run(folder: Path) -> None:
+        steps = reproduce.plan(reproduce._arguments(_arguments(command)))
+        values = {path.stem: values for path, values in steps}
+        assert values["resnet_model"]["num_epochs"] == 20 and values["resnet_model_atk"]["num_epochs"] == 10
+
+    return run
+
+
+def _search(command: str) -> Callable[[Path], None]:
+    def run(folder: Path) -> None:
+        assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
+        arguments = command.replace("runs/", f"{folder}/").replace(
+            "--n-trials 20 --num-epochs 3", "--n-trials 1 --num-epochs 1"
+        )
+        options = ["--data", str(folder / "data"), "--out", str(folder / "found.json"), "--image-size", "32"]
+        assert optuna_search.main([*arguments.split()[3:], *options]) == 0
+        assert (folder / "found.json").is_file() and (folder / "resnet34.log").is_file()
+
+    return run
+
+
+def _figures(command: str) -> Callable[[Path], None]:
+    def run(folder: Path) -> None:
+        """Without trained models the command says so; tests/test_notebooks.py draws with them."""
+        arguments = [word.replace("dataset/dataset_variables", str(folder)) for word in _arguments(command)]
+        assert figures.main([*arguments, "--root", str(folder)]) == 1
+
+    return run
+
+
+def _build(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in build.notebooks()}
+    _shell(sys.executable, "-m", "models.templates.build")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+HERO = "python -m utils.figures --data dataset/dataset_variables --hero ResNet34"
+REDRAW = "python -m utils.figures --data dataset/dataset_variables"
+ONE = f"{FULL} --models resnet --set image_size=64 --set num_epochs=20 --set-atk num_epochs=10"
+PREPARE = "python -m utils.prepare --source PATH --split patient"
+SEARCH = "python -m utils.optuna_search --backbone resnet34 --n-trials 20 --num-epochs 3"
+SEARCH += " --journal runs/resnet34.log --worker 0"
+RUNNERS: dict[str, Callable[[Path], None]] = {
+    f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
+    f"{ONE_LINE}python -m pytest": _all_tests,
+    "python3 -m venv .venv": _install,
+    "source .venv/bin/activate": lambda folder: None,
+    "pip install -r env/requirements.txt": _install,
+    "conda env create -f env/project_env.yaml": _conda,
+    "conda activate project_env": _conda,
+    "uv run python -m utils.reproduce --profile quick": _uv,
+    "python -m models.templates.build": _build,
+    PREPARE: _prepare(PREPARE),
+    f"{PREPARE} --audit assets/Dataset": _prepare(f"{PREPARE} --audit assets/Dataset"),
+    FULL: _full,
+    ONE: _train_one(ONE),
+    SEARCH: _search(SEARCH),
+    HERO: _figures(HERO),
+    REDRAW: _figures(REDRAW),
+}
+
+
+def test_every_command_has_a_runner_and_every_runner_a_command() -> None:
+    assert set(COMMANDS) == set(RUNNERS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str, tmp_path: Path) -> None:
+    RUNNERS[command](tmp_path)
+
+
+def test_python_of_the_readme(splits, resnet) -> None:
+    epsilons, alphas = [0, 2 / 255], [0.001]
+    examples = adversarial_examples(resnet, splits.test, attacks=[(Attack("fgsm"), eps) for eps in epsilons], n=2)
+    first, second = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)[0].splitlines()
+    space = {"utils_funcs": utils_funcs, "epsilons": epsilons, "alphas": alphas, "examples": examples}
+    assert len(eval(first, space).axes) == 4
+    examples = adversarial_examples(resnet, splits.test, attacks=[(Attack(alpha=alphas[0]), 2 / 255)], n=2)
+    assert len(eval(second, space | {"examples": examples}).axes) == 2
+
+
+def test_contents_and_links_lead_somewhere() -> None:
+    headings = {
+        re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
+        for line in re.findall(r"^#+ (.*)$", README, re.M)
+    }
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
+    for target in re.findall(r"\]\((?!#|https?:)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_named_file_exists() -> None:
+    for name in re.findall(
+        r"`((?:models|utils|env|dataset|assets|checkpoints)/[\w/.]+\.(?:py|ipynb|txt|yaml))`", README
+    ):
+        assert (ROOT / name).is_file(), name
