@@ -16,6 +16,7 @@ from utils.figures import optuna_figures
 from utils.objectives import Adversarial
 from utils.optuna_search import SEARCH_SPACE, apply_hyperparams, load_hyperparams, optuna_search, pick_space
 from utils.prepare import group_by_subject, split_and_save
+from utils.training import TrainResult
 
 SPACE = {
     "learning_rate": ("log", 1e-4, 1e-2),
@@ -116,6 +117,29 @@ def test_workers_share_one_study_and_survive_a_killed_one(phantoms, tmp_path: Pa
     done = [trial for trial in last["history"] if trial["state"] != "running"]
     # each of two workers may have a trial under way when the fourth is done
     assert 4 <= len(done) <= 5 and len({trial["params"]["learning_rate"] for trial in done}) == len(done)
+
+
+def test_a_hopeless_trial_is_pruned(splits, tmp_path: Path, monkeypatch) -> None:
+    """Three good trials, then one that stays below their median."""
+    levels = iter((0.9, 0.9, 0.9, 0.1))
+    epochs_run = []
+
+    def fake(model, splits, *, objective, config, on_epoch) -> TrainResult:
+        level, history = next(levels), []
+        for epoch in range(config.num_epochs):
+            history.append({"epoch": epoch, "validation_balanced_accuracy": level})
+            epochs_run.append(level)
+            on_epoch(history[-1])
+        return TrainResult(history, 0, "validation_balanced_accuracy", 1.0)
+
+    monkeypatch.setattr("utils.optuna_search.train", fake)
+    space = {"learning_rate": ("log", 1e-4, 1e-2)}
+    found = optuna_search(object, splits, num_epochs=5, n_trials=4, out=tmp_path / "a.json", space=space)
+    assert found["trials"] == {"complete": 3, "pruned": 1} and epochs_run.count(0.1) < 5
+    assert optuna_figures(found, "any")["optuna_history"].axes[0].get_legend_handles_labels()[1][:2] == [
+        "complete",
+        "pruned",
+    ]
 
 
 def test_space_by_name() -> None:

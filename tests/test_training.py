@@ -292,6 +292,8 @@ def test_checkpoints_that_do_not_fit_are_refused(splits, tmp_path: Path) -> None
     _trained(splits, tmp_path)
     with pytest.raises(ValueError, match="classes"):
         load_checkpoint(tmp_path, classes=["a", "b"])
+    with pytest.raises(ValueError, match="not dino_v2; set BACKBONE"):
+        load_checkpoint(tmp_path, backbone="dino_v2")
     with pytest.raises(ValueError, match="fingerprint"):
         load_checkpoint(tmp_path, fingerprint="0" * 16)
     record = read_record(tmp_path)

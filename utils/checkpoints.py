@@ -54,12 +54,17 @@ def describe_model(model: MRIClassifier) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    folder: str | Path, *, classes: list[str] | None = None, fingerprint: str | None = None
+    folder: str | Path,
+    *,
+    backbone: str | None = None,
+    classes: list[str] | None = None,
+    fingerprint: str | None = None,
 ) -> tuple[MRIClassifier, dict[str, Any]]:
     """Rebuild a model from its folder, in eval mode on the CPU.
 
     Args:
         folder: holds ``weights.safetensors`` and ``record.json``; the path of the weights does too.
+        backbone: if given, must be the model's key in ``BACKBONES``.
         classes: if given, must be those the model was trained on.
         fingerprint: if given, must be that of the data the model was trained on; a model tested
             on another split may have seen the test patients.
@@ -71,6 +76,9 @@ def load_checkpoint(
     record, weights = read_record(folder), checkpoint_folder(folder) / WEIGHTS
     if "vote" in record:
         raise ValueError(f"{folder} holds the record of a vote; load its members instead")
+    own = record["model"]["backbone"]
+    if backbone is not None and own != backbone:
+        raise ValueError(f"{folder} holds a model of backbone {own}, not {backbone}; set BACKBONE or the path")
     model = MRIClassifier(
         record["model"]["backbone"],
         num_classes=record["model"]["num_classes"],
@@ -95,7 +103,7 @@ def load_trainable(folder: str | Path, *, trainable: str | int = "all", **fits: 
 
     Args:
         trainable: see :meth:`models.def_models.MRIClassifier.freeze`.
-        fits: ``classes`` and ``fingerprint`` of :func:`load_checkpoint`.
+        fits: ``backbone``, ``classes`` and ``fingerprint`` of :func:`load_checkpoint`.
     """
     return load_checkpoint(folder, **fits)[0].freeze(trainable)
 

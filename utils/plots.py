@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def _axes(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **optio
 
 
 def _finish(figure: Figure, title: str, note: str) -> Figure:
-    figure.suptitle(title + (f"\n{note}" if note else ""), fontsize=11)
+    # about eleven characters of this size fit into an inch
+    lines = [part for text in (title, note) if text for part in textwrap.wrap(text, int(11 * figure.get_figwidth()))]
+    figure.suptitle("\n".join(lines), fontsize=11)
     # notebooks show what a cell returns; closing keeps them from showing it twice
     plt.close(figure)
     return figure
@@ -113,10 +116,10 @@ def _plot_history(
 ) -> Figure:
     figure, axes = _axes(size=(6.4, 4))
     epochs = [entry["epoch"] + 1 for entry in history]
-    for colour, (key, label) in zip(COLOURS, lines.items()):
+    for index, (key, label) in enumerate(lines.items()):
         if key in history[0]:
             values = [entry[key] * (100 if percent else 1) for entry in history]
-            axes[0, 0].plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
+            axes[0, 0].plot(epochs, values, label=label, **_line(index))
     if best_epoch is not None:
         axes[0, 0].axvline(best_epoch + 1, color="grey", linestyle=":", label="kept weights")
     axes[0, 0].set(xlabel="epoch", ylabel=unit)

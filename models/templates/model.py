@@ -71,8 +71,8 @@ classes, options = splits.classes, {"image_size": image_size, "weights": weights
 new_model = partial(uf.build_model, BACKBONE, num_classes=len(classes), **options)
 uf.seed_everything(seed)
 if load_existing_params:
-    model, record = uf.load_checkpoint(checkpoint, classes=classes, fingerprint=splits.fingerprint)
-    model.freeze(trainable)
+    fits = {"backbone": BACKBONE, "classes": classes, "fingerprint": splits.fingerprint}
+    model, record = uf.load_checkpoint(checkpoint, **fits)
 else:
     model = new_model()
 uf.parameter_table(model)

@@ -78,7 +78,7 @@ print(f"{splits.info['source']}, split by {splits.info['protocol']}, {len(test)}
 # Its accuracy must be the one in its record; if it is not, these are other weights or other data.
 
 # %%
-fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
+fits = {"backbone": BACKBONE, "classes": splits.classes, "fingerprint": splits.fingerprint}
 pretrained = Path(pretrained_model_path) if pretrained_model_path else workspace.checkpoint(title)
 model, record = uf.load_checkpoint(pretrained, **fits)
 model.to(device)
