@@ -18,6 +18,12 @@ from utils.sources import RawImages
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure() -> None:
+    """One thread a process, here and in kernels: several processes run beside each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def phantoms() -> RawImages:
     return make_phantoms(PhantomConfig(n_subjects=24, n_levels=4))

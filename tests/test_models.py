@@ -9,7 +9,8 @@ from torch import nn
 
 from models import def_models
 from models.def_models import BACKBONES, Backbone, MRIClassifier, build_model
-from utils.grad_cam import explain_rows, grad_cam, pick_layer
+from utils.grad_cam import explain_rows, grad_cam, pick_layer, right_and_wrong
+from utils.metrics import predict
 from utils.results import parameter_table
 
 
@@ -205,7 +206,21 @@ def test_grad_cam_reads_the_deepest_layer_that_is_fine_enough(splits) -> None:
         for size, name in ((64, small), (224, big)):
             model = build_model(backbone, image_size=size).eval()
             assert pick_layer(model, images) is model.backbone.get_submodule(name)
-    assert [len(images) for _, images, _, _ in explain_rows(model, splits.test, n=3)][-1] <= 3
+
+
+def test_rows_of_maps_show_right_and_wrong_answers_and_the_same_slices_for_all_models(splits) -> None:
+    torch.manual_seed(0)
+    one, two = (build_model("efficientnet_b0", image_size=32).eval() for _ in range(2))
+    rows = explain_rows(one, splits.test, n=3)
+    for name, images, maps, captions in rows:
+        assert len(images) == len(maps) == len(captions) <= 3
+        hits = {caption.split(" → ")[0] == caption.split(" → ")[1] for caption in captions}
+        assert hits <= {name == "right"} or name == "right"
+    right, wrong = right_and_wrong([one, two], splits.test, n=4)
+    answers = torch.stack([predict(model, splits.test).argmax(1) for model in (one, two)])
+    hit = answers == splits.test.labels
+    assert not hit[:, wrong].any() and len(right) == 4
+    assert hit.all(0)[right].sum() == min(4, int(hit.all(0).sum()))
 
 
 def test_grad_cam_of_the_vit_keeps_each_patch_in_its_place() -> None:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from models.def_models import BACKBONES, MRIClassifier
 from utils.checkpoints import RECORD, WEIGHTS, load_checkpoint
 from utils.data import DataSplits, ImageSet, load_splits
-from utils.grad_cam import explain_rows
+from utils.grad_cam import explain, explain_rows, right_and_wrong
 from utils.paths import ROOT, read_json, write_json
 from utils.plots import (
     plot_accuracy_curve,
@@ -165,17 +165,19 @@ def pictures(record: Record, model: torch.nn.Module, test: ImageSet, cams: list[
 def hardening_cams(
     clean: MRIClassifier, hardened: MRIClassifier, test: ImageSet, attack: tuple[Attack, float], device: Any = "cpu"
 ) -> list[tuple]:
-    """Heat maps of the clean model, clean and attacked, and of the hardened one, attacked."""
+    """Heat maps on the same slices: the clean model's without and under attack, the hardened model's under attack."""
+    right, _ = right_and_wrong([clean], test, device=device)
     return [
-        *explain_rows(clean, test, n=5, device=device, name="clean model"),
-        *explain_rows(clean, test, n=5, device=device, name="clean model,\nattacked", attack=attack),
-        *explain_rows(hardened, test, n=5, device=device, name="hardened,\nattacked", attack=attack),
+        explain(clean, test, right, name="clean model", device=device),
+        explain(clean, test, right, name="clean model,\nattacked", device=device, attack=attack),
+        explain(hardened, test, right, name="hardened,\nattacked", device=device, attack=attack),
     ]
 
 
-def member_cams(members: Mapping[str, torch.nn.Module], test: ImageSet, device: Any = "cpu") -> list[tuple]:
-    """One row of heat maps a member, on slices that it gets right."""
-    return [explain_rows(member, test, n=5, device=device, name=name)[0] for name, member in members.items()]
+def member_cams(members: Mapping[str, MRIClassifier], test: ImageSet, device: Any = "cpu") -> list[tuple]:
+    """One row of heat maps a member, all on the same slices, that all members get right where there are such."""
+    right, _ = right_and_wrong(list(members.values()), test, device=device)
+    return [explain(member, test, right, name=name, device=device) for name, member in members.items()]
 
 
 def hero(record: Record, model: torch.nn.Module, test: ImageSet, eps: float) -> tuple[Figure, Record]:

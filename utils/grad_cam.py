@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
 
 from models.def_models import MRIClassifier
 from utils.data import ImageSet
+from utils.metrics import predict
 from utils.reproducibility import generator
 from utils.robustness import Attack, predict_batch, spread_over_classes
 
@@ -62,41 +65,46 @@ def pick_layer(model: MRIClassifier, images: torch.Tensor) -> nn.Module:
     return model.cam_layers[-1]
 
 
-def explain_rows(
-    model: MRIClassifier,
-    images: ImageSet,
-    *,
-    n: int = 5,
-    device: torch.device | str = "cpu",
-    name: str = "right",
-    attack: tuple[Attack, float] | None = None,
-) -> list[tuple]:
-    """Rows for :func:`utils.plots.plot_grad_cam`.
+def right_and_wrong(
+    models: Sequence[MRIClassifier], images: ImageSet, *, n: int = 5, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of ``n`` images that all models get right, spread over the classes, and of at most ``n`` that none does.
 
-    Without ``attack``: ``n`` images that the model gets right, and ``n`` that it gets wrong if
-    there are any. With ``attack`` (and its radius): the same first row, attacked.
+    Where fewer than ``n`` are right everywhere, others fill the first up.
     """
-    pixels = images.pixels(slice(None), device)
-    answers = torch.cat([predict_batch(model, part).argmax(1) for part in pixels.split(128)]).cpu()
-    right = answers == images.labels
-    rows = [_explain(model, images, spread_over_classes(images.labels, right, n), name, device, attack)]
-    if attack is None and (~right).any():
-        wrong = spread_over_classes(images.labels, ~right, min(n, int((~right).sum())))
-        rows.append(_explain(model, images, wrong, "wrong", device, None))
-    return rows
+    right = [predict(model, images, device=device).argmax(1) == images.labels for model in models]
+    never = ~torch.stack(right).any(0)
+    first = spread_over_classes(images.labels, torch.stack(right).all(0), n)
+    return first, spread_over_classes(images.labels, never, min(n, int(never.sum())))
 
 
-def _explain(
+def explain(
     model: MRIClassifier,
     images: ImageSet,
     index: torch.Tensor,
+    *,
     name: str,
-    device: torch.device | str,
-    attack: tuple[Attack, float] | None,
+    device: torch.device | str = "cpu",
+    attack: tuple[Attack, float] | None = None,
 ) -> tuple:
+    """One row for :func:`utils.plots.plot_grad_cam`: the images at ``index`` and the maps of the model's answers.
+
+    Args:
+        name: label of the row.
+        attack: attack and radius to explain the attacked images instead.
+    """
     pixels, labels = images.pixels(index, device), images.labels[index].to(device)
     if attack:
         pixels = attack[0](model, pixels, labels, eps=attack[1], draws=generator("grad-cam"))
     answers = predict_batch(model, pixels).argmax(1)
     captions = [f"{images.classes[a]} → {images.classes[b]}" for a, b in zip(labels, answers)]
     return name, pixels.cpu(), grad_cam(model, pixels), captions
+
+
+def explain_rows(
+    model: MRIClassifier, images: ImageSet, *, n: int = 5, device: torch.device | str = "cpu"
+) -> list[tuple]:
+    """Rows of ``n`` images that the model gets right and, if there are any, of those that it gets wrong."""
+    right, wrong = right_and_wrong([model], images, n=n, device=device)
+    rows = [explain(model, images, right, name="right", device=device)]
+    return rows + ([explain(model, images, wrong, name="wrong", device=device)] if len(wrong) else [])

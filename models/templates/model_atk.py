@@ -248,7 +248,7 @@ figure
 # %% [markdown]
 # ## Grad-CAM, clean and attacked
 #
-# The map of the clean model on a clean and on an attacked image, and of the hardened model on the attacked one.
+# The same slices: the clean model's map without and under attack, and the hardened model's under attack.
 
 # %%
 cams = uf.hardening_cams(model, hardened, test, (pgd, Epsilon), device)

@@ -138,7 +138,7 @@ figure
 # %% [markdown]
 # ## Grad-CAM of the members
 #
-# Each member on slices that it gets right.
+# The same slices, seen by each member.
 
 # %%
 cams = uf.member_cams(members, test, device=device)
