@@ -315,7 +315,9 @@ def test_figures_are_drawn_again_from_records(quick: Path, capsys) -> None:
     assert figures.main(["--root", str(quick), "--data", str(quick / "data")]) == 0
     assert {line for line in capsys.readouterr().out.splitlines() if line} == {str(path) for path in before}
     for path, pixels in before.items():
-        assert np.array_equal(plt.imread(path), pixels), path
+        # pictures come from a forward pass, which rounds otherwise with another number of threads
+        drawn_by_model = path.stem == "grad_cam" or path.stem.startswith("adversarial_examples")
+        assert np.abs(plt.imread(path) - pixels).mean() <= (0.02 if drawn_by_model else 0), path
     (quick / "assets" / "ResNet34" / "loss_curve.png").unlink()
     assert figures.main(["--root", str(quick), "--models", "ResNet34"]) == 0
     assert (quick / "assets" / "ResNet34" / "loss_curve.png").is_file()

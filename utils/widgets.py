@@ -43,7 +43,7 @@ def attack_strip(
 
 
 def attack_explorer(model: nn.Module, images: ImageSet, *, max_eps: float = 8 / 255, note: str = ""):
-    """A slider for the radius and one for the image; moving either attacks again.
+    """A slider for the radius and one for the image; moving either attacks again, beside the untouched slice.
 
     Args:
         max_eps: right end of the slider, in [0, 1].
@@ -61,7 +61,7 @@ def attack_explorer(model: nn.Module, images: ImageSet, *, max_eps: float = 8 / 
     def show(eps: float, index: int) -> None:
         from IPython.display import display
 
-        display(attack_strip(model, images, index, epsilons=[eps / 255], note=note))
+        display(attack_strip(model, images, index, epsilons=[0, eps / 255], note=note))
 
     output = ipywidgets.interactive_output(show, {"eps": strength, "index": number})
     return ipywidgets.VBox([strength, number, output])
