@@ -87,11 +87,13 @@ def _full(folder: Path) -> None:
     assert figures.main(["--root", str(folder), "--data", str(folder / "data")]) == 0
 
 
-def _train_one(command: str) -> Callable[[Path], None]:
+def _train_one(command: str, clean_epochs: int, atk_epochs: int) -> Callable[[Path], None]:
+    """The command's own plan; what it runs is what _full runs, longer."""
+
     def run(folder: Path) -> None:
         steps = reproduce.plan(reproduce._arguments(_arguments(command)))
-        values = {path.stem: values for path, values in steps}
-        assert values["resnet_model"]["num_epochs"] == 20 and values["resnet_model_atk"]["num_epochs"] == 10
+        epochs = {path.stem: values.get("num_epochs") for path, values in steps}
+        assert epochs["resnet_model"] == clean_epochs and epochs["resnet_model_atk"] == atk_epochs
 
     return run
 
@@ -127,6 +129,8 @@ def _build(folder: Path) -> None:
 HERO = "python -m utils.figures --data dataset/dataset_variables --hero ResNet34"
 REDRAW = "python -m utils.figures --data dataset/dataset_variables"
 ONE = f"{FULL} --models resnet --set image_size=64 --set num_epochs=20 --set-atk num_epochs=10"
+PUBLISHED = f"{FULL} --split published --models resnet --set image_size=64 --set num_epochs=16"
+PUBLISHED += " --set augmentation_strength=0.25"
 PREPARE = "python -m utils.prepare --source PATH --split patient"
 SEARCH = "python -m utils.optuna_search --backbone resnet34 --n-trials 20 --num-epochs 3"
 SEARCH += " --journal runs/resnet34.log --worker 0"
@@ -143,7 +147,8 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     PREPARE: _prepare(PREPARE),
     f"{PREPARE} --audit assets/Dataset": _prepare(f"{PREPARE} --audit assets/Dataset"),
     FULL: _full,
-    ONE: _train_one(ONE),
+    ONE: _train_one(ONE, 20, 10),
+    PUBLISHED: _train_one(PUBLISHED, 16, 16),
     SEARCH: _search(SEARCH),
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),

@@ -198,7 +198,8 @@ def hero(record: Record, model: torch.nn.Module, test: ImageSet, eps: float) -> 
     change = before[own, labels] - after[own, labels]
     best = int(change.masked_fill(~turned, -1).argmax())
     shown = {
-        "model": title_of(record),
+        "model": {"title": title_of(record), **record["model"]},
+        "training": {key: record["training"][key] for key in ("objective", "config", "start", "best_epoch")},
         "attack": {"title": attack.title, "eps": eps},
         "image": few.paths[best],
         "label": int(few.labels[best]),
