@@ -100,7 +100,13 @@ def test_saving_a_figure_is_atomic(tmp_path) -> None:
     assert path.read_bytes()[:4] == b"\x89PNG" and [p.name for p in path.parent.iterdir()] == ["figure.png"]
 
 
-def test_sliders_attack_again(splits, small_net) -> None:
+def test_no_sliders_where_nobody_can_move_them(splits, small_net, monkeypatch) -> None:
+    monkeypatch.setenv("MRI_HEADLESS", "1")
+    assert attack_explorer(small_net, splits.test) is None
+
+
+def test_sliders_attack_again(splits, small_net, monkeypatch) -> None:
+    monkeypatch.delenv("MRI_HEADLESS", raising=False)
     box = attack_explorer(small_net, splits.test)
     strength, number, output = box.children
     strength.value, number.value = 4.0, 1

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from utils.paths import DATASET_VARIABLES, ROOT, atomic_write
 from utils.sources import check_source
 from utils.splits import DEFAULT_RATIOS, PROTOCOLS
+from utils.widgets import HEADLESS
 from utils.workspace import PROFILES
 
 QUICK_FOLDER = ROOT / "quick_run"
@@ -50,7 +51,7 @@ QUICK = {
     "search_epochs": 1,
     "search_space": ["weight_decay", "augmentation_strength"],
     "train_steps": 2,
-    "validation_images": 48,
+    "validation_images": 32,
     "max_test_images": 48,
     "num_iter": 10,
     "epsilons": [0, 1 / 255, 2 / 255, 4 / 255],
@@ -62,9 +63,9 @@ _DINO = {"image_size": 56, "learning_rate": 0.0005}
 _EFFICIENTNET = {"image_size": 64, "batch_size": 16, "augmentation_strength": 0.5}
 _HARDEN = {"num_epochs": 4, "adv_weight": 1.0}
 QUICK_NOTEBOOK = {
-    "dino_v2_model": _DINO | {"num_epochs": 5, "n_trials": 2},
+    "dino_v2_model": _DINO | {"num_epochs": 7, "n_trials": 2},
     "dino_v2_model_atk": _HARDEN | _DINO | {"num_epochs": 2},
-    "resnet_model_atk": _HARDEN,
+    "resnet_model_atk": _HARDEN | {"adv_weight": 0.5},
     "efficientnet_model": _EFFICIENTNET | {"num_epochs": 13, "learning_rate": 0.004},
     "efficientnet_model_atk": _HARDEN | _EFFICIENTNET | {"learning_rate": 0.002},
     "results": {"epsilons": [0, 2 / 255]},
@@ -153,7 +154,7 @@ def execute(path: Path, values: dict[str, Any], target: Path, *, threads: int | 
     """
     notebook = inject(nbformat.read(path, as_version=4), values)
     code = sum(cell.cell_type == "code" for cell in notebook.cells)
-    environment = os.environ | {"PYTHONWARNINGS": "default::UserWarning:utils"}
+    environment = os.environ | {"PYTHONWARNINGS": "default::UserWarning:utils", HEADLESS: "1"}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with tqdm(total=code, desc=path.stem, unit="cell") as bar:

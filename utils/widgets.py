@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,9 @@ from utils.data import ImageSet
 from utils.plots import plot_attack_strip
 from utils.reproducibility import generator
 from utils.robustness import Attack, predict_batch
+
+#: Set by ``utils.reproduce``: outside a browser, a widget's messages can also stall the notebook.
+HEADLESS = "MRI_HEADLESS"
 
 
 def attack_strip(
@@ -49,8 +53,10 @@ def attack_explorer(model: nn.Module, images: ImageSet, *, max_eps: float = 8 / 
         max_eps: right end of the slider, in [0, 1].
 
     Returns:
-        an ipywidgets box; shown only where a kernel runs.
+        an ipywidgets box; None where ``HEADLESS`` is set in the environment, because nobody is there to move it.
     """
+    if os.environ.get(HEADLESS):
+        return None
     import ipywidgets
 
     strength = ipywidgets.FloatSlider(
