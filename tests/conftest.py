@@ -10,7 +10,8 @@ from PIL import Image
 from torch import nn
 
 from models.def_models import build_model
-from utils.data import DataSplits
+from tests.toy import toy_images, train_toy
+from utils.data import DataSplits, ImageSet
 from utils.phantom import PhantomConfig, make_phantoms
 from utils.prepare import group_by_subject, splits_in_memory
 from utils.sources import RawImages
@@ -91,3 +92,14 @@ def mri_root() -> Path:
     if not os.environ.get("MRI_DATA_ROOT"):
         pytest.skip("MRI_DATA_ROOT is not set: no real images here")
     return Path(os.environ["MRI_DATA_ROOT"])
+
+
+@pytest.fixture(scope="session")
+def toy_nets() -> dict[str, nn.Module]:
+    """A plain and an adversarially trained small net; tests must not change them."""
+    return {"plain": train_toy(), "hardened": train_toy(hardened=True)}
+
+
+@pytest.fixture(scope="session")
+def toy_test() -> ImageSet:
+    return toy_images(160, seed=2)

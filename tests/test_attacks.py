@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from utils.attacks import attack_mode, cross_entropy, default_alpha, fgsm, margin, pgd
-from utils.robustness import Attack, adversarial_examples, robustness_curve
+from utils.suites import Attack
+from utils.worst_case import adversarial_examples, robustness_curve
 
 EPS = 8 / 255
 

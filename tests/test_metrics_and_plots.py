@@ -10,8 +10,9 @@ from utils import plots
 from utils.leak_audit import audit_splits
 from utils.metrics import evaluate, merge_by_patient, scores
 from utils.results import robustness_table, score_table
-from utils.robustness import Attack, adversarial_examples, robustness_curve
+from utils.suites import Attack
 from utils.widgets import attack_explorer, attack_strip
+from utils.worst_case import adversarial_examples, robustness_curve
 
 CLASSES = ["Non", "VeryMild", "Mild", "Moderate"]
 

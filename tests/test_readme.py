@@ -14,7 +14,8 @@ from conftest import ROOT
 
 from models.templates import build
 from utils import figures, optuna_search, prepare, reproduce, utils_funcs
-from utils.robustness import Attack, adversarial_examples
+from utils.suites import Attack
+from utils.worst_case import adversarial_examples
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(

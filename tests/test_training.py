@@ -92,7 +92,8 @@ def test_every_scheduler_starts_at_most_at_the_peak(scheduler: str) -> None:
 
 
 def test_adversarial_training_makes_a_model_more_robust(splits) -> None:
-    from utils.robustness import Attack, robustness_curve
+    from utils.suites import Attack
+    from utils.worst_case import robustness_curve
 
     config = replace(FAST, num_epochs=8, augmentation=NO_AUGMENTATION)
     plain, hardened = _model(), _model()

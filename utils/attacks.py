@@ -1,4 +1,4 @@
-"""White-box, untargeted L-infinity attacks on models that take images in [0, 1].
+"""White-box, untargeted L-infinity and L2 attacks on models that take images in [0, 1].
 
 Only the gradient of the input is computed: parameters are frozen while an attack runs, which
 leaves their ``.grad`` alone and saves a third of the work.
@@ -7,14 +7,17 @@ leaves their ``.grad`` alone and saves a third of the work.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+#: CPU generator of a batch, or one for each of its samples: then a sample's start does not depend on the others.
+Draws = torch.Generator | Sequence[torch.Generator] | None
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -32,7 +35,48 @@ def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return wrong - right
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin}
+def negative_score(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Minus the right class's output: for models that give sums of log-probabilities instead of logits."""
+    return -logits.gather(1, labels[:, None]).squeeze(1)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "nll": negative_score}
+NORMS = ("linf", "l2")
+
+
+def project(shift: torch.Tensor, eps: float, norm: str) -> torch.Tensor:
+    """The point of the ball of radius ``eps`` that is nearest to ``shift``, N x C x H x W."""
+    return shift.clamp(-eps, eps) if norm == "linf" else shift * (eps / _length(shift)).clamp(max=1)
+
+
+def steepest(gradient: torch.Tensor, norm: str) -> torch.Tensor:
+    """Direction of length 1 in which a linear loss grows most: the sign, or the scaled gradient for L2."""
+    return gradient.sign() if norm == "linf" else gradient / _length(gradient)
+
+
+def distance(shift: torch.Tensor, norm: str) -> torch.Tensor:
+    """Length of each sample of ``shift``, N x C x H x W to N."""
+    return shift.flatten(1).abs().amax(1) if norm == "linf" else shift.flatten(1).norm(dim=1)
+
+
+def random_point(images: torch.Tensor, eps: float, norm: str, draws: Draws) -> torch.Tensor:
+    """A random image in the ball of radius ``eps``: uniform for L-infinity; for L2 a uniform direction and length."""
+    if norm == "linf":
+        noise = _draw(torch.rand, images.shape, draws).to(images)
+        return (images + eps * (2 * noise - 1)).clamp(0, 1)
+    noise = _draw(torch.randn, images.shape, draws).to(images)
+    length = _draw(torch.rand, torch.Size([len(images), 1, 1, 1]), draws).to(images)
+    return (images + eps * length * noise / _length(noise)).clamp(0, 1)
+
+
+def _draw(kind: Callable[..., torch.Tensor], shape: torch.Size, draws: Draws) -> torch.Tensor:
+    if draws is None or isinstance(draws, torch.Generator):
+        return kind(shape, generator=draws)
+    return torch.stack([kind(shape[1:], generator=one) for one in draws]) if len(draws) else kind(shape)
+
+
+def _length(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
 
 
 @contextmanager
@@ -57,13 +101,18 @@ def default_alpha(eps: float, steps: int) -> float:
     return 2.5 * eps / steps
 
 
-def check_eps(eps: float) -> float:
-    """``eps`` if it is a radius in [0, 1].
+def check_eps(eps: float, norm: str = "linf") -> float:
+    """``eps`` if it is a radius: in [0, 1] for L-infinity, any length that is not negative for L2.
 
     Raises:
-        ValueError: negative, NaN, or above 1 (pixels are in [0, 1]: write 8/255, not 8).
+        ValueError: negative, NaN, or for L-infinity above 1 (pixels are in [0, 1]: write 8/255, not 8); an
+            unknown norm.
     """
-    if not 0 <= eps <= 1:
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
+    if norm == "l2" and not 0 <= eps < float("inf"):
+        raise ValueError(f"an L2 radius must be a length of at least 0 in pixels of [0, 1], not {eps}")
+    if norm == "linf" and not 0 <= eps <= 1:
         raise ValueError(f"eps must be in [0, 1] pixel units, not {eps}; for k grey levels write k/255")
     return float(eps)
 
@@ -85,15 +134,60 @@ def check_batch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
         raise ValueError("images must lie in [0, 1]; normalise inside the model, not before the attack")
 
 
-def input_gradient(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
-    """Gradient of the summed loss with respect to the images, in their own dtype."""
+def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Check what a model answers to clean images.
+
+    Args:
+        logits: N x K.
+        labels: int64 tensor N.
+
+    Raises:
+        ValueError: not N x K with K of at least 2, NaN, probabilities instead of logits, or a label outside 0..K-1.
+    """
+    if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
+        raise ValueError(f"the model must give N x K logits with K of at least 2, not {tuple(logits.shape)}")
+    if logits.isnan().any():
+        raise ValueError("the model gives NaN logits on clean images; its weights are damaged")
+    if len(labels) and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
+        raise ValueError(
+            f"labels must be in 0..{logits.shape[1] - 1}, the classes of the model, "
+            f"not {int(labels.min())}..{int(labels.max())}"
+        )
+    if len(logits) and (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-3):
+        raise ValueError(
+            "the model gives probabilities, whose gradient vanishes where it is sure: an attack on them overstates "
+            "robustness. Take the softmax off the end of the model; a logarithm of probabilities is fine."
+        )
+
+
+@dataclass
+class Ascent:
+    """What one forward and backward pass tells of N images.
+
+    Attributes:
+        gradient: of the loss with respect to each image, N x C x H x W, in the images' dtype.
+        loss: N.
+        fooled: bool tensor N, whether the model's answer is wrong.
+    """
+
+    gradient: torch.Tensor
+    loss: torch.Tensor
+    fooled: torch.Tensor
+
+
+def ascent(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss) -> Ascent:
+    """One forward and one backward pass to the images; parameters' ``.grad`` stays as it is."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_(True)
-        value = loss(model(leaf).float(), labels).sum()
-        return torch.autograd.grad(value, leaf)[0]
+        logits = model(leaf).float()
+        values = loss(logits, labels)
+        gradient = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0]
+    # a model that cuts its gradient off, by rounding for instance, leaves none at all
+    gradient = torch.zeros_like(images) if gradient is None else gradient
+    return Ascent(gradient, values.detach(), logits.detach().argmax(1) != labels)
 
 
-def _check_gradient(gradient: torch.Tensor) -> None:
+def check_gradient(gradient: torch.Tensor) -> None:
     """A NaN gradient would leave the image where it is and pass for robustness."""
     if not gradient.isfinite().all():
         raise ValueError("the model's input gradient is NaN or infinite; its weights or logits are damaged")
@@ -106,15 +200,17 @@ def fgsm(
     *,
     eps: float,
     loss: str = "ce",
+    norm: str = "linf",
 ) -> torch.Tensor:
-    """Fast Gradient Sign Method (Goodfellow et al., 2015, arXiv:1412.6572). Norm: L-infinity.
+    """Fast Gradient Sign Method (Goodfellow et al., 2015, arXiv:1412.6572); with L2 the gradient is scaled instead.
 
     Args:
         model: maps images to logits, normalisation inside.
         images: float tensor N x C x H x W in [0, 1].
         labels: int64 tensor N, the true classes.
-        eps: radius in [0, 1].
-        loss: ``ce`` or ``margin``.
+        eps: radius, in [0, 1] for L-infinity.
+        loss: a key of ``LOSSES``.
+        norm: ``linf`` or ``l2``.
 
     Returns:
         adversarial images of the same shape, in [0, 1] and within ``eps``.
@@ -122,12 +218,12 @@ def fgsm(
     Raises:
         TypeError, ValueError: see :func:`check_batch` and :func:`check_eps`; also a NaN gradient.
     """
-    check_eps(eps)
+    check_eps(eps, norm)
     check_batch(model, images, labels)
     with attack_mode(model):
-        gradient = input_gradient(model, images, labels, LOSSES[loss])
-    _check_gradient(gradient)
-    return (images + eps * gradient.sign()).clamp(0, 1).detach()
+        gradient = ascent(model, images, labels, LOSSES[loss]).gradient
+    check_gradient(gradient)
+    return (images + eps * steepest(gradient, norm)).clamp(0, 1).detach()
 
 
 def pgd(
@@ -141,46 +237,51 @@ def pgd(
     restarts: int = 1,
     random_start: bool = True,
     loss: str = "ce",
-    generator: torch.Generator | None = None,
+    norm: str = "linf",
+    stop_when_fooled: bool = False,
+    generator: Draws = None,
 ) -> torch.Tensor:
-    """Projected Gradient Descent (Madry et al., 2018, arXiv:1706.06083). Norm: L-infinity.
+    """Projected Gradient Descent (Madry et al., 2018, arXiv:1706.06083).
 
     Args:
         model: maps images to logits, normalisation inside.
         images: float tensor N x C x H x W in [0, 1].
         labels: int64 tensor N, the true classes.
-        eps: radius in [0, 1].
-        alpha: step size in [0, 1]; None takes :func:`default_alpha`. A size that cannot reach the
+        eps: radius, in [0, 1] for L-infinity.
+        alpha: step size; None takes :func:`default_alpha`. A size that cannot reach the
             edge of the ball (alpha * steps < eps) warns: it measures the step size, not the model.
         steps: number of gradient steps, at least 1.
         restarts: number of independent starts, at least 1. Of several, each sample keeps the one
             that fools the model, or else the one with the highest loss.
-        random_start: start uniformly in the ball; otherwise at the image.
-        loss: ``ce`` or ``margin``.
-        generator: CPU generator that makes random starts reproducible.
+        random_start: start at random in the ball; otherwise at the image.
+        loss: a key of ``LOSSES``.
+        norm: ``linf`` or ``l2``.
+        stop_when_fooled: leave a sample at the first iterate that fools the model and spend no more
+            steps on it. For measuring, where one such image is enough; never for training.
+        generator: CPU generator that makes random starts reproducible, or one for each sample.
 
     Returns:
         adversarial images of the same shape, in [0, 1] and within ``eps``.
 
     Raises:
         TypeError, ValueError: see :func:`check_batch` and :func:`check_eps`; also steps or
-            restarts below 1, a step size outside (0, 1], or a NaN gradient.
+            restarts below 1, a step size that is not positive, or a NaN gradient.
     """
-    check_eps(eps)
+    check_eps(eps, norm)
     check_batch(model, images, labels)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
     if alpha is None:
         alpha = default_alpha(eps, steps)
-    elif not (0 < alpha <= 1 or eps == 0):
+    elif not (0 < alpha <= (1 if norm == "linf" else float("inf")) or eps == 0):
         raise ValueError(f"alpha must be in (0, 1] pixel units, not {alpha}")
     warn_if_short(eps, alpha, steps)
-    images = images.detach()
-    best, best_score = images.clone(), None
+    best, best_score = images.detach().clone(), None
+    climb = {"eps": eps, "alpha": alpha, "steps": steps, "loss": LOSSES[loss], "norm": norm}
     with attack_mode(model):
         for _ in range(restarts):
-            start = _random_point(images, eps, generator) if random_start else images.clone()
-            adversarial = _ascend(model, images, labels, start, eps, alpha, steps, LOSSES[loss])
+            start = random_point(images, eps, norm, generator) if random_start else images.clone()
+            adversarial = _ascend(model, images, labels, start, **climb, stop_when_fooled=stop_when_fooled)
             if restarts == 1:
                 return adversarial
             score = _score(model, adversarial, labels, LOSSES[loss])
@@ -200,28 +301,36 @@ def warn_if_short(eps: float, alpha: float, steps: int) -> None:
         )
 
 
-def _random_point(images: torch.Tensor, eps: float, generator: torch.Generator | None) -> torch.Tensor:
-    noise = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
-    return (images + eps * (2 * noise - 1)).clamp(0, 1)
-
-
 def _ascend(
     model: nn.Module,
     images: torch.Tensor,
     labels: torch.Tensor,
     adversarial: torch.Tensor,
+    *,
     eps: float,
     alpha: float,
     steps: int,
     loss: Loss,
+    norm: str,
+    stop_when_fooled: bool,
 ) -> torch.Tensor:
+    done = adversarial.detach().clone()
+    active = torch.arange(len(images), device=images.device)
     for step in range(steps):
-        gradient = input_gradient(model, adversarial, labels, loss)
+        found = ascent(model, adversarial, labels, loss)
         if step == 0:
-            _check_gradient(gradient)
-        shift = (adversarial + alpha * gradient.sign() - images).clamp(-eps, eps)
+            check_gradient(found.gradient)
+        if stop_when_fooled and found.fooled.any():
+            done[active] = adversarial
+            keep = ~found.fooled
+            active, images, labels, adversarial = active[keep], images[keep], labels[keep], adversarial[keep]
+            found.gradient = found.gradient[keep]
+            if not len(active):
+                return done
+        shift = project(adversarial + alpha * steepest(found.gradient, norm) - images, eps, norm)
         adversarial = (images + shift).clamp(0, 1)
-    return adversarial.detach()
+    done[active] = adversarial.detach()
+    return done
 
 
 @torch.no_grad()

@@ -36,8 +36,9 @@ from utils.plots import (
 )
 from utils.reproducibility import environment_facts, generator
 from utils.results import ENSEMBLE, load_vote, title_of
-from utils.robustness import Attack, adversarial_examples, predict_batch
+from utils.suites import Attack
 from utils.workspace import Workspace, pick_device
+from utils.worst_case import adversarial_examples, predict_batch
 
 Record = dict[str, Any]
 HARDENED = "_atk"

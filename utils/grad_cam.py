@@ -12,7 +12,8 @@ from models.def_models import MRIClassifier
 from utils.data import ImageSet
 from utils.metrics import predict
 from utils.reproducibility import generator
-from utils.robustness import Attack, predict_batch, spread_over_classes
+from utils.suites import Attack
+from utils.worst_case import predict_batch, spread_over_classes
 
 _FINEST = 7
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from utils.leak_audit import LeakAudit
 from utils.paths import atomic_write
-from utils.robustness import AdversarialExample
+from utils.worst_case import AdversarialExample
 
 #: Okabe and Ito's colours, which people with colour-blindness can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -40,12 +40,14 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     return target
 
 
-def _axes(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+def axes_of(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    """A figure in the common style and its axes as a 2-D array; ``size`` in inches."""
     with plt.rc_context(_STYLE):
         return plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
 
 
-def _finish(figure: Figure, title: str, note: str) -> Figure:
+def finish(figure: Figure, title: str, note: str) -> Figure:
+    """Give a figure its title and what must be said of its numbers, and close it."""
     # about eleven characters of this size fit into an inch
     lines = [part for text in (title, note) if text for part in textwrap.wrap(text, int(11 * figure.get_figwidth()))]
     figure.suptitle("\n".join(lines), fontsize=11)
@@ -66,7 +68,7 @@ def plot_confusion_matrix(
     counts = np.asarray(confusion)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     labels = np.array([[f"{n}\n{s:.0%}" for n, s in zip(*row)] for row in zip(counts, shares)])
-    figure, axes = _axes(size=(5.4, 4.6))
+    figure, axes = axes_of(size=(5.4, 4.6))
     sns.heatmap(
         shares,
         annot=labels,
@@ -81,7 +83,7 @@ def plot_confusion_matrix(
     axes[0, 0].set_yticklabels(classes, rotation=0)
     axes[0, 0].set(xlabel="predicted", ylabel="true")
     axes[0, 0].grid(False)
-    return _finish(figure, title, note)
+    return finish(figure, title, note)
 
 
 def plot_loss_curve(
@@ -114,12 +116,12 @@ def _plot_history(
     note: str,
     percent: bool = False,
 ) -> Figure:
-    figure, axes = _axes(size=(6.4, 4))
+    figure, axes = axes_of(size=(6.4, 4))
     epochs = [entry["epoch"] + 1 for entry in history]
     for index, (key, label) in enumerate(lines.items()):
         if key in history[0]:
             values = [entry[key] * (100 if percent else 1) for entry in history]
-            axes[0, 0].plot(epochs, values, label=label, **_line(index))
+            axes[0, 0].plot(epochs, values, label=label, **line_style(index))
     if best_epoch is not None:
         axes[0, 0].axvline(best_epoch + 1, color="grey", linestyle=":", label="kept weights")
     axes[0, 0].set(xlabel="epoch", ylabel=unit)
@@ -129,7 +131,7 @@ def _plot_history(
     else:
         axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].legend()
-    return _finish(figure, title, note)
+    return finish(figure, title, note)
 
 
 def plot_member_curves(
@@ -141,19 +143,19 @@ def plot_member_curves(
         histories: name -> history entries of :func:`utils.training.train`.
         key: which number of an entry; shares in percent where ``unit`` says so.
     """
-    figure, axes = _axes(size=(6.4, 4))
+    figure, axes = axes_of(size=(6.4, 4))
     factor = 100 if "%" in unit else 1
     for index, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] + 1 for entry in history]
-        axes[0, 0].plot(epochs, [factor * entry[key] for entry in history], label=name, **_line(index))
+        axes[0, 0].plot(epochs, [factor * entry[key] for entry in history], label=name, **line_style(index))
     axes[0, 0].set(xlabel="epoch", ylabel=unit)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylim(bottom=0, top=102 if factor == 100 else None)
     axes[0, 0].legend()
-    return _finish(figure, title, note)
+    return finish(figure, title, note)
 
 
-def _line(index: int) -> dict[str, Any]:
+def line_style(index: int) -> dict[str, Any]:
     """Colour, dashes and marker of the line with this number: told apart in grey, too."""
     return {
         "color": COLOURS[index % len(COLOURS)],
@@ -176,13 +178,13 @@ def plot_robustness_curve(
         curves: name -> (radii in [0, 1], robust accuracies 0..1).
         chance: accuracy 0..1 of always answering the most frequent class, drawn as a line.
     """
-    figure, axes = _axes(size=(6.4, 4))
+    figure, axes = axes_of(size=(6.4, 4))
     for index, (name, (radii, accuracy)) in enumerate(curves.items()):
         axes[0, 0].plot(
             [255 * eps for eps in radii],
             [100 * value for value in accuracy],
             label=name,
-            **_line(index),
+            **line_style(index),
         )
     if chance is not None:
         axes[0, 0].axhline(100 * chance, color="grey", linestyle=":", label="most frequent class")
@@ -190,7 +192,7 @@ def plot_robustness_curve(
     axes[0, 0].annotate(" eps = .005", (0.005 * 255, 101), fontsize=8, color="grey")
     axes[0, 0].set(xlabel="eps (grey levels of 255, L-infinity)", ylabel="robust accuracy (%)", ylim=(0, 106))
     axes[0, 0].legend()
-    return _finish(figure, title, note)
+    return finish(figure, title, note)
 
 
 def plot_adversarial_examples(
@@ -206,7 +208,7 @@ def plot_adversarial_examples(
 
     Args:
         parameters: values in [0, 1] of what is varied, one a row.
-        examples: as many rows of :class:`utils.robustness.AdversarialExample`.
+        examples: as many rows of :class:`utils.worst_case.AdversarialExample`.
         attack_name: for the title.
         parameter_type: ``Epsilon`` or ``Alpha``.
         classes: class names; None shows indices.
@@ -217,7 +219,7 @@ def plot_adversarial_examples(
     if len(parameters) != len(examples) or not examples or not examples[0]:
         raise ValueError(f"{len(parameters)} parameters need as many non-empty rows, not {len(examples)}")
     names = classes or [str(label) for label in range(1 + max(e.label for row in examples for e in row))]
-    figure, axes = _axes(
+    figure, axes = axes_of(
         len(examples), len(examples[0]), size=(1.75 * len(examples[0]) + 0.5, 2.05 * len(examples) + 0.5)
     )
     for value, row, row_axes in zip(parameters, examples, axes):
@@ -227,7 +229,7 @@ def plot_adversarial_examples(
             answer = names[example.attacked] if example.attacked < len(names) else str(example.attacked)
             ax.set_title(f"{names[example.label]} → {answer}", fontsize=8, color="black" if right else COLOURS[1])
         row_axes[0].set_ylabel(f"{parameter_type}\n{255 * value:.3g}/255", fontsize=9)
-    return _finish(figure, f"{attack_name.upper()}: true class → answer of the model (orange: wrong)", note)
+    return finish(figure, f"{attack_name.upper()}: true class → answer of the model (orange: wrong)", note)
 
 
 def _show(ax: plt.Axes, image: torch.Tensor | np.ndarray, **options: Any) -> None:
@@ -257,7 +259,7 @@ def plot_attack_strip(
         epsilons: radii in [0, 1].
         label: true class.
     """
-    figure, axes = _axes(3, len(epsilons), size=(1.9 * len(epsilons) + 0.6, 5.6))
+    figure, axes = axes_of(3, len(epsilons), size=(1.9 * len(epsilons) + 0.6, 5.6))
     for column, (eps, picture, chances) in enumerate(zip(epsilons, attacked, probabilities)):
         difference = picture[0] - image[0]
         _show(axes[0, column], picture[0])
@@ -271,7 +273,7 @@ def plot_attack_strip(
         axes[2, column].set_xlabel("probability", fontsize=8)
     axes[0, 0].set_ylabel("attacked image")
     axes[1, 0].set_ylabel("perturbation,\nscaled to ±eps")
-    return _finish(figure, f"PGD on one slice; true class {classes[label]} in green", note)
+    return finish(figure, f"PGD on one slice; true class {classes[label]} in green", note)
 
 
 def plot_grad_cam(
@@ -286,7 +288,7 @@ def plot_grad_cam(
         rows: name, images 1 x H x W in [0, 1], maps H x W in [0, 1], captions.
     """
     columns = max(len(images) for _, images, _, _ in rows)
-    figure, axes = _axes(len(rows), columns, size=(1.9 * columns + 0.6, 2.2 * len(rows) + 0.6))
+    figure, axes = axes_of(len(rows), columns, size=(1.9 * columns + 0.6, 2.2 * len(rows) + 0.6))
     for (name, images, maps, captions), row_axes in zip(rows, axes):
         for ax in row_axes[len(images) :]:
             ax.axis("off")
@@ -295,7 +297,7 @@ def plot_grad_cam(
             ax.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
             ax.set_title(caption, fontsize=8)
         row_axes[0].set_ylabel(name)
-    return _finish(figure, title, note)
+    return finish(figure, title, note)
 
 
 def plot_hero(
@@ -317,7 +319,7 @@ def plot_hero(
         label: true class.
         eps: radius in [0, 1].
     """
-    figure, axes = _axes(1, 4, size=(11, 3.2), width_ratios=(1, 1, 1, 1.25))
+    figure, axes = axes_of(1, 4, size=(11, 3.2), width_ratios=(1, 1, 1, 1.25))
     before, after = (classes[int(np.argmax(chances))] for chances in probabilities)
     difference = attacked[0] - image[0]
     _show(axes[0, 0], image[0])
@@ -336,7 +338,7 @@ def plot_hero(
     axes[0, 3].set(yticks=places, yticklabels=classes, xlim=(0, 100), xlabel="probability (%)")
     axes[0, 3].invert_yaxis()
     axes[0, 3].legend(fontsize=8)
-    return _finish(figure, title, note)
+    return finish(figure, title, note)
 
 
 def plot_optuna_history(trials: Sequence[dict[str, Any]], *, title: str, unit: str, note: str = "") -> Figure:
@@ -346,7 +348,7 @@ def plot_optuna_history(trials: Sequence[dict[str, Any]], *, title: str, unit: s
         trials: entries with ``number``, ``state`` and ``value`` (0..1, or None where it failed).
         unit: what the score is.
     """
-    figure, axes = _axes(size=(6.4, 4))
+    figure, axes = axes_of(size=(6.4, 4))
     for state, marker, colour in (("complete", "o", COLOURS[0]), ("pruned", "x", COLOURS[4])):
         own = [t for t in trials if t["state"] == state and t["value"] is not None]
         if own:
@@ -358,22 +360,22 @@ def plot_optuna_history(trials: Sequence[dict[str, Any]], *, title: str, unit: s
     axes[0, 0].set(xlabel="trial", ylabel=f"{unit} (%)")
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].legend()
-    return _finish(figure, title, note)
+    return finish(figure, title, note)
 
 
 def plot_optuna_importance(importance: dict[str, float], *, title: str, note: str = "") -> Figure:
     """Share of the score's variance that each hyperparameter explains (fANOVA)."""
-    figure, axes = _axes(size=(6.4, 0.45 * len(importance) + 1.6))
+    figure, axes = axes_of(size=(6.4, 0.45 * len(importance) + 1.6))
     names = sorted(importance, key=importance.__getitem__)
     bars = axes[0, 0].barh(names, [100 * importance[name] for name in names], color=COLOURS[0])
     axes[0, 0].bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
     axes[0, 0].set(xlabel="importance (% of the variance between trials)", xlim=(0, 108))
-    return _finish(figure, title, note)
+    return finish(figure, title, note)
 
 
 def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
     """What a split gives away: 1-NN accuracy beside the majority, and how near the training set is."""
-    figure, axes = _axes(1, 2, size=(10, 4))
+    figure, axes = axes_of(1, 2, size=(10, 4))
     bars = {
         "1-NN on raw pixels": [a.accuracy for a in audits],
         "nearest image is the same patient": [a.same_patient for a in audits],
@@ -401,7 +403,7 @@ def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
         )
     axes[0, 1].set(xlabel="highest correlation with a training image", ylabel="share of test images (%)")
     axes[0, 1].legend(fontsize=8, loc="upper left")
-    return _finish(figure, "A classifier that learns nothing: how much the split gives away", note)
+    return finish(figure, "A classifier that learns nothing: how much the split gives away", note)
 
 
 def plot_contact_sheet(
@@ -414,10 +416,10 @@ def plot_contact_sheet(
     """
     pictures = np.asarray(images).reshape(len(images), *images.shape[-2:])
     rows = -(-len(pictures) // columns)
-    figure, axes = _axes(rows, columns, size=(1.45 * columns, 1.7 * rows + 0.5))
+    figure, axes = axes_of(rows, columns, size=(1.45 * columns, 1.7 * rows + 0.5))
     for ax in axes.flat[len(pictures) :]:
         ax.axis("off")
     for ax, picture, caption in zip(axes.flat, pictures, captions):
         _show(ax, picture, vmin=0, vmax=255)
         ax.set_title(caption, fontsize=8)
-    return _finish(figure, title, note)
+    return finish(figure, title, note)

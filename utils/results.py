@@ -24,9 +24,9 @@ from utils.ensemble import Vote
 from utils.objectives import Standard
 from utils.paths import write_json
 from utils.reproducibility import environment_facts
-from utils.robustness import RobustnessCurve
 from utils.training import TrainResult
 from utils.workspace import Workspace
+from utils.worst_case import RobustnessCurve
 
 ENSEMBLE = "Ensemble"
 

@@ -1,243 +1,163 @@
-"""Attacked accuracy, measured one way for every notebook, table and record."""
+"""Robustness of a trained model with everything that a reader needs to believe it, as one JSON file.
+
+    python -m utils.robustness --model ResNet34 --data dataset/dataset_variables --suite standard
+
+The worst case of each image over a suite of attacks at growing radii, all metrics with intervals over patients,
+and the masking panel. A killed run goes on where it stopped.
+"""
 
 from __future__ import annotations
 
-import time
+import argparse
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
-from utils.attacks import check_eps, fgsm, pgd
-from utils.data import ImageSet
-from utils.metrics import predict
-from utils.reproducibility import generator
+from utils.checkpoints import RECORD, checkpoint_folder, load_checkpoint
+from utils.data import ImageSet, load_splits
+from utils.ensemble import Vote
+from utils.intervals import report, share_interval
+from utils.masking import masking_panel
+from utils.paths import read_json, write_json
+from utils.reproducibility import environment_facts
+from utils.results import ENSEMBLE, load_vote
+from utils.suites import GRID, SUITES, Threat
+from utils.vote_attacks import attack_vote
+from utils.workspace import Workspace, pick_device
+from utils.worst_case import NEVER, RobustnessCurve, robustness_curve
 
-NEVER = -1
-
-
-@dataclass(frozen=True)
-class Attack:
-    """An attack and its budget; the radius is given when it runs.
-
-    Attributes:
-        name: ``fgsm`` or ``pgd``.
-        steps, restarts, alpha, loss, random_start: see :func:`utils.attacks.pgd`; FGSM uses
-            ``loss`` alone.
-    """
-
-    name: str = "pgd"
-    steps: int = 20
-    restarts: int = 1
-    alpha: float | None = None
-    loss: str = "ce"
-    random_start: bool = True
-
-    def __post_init__(self) -> None:
-        if self.name not in ("fgsm", "pgd"):
-            raise ValueError(f"attack must be fgsm or pgd, not {self.name!r}")
-
-    @property
-    def title(self) -> str:
-        """For plots and tables."""
-        if self.name == "fgsm":
-            return "FGSM"
-        return f"PGD-{self.steps}" + (f"x{self.restarts}" if self.restarts > 1 else "")
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        eps: float,
-        draws: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        """Adversarial images; at ``eps`` 0 the images themselves."""
-        if check_eps(eps) == 0:
-            return images
-        if self.name == "fgsm":
-            return fgsm(model, images, labels, eps=eps, loss=self.loss)
-        return pgd(
-            model,
-            images,
-            labels,
-            eps=eps,
-            alpha=self.alpha,
-            steps=self.steps,
-            restarts=self.restarts,
-            random_start=self.random_start,
-            loss=self.loss,
-            generator=draws,
-        )
+PANEL_IMAGES = 128
+PANEL_EPS = 2 / 255
+CACHE = "attack_cache"
 
 
-@dataclass
-class RobustnessCurve:
-    """Robust accuracy over radii for one model and attack.
-
-    An image is robust at a radius if it is right without attack and was broken neither there nor
-    at any smaller radius: a larger ball contains the smaller ones.
-
-    Attributes:
-        attack: the budget, as plain values, with its title.
-        epsilons: radii in [0, 1], ascending, the first 0.
-        robust_accuracy: share of all images, 0..1, for each radius; the first is clean accuracy.
-        first_broken: for each image the index into ``epsilons`` at which it was first wrong (0:
-            without attack), ``NEVER`` if it stood.
-        n_images, n_subjects: how many.
-        max_norm: largest L-infinity distance that an adversarial image had at each radius.
-        seconds: wall time.
-    """
-
-    attack: dict[str, Any]
-    epsilons: list[float]
-    robust_accuracy: list[float]
-    first_broken: list[int] = field(repr=False)
-    n_images: int
-    n_subjects: int
-    max_norm: list[float]
-    seconds: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for a record."""
-        return asdict(self)
-
-
-def robustness_curve(
+def evaluate_robustness(
     model: nn.Module,
     images: ImageSet,
     *,
-    attack: Attack,
-    epsilons: Sequence[float],
+    suite: str = "standard",
+    epsilons: Sequence[float] = GRID,
+    threat: Threat | None = None,
+    panel_images: int = PANEL_IMAGES,
+    panel_eps: float = PANEL_EPS,
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-) -> RobustnessCurve:
-    """Attack all images at growing radii, the survivors of one radius at the next.
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """The whole protocol on one model or vote.
 
     Args:
-        epsilons: radii in [0, 1]; 0 is added and the order does not matter.
-        seed: of the random starts.
-
-    Raises:
-        ValueError: a radius outside [0, 1]; NaN logits.
-    """
-    radii = sorted({0.0, *(check_eps(eps) for eps in epsilons)})
-    begun = time.perf_counter()
-    logits = predict(model, images, batch_size=batch_size, device=device)
-    if logits.isnan().any():
-        raise ValueError("the model gives NaN logits on clean images; its weights are damaged")
-    first_broken = torch.where(logits.argmax(1) == images.labels, NEVER, 0)
-    norms = [0.0]
-    with tqdm(total=len(images) * (len(radii) - 1), desc=attack.title, leave=False) as bar:
-        for step, eps in enumerate(radii[1:], start=1):
-            alive = torch.nonzero(first_broken == NEVER)[:, 0]
-            bar.update(len(images) - len(alive))
-            norms.append(0.0)
-            for batch in alive.split(batch_size) if len(alive) else ():
-                fooled, norm = _attack_part(model, images, batch, attack, eps, seed, device)
-                first_broken[batch[fooled]] = step
-                norms[-1] = max(norms[-1], norm)
-                bar.set_postfix(eps=f"{255 * eps:g}/255", robust=f"{(first_broken == NEVER).float().mean():.1%}")
-                bar.update(len(batch))
-    stands = [((first_broken == NEVER) | (first_broken > step)).double().mean().item() for step in range(len(radii))]
-    return RobustnessCurve(
-        attack={"title": attack.title, **asdict(attack)},
-        epsilons=radii,
-        robust_accuracy=stands,
-        first_broken=first_broken.tolist(),
-        n_images=len(images),
-        n_subjects=len(images.subjects.unique()),
-        max_norm=norms,
-        seconds=time.perf_counter() - begun,
-    )
-
-
-def _attack_part(
-    model: nn.Module,
-    images: ImageSet,
-    index: torch.Tensor,
-    attack: Attack,
-    eps: float,
-    seed: int,
-    device: torch.device | str,
-) -> tuple[torch.Tensor, float]:
-    clean, labels = images.pixels(index, device), images.labels[index].to(device)
-    draws = generator(seed, eps, int(index[0]))
-    adversarial = attack(model, clean, labels, eps=eps, draws=draws)
-    fooled = predict_batch(model, adversarial).argmax(1) != labels
-    return fooled.cpu(), (adversarial - clean).abs().max().item()
-
-
-@torch.no_grad()
-def predict_batch(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Logits of one batch in eval mode, float32."""
-    was_training = model.training
-    model.eval()
-    logits = model(images).float()
-    model.train(was_training)
-    return logits
-
-
-@dataclass
-class AdversarialExample:
-    """One attacked image.
-
-    Attributes:
-        image: float tensor 1 x H x W in [0, 1], attacked.
-        label, clean, attacked: class indices: the truth, and the model's answer before and after.
-    """
-
-    image: torch.Tensor
-    label: int
-    clean: int
-    attacked: int
-
-
-def adversarial_examples(
-    model: nn.Module,
-    images: ImageSet,
-    *,
-    attacks: Sequence[tuple[Attack, float]],
-    n: int = 5,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> list[list[AdversarialExample]]:
-    """The same ``n`` images under each of several attacks.
-
-    Images that are right without attack come first, one of each class in turn.
-
-    Args:
-        attacks: pairs of attack and radius.
+        suite: a key of :data:`utils.suites.SUITES`.
+        epsilons: radii; 0 is added.
+        panel_images: the panel looks at so many images, spread over patients; 0 leaves it out.
+        panel_eps: radius of the panel.
+        cache: folder for finished batches.
+        images, threat, seed, batch_size, device: see :func:`utils.worst_case.robustness_curve`.
 
     Returns:
-        one list of ``n`` examples for each attack.
+        plain values: ``curve``, ``metrics`` by radius (see :func:`utils.intervals.report`), ``interval`` of robust
+        accuracy by radius, ``panel``, ``vote`` for a vote, and what was run on what.
+
+    Raises:
+        ValueError: an unknown suite; also see :func:`utils.worst_case.robustness_curve`.
     """
-    clean = predict(model, images, device=device).argmax(1)
-    chosen = spread_over_classes(images.labels, clean == images.labels, n)
-    pixels, labels = images.pixels(chosen, device), images.labels[chosen].to(device)
-    rows = []
-    for attack, eps in attacks:
-        attacked = attack(model, pixels, labels, eps=eps, draws=generator(seed, "examples"))
-        answers = predict_batch(model, attacked).argmax(1).tolist()
-        rows.append(
-            [
-                AdversarialExample(image.cpu(), int(label), int(clean[index]), answer)
-                for image, label, index, answer in zip(attacked, labels, chosen, answers)
-            ]
+    if suite not in SUITES:
+        raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
+    options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device}
+    record: dict[str, Any] = {"suite": suite, "seed": seed}
+    if isinstance(model, Vote):
+        curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, cache=cache, **options)
+    else:
+        curve = robustness_curve(model, images, attack=SUITES[suite], epsilons=epsilons, cache=cache, **options)
+    record |= summarise(curve, images)
+    record["panel"] = None
+    if panel_images:
+        few = images.balanced_subset(panel_images)
+        radii = {"epsilons": curve.epsilons, "eps": panel_eps}
+        record["panel"] = masking_panel(model, few, attacks=SUITES[suite], **radii, **options).as_dict()
+    return record
+
+
+def summarise(curve: RobustnessCurve, images: ImageSet, *, seed: int = 0) -> dict[str, Any]:
+    """A curve as plain values, with intervals over patients and all metrics at each radius."""
+    first = torch.tensor(curve.first_broken)
+    standing = [(first == NEVER) | (first > step) for step in range(len(curve.epsilons))]
+    return {
+        "curve": curve.as_dict(),
+        "interval": [share_interval(flags, images.subjects, seed=seed) for flags in standing],
+        "metrics": [report(logits, images, seed=seed) for logits in curve.logits],
+    }
+
+
+def record_path(folder: Path, suite: str, threat: Threat, n_images: int | None = None) -> Path:
+    """Where the record of an evaluation lies."""
+    parts = ["robustness", suite, *([threat.norm] if threat.norm != "linf" else [])]
+    parts += [f"untied{threat.size}"] if threat.size else []
+    parts += [f"n{n_images}"] if n_images else []
+    return folder / f"{'_'.join(parts)}.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = _parse(arguments)
+    try:
+        workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
+        threat = Threat(norm=args.norm, size=args.untied)
+        splits = load_splits(workspace.data_dir)
+        folder = checkpoint_folder(args.model if Path(args.model).is_dir() else workspace.checkpoint(args.model))
+        fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
+        device = pick_device()
+        stored = read_json(folder / RECORD)
+        vote = folder.name == ENSEMBLE
+        model = load_vote(workspace, stored, **fits) if vote else load_checkpoint(folder, **fits)[0]
+        test = splits.test.balanced_subset(args.max_images) if args.max_images else splits.test
+        target = args.out or record_path(folder, args.suite, threat, args.max_images)
+        print(f"{folder.name}, suite {args.suite}, {threat.title}, {len(test)} test images on {device}", flush=True)
+        found = evaluate_robustness(
+            model.to(device),
+            test,
+            suite=args.suite,
+            epsilons=[eps / (255 if args.norm == "linf" else 1) for eps in args.epsilons] if args.epsilons else GRID,
+            threat=threat,
+            panel_images=args.panel_images,
+            panel_eps=args.panel_eps / 255,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            device=device,
+            cache=workspace.root / CACHE,
         )
-    return rows
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    own = {"title": folder.name, "classes": splits.classes, "data": splits.info, "note": stored.get("note", "")}
+    write_json(target, own | found | {"environment": environment_facts()})
+    print(target)
+    return 0
 
 
-def spread_over_classes(labels: torch.Tensor, preferred: torch.Tensor, n: int) -> torch.Tensor:
-    """Indices of ``n`` images: preferred ones first, the classes in turn."""
-    order = []
-    for keep in (preferred, ~preferred):
-        groups = [torch.nonzero(keep & (labels == label))[:, 0].tolist() for label in labels.unique()]
-        longest = max(map(len, groups), default=0)
-        order += [group[rank] for rank in range(longest) for group in groups if rank < len(group)]
-    return torch.tensor(order[:n])
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m utils.robustness", description="Robustness of a trained model")
+    add = parser.add_argument
+    add("--model", required=True, help="folder in checkpoints/, Ensemble too, or a path")
+    add("--data", help="folder of prepared *_set.pt; default: dataset/dataset_variables")
+    add("--root", type=Path, help="holds checkpoints/; default: this repository")
+    add("--suite", choices=SUITES, default="standard")
+    add("--epsilons", type=float, nargs="+", metavar="EPS", help="in grey levels of 255, or as L2 lengths")
+    add("--norm", choices=("linf", "l2"), default="linf")
+    add("--untied", type=int, metavar="SIDE", help="attack three colour planes of this side instead of the grey image")
+    add("--max-images", type=int, help="attack so many test images, spread over patients; default: all")
+    add("--panel-images", type=int, default=PANEL_IMAGES, help="images of the masking panel; 0 leaves it out")
+    add("--panel-eps", type=float, default=255 * PANEL_EPS, help="radius of the panel in grey levels (default 2)")
+    add("--batch-size", type=int, default=64)
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="file to write; default: beside the model's record")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -50,11 +50,12 @@ from utils.results import (
     trained_models,
     update_record,
 )
-from utils.robustness import Attack, adversarial_examples, robustness_curve
 from utils.sources import CLASSES, load_source
+from utils.suites import Attack
 from utils.training import print_epoch, train
 from utils.widgets import attack_explorer, attack_strip
 from utils.workspace import Workspace, pick_device
+from utils.worst_case import adversarial_examples, robustness_curve
 
 __all__ = [
     "BACKBONES",

@@ -12,7 +12,8 @@ from torch import nn
 from utils.data import ImageSet
 from utils.plots import plot_attack_strip
 from utils.reproducibility import generator
-from utils.robustness import Attack, predict_batch
+from utils.suites import Attack
+from utils.worst_case import predict_batch
 
 #: Set by ``utils.reproduce``: outside a browser, a widget's messages can also stall the notebook.
 HEADLESS = "MRI_HEADLESS"

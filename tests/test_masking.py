@@ -1,0 +1,79 @@
+"""The panel must flag defences that are broken, and leave honest models alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.toy import EPS, toy_net
+from utils.masking import NOT_TRUSTED, TRUSTED, masking_panel
+from utils.suites import SUITES, Attack
+
+RUN = {"epsilons": [2 / 255, 4 / 255], "eps": EPS, "attacks": SUITES["quick"], "queries": 150}
+
+
+class _Defence(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
+class Quantised(_Defence):
+    """Rounds its input, which has no gradient."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net((images * 16).round() / 16)
+
+
+class Saturated(_Defence):
+    """Scales its logits until the cross-entropy of a right answer is exactly zero."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 1e5 * self.net(images)
+
+
+class Noisy(_Defence):
+    """Adds noise to its input, so that the gradient is of another image than the next answer."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images + 0.1 * torch.randn_like(images))
+
+
+@pytest.mark.parametrize("which", ["plain", "hardened"])
+def test_honest_models_pass(which: str, toy_nets, toy_test) -> None:
+    panel = masking_panel(toy_nets[which], toy_test, **RUN)
+    assert panel.verdict == TRUSTED, [check for check in panel.checks if not check.passed]
+    assert len(panel.checks) == 8 and panel.n_images == len(toy_test)
+    assert panel.alone["worst case"] <= min(panel.alone["FGSM"], panel.alone["PGD-20"])
+    assert panel.as_dict()["verdict"] == TRUSTED
+
+
+@pytest.mark.parametrize(
+    "defence, betrayed_by",
+    [
+        (Quantised, ["without a bound", "Square-150 breaks nothing"]),
+        (Saturated, ["without a bound", "Square-150 breaks nothing"]),
+        (Noisy, ["the same image gets"]),
+    ],
+)
+def test_broken_defences_are_flagged(defence, betrayed_by, toy_nets, toy_test) -> None:
+    torch.manual_seed(0)
+    panel = masking_panel(defence(toy_nets["plain"]).eval(), toy_test, **RUN)
+    failed = [check.question for check in panel.checks if not check.passed]
+    assert panel.verdict == NOT_TRUSTED
+    assert all(any(question.startswith(start) for question in failed) for start in betrayed_by), failed
+
+
+def test_too_few_steps_are_noticed(toy_nets, toy_test) -> None:
+    weak = (Attack("fgsm"), Attack("pgd", steps=4, alpha=EPS / 40, random_start=False, stop_when_fooled=True))
+    with pytest.warns(UserWarning, match="cannot reach"):
+        panel = masking_panel(toy_nets["plain"], toy_test, **RUN | {"attacks": weak})
+    failed = [check.question for check in panel.checks if not check.passed]
+    assert "PGD-4 is not weaker than FGSM" in failed and "ten times the steps change nothing" in failed
+
+
+def test_the_panel_needs_a_radius_and_a_pgd(toy_test) -> None:
+    for wrong in ({"eps": 0}, {"attacks": (Attack("fgsm"),)}):
+        with pytest.raises(ValueError, match="panel needs"):
+            masking_panel(toy_net(0).eval(), toy_test, **RUN | wrong)

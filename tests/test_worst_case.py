@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.toy import EPS, toy_images, train_toy
+from utils.attack_cache import describe_module
+from utils.suites import SUITES, Attack, Threat
+from utils.worst_case import NEVER, combine, robustness_curve, round_to_8_bits
+
+GRID = [1 / 255, 2 / 255, 4 / 255, EPS, 10 / 255]
+
+
+@pytest.fixture(scope="module")
+def worst(toy_nets, toy_test):
+    return robustness_curve(toy_nets["plain"], toy_test, attack=SUITES["quick"], epsilons=GRID)
+
+
+def test_carrying_upwards_never_counts_more_than_attacking_afresh(worst, toy_nets, toy_test) -> None:
+    assert worst.robust_accuracy == sorted(worst.robust_accuracy, reverse=True)
+    for eps, carried in zip(worst.epsilons[1:], worst.robust_accuracy[1:]):
+        fresh = robustness_curve(toy_nets["plain"], toy_test, attack=SUITES["quick"], epsilons=[eps])
+        assert carried <= fresh.robust_accuracy[-1]
+    assert worst.robust_accuracy[-1] < 0.5 < worst.robust_accuracy[1]
+
+
+def test_flags_say_what_broke_each_image_and_when(worst, toy_nets, toy_test) -> None:
+    first, by = torch.tensor(worst.first_broken), torch.tensor(worst.broken_by)
+    clean_wrong = toy_nets["plain"](toy_test.pixels(slice(None))).argmax(1) != toy_test.labels
+    assert torch.equal(first == 0, clean_wrong)
+    assert ((by == NEVER) == ((first == NEVER) | (first == 0))).all()
+    for step in range(len(worst.epsilons)):
+        wrong = worst.logits[step].argmax(1) != toy_test.labels
+        assert torch.equal(wrong, (first != NEVER) & (first <= step))
+    assert worst.attacks[0]["title"] == "FGSM" and set(by.tolist()) <= {NEVER, 0, 1}
+
+
+def test_every_attack_only_lowers_the_worst_case(worst, toy_nets, toy_test) -> None:
+    alone = robustness_curve(toy_nets["plain"], toy_test, attack=Attack("fgsm"), epsilons=GRID)
+    assert all(both <= one for both, one in zip(worst.robust_accuracy, alone.robust_accuracy))
+
+
+def test_worst_case_breaks_at_least_what_autoattack_does(toy_nets, toy_test) -> None:
+    attacks = (*SUITES["quick"], Attack("apgd", steps=30), Attack("apgd_t", steps=30))
+    few = toy_test.balanced_subset(64)
+    ours = robustness_curve(toy_nets["plain"], few, attack=attacks, epsilons=[EPS])
+    theirs = robustness_curve(toy_nets["plain"], few, attack=Attack("autoattack"), epsilons=[EPS])
+    assert ours.robust_accuracy[1] <= theirs.robust_accuracy[1]
+
+
+def test_rounding_to_8_bits_stays_in_the_ball(worst) -> None:
+    clean = torch.tensor([[[[10, 250]]]]) / 255
+    attacked = clean + torch.tensor([[[[1.4, -1.6]]]]) / 255
+    assert torch.allclose(255 * round_to_8_bits(attacked, clean, 2 / 255), torch.tensor([[[[11.0, 248.0]]]]))
+    assert torch.allclose(255 * round_to_8_bits(attacked, clean, 1 / 255), torch.tensor([[[[11.0, 249.0]]]]))
+    assert torch.equal(round_to_8_bits(attacked, clean, 0.5 / 255), clean)
+    assert worst.rounded_accuracy[3:] == [None] * 3
+    assert all(known >= exact for known, exact in zip(worst.rounded_accuracy[:3], worst.robust_accuracy[:3]))
+
+
+def test_surrogates_make_the_image_and_the_model_judges_it(toy_nets, toy_test) -> None:
+    transfer = Attack("pgd", steps=10, surrogate="other")
+    other = train_toy(seed=7, steps=60)
+    options = {"epsilons": [EPS], "surrogates": {"other": other}}
+    moved = robustness_curve(toy_nets["plain"], toy_test, attack=transfer, **options)
+    white = robustness_curve(toy_nets["plain"], toy_test, attack=Attack("pgd", steps=10), epsilons=[EPS])
+    assert white.robust_accuracy[1] < moved.robust_accuracy[1] <= moved.robust_accuracy[0]
+    assert moved.title == "PGD-10 from other"
+    with pytest.raises(ValueError, match="not given: other"):
+        robustness_curve(toy_nets["plain"], toy_test, attack=transfer, epsilons=[EPS])
+
+
+def test_combining_is_the_worst_of_each_image(toy_nets, toy_test) -> None:
+    attacks = (Attack("fgsm"), Attack("pgd", steps=10, loss="margin"))
+    curves = [robustness_curve(toy_nets["plain"], toy_test, attack=attack, epsilons=GRID) for attack in attacks]
+    both = combine(curves)
+    for step in range(len(both.epsilons)):
+        standing = [
+            all(curve.first_broken[i] == NEVER or curve.first_broken[i] > step for curve in curves)
+            for i in range(len(toy_test))
+        ]
+        assert both.robust_accuracy[step] == pytest.approx(sum(standing) / len(standing))
+        wrong = both.logits[step].argmax(1) != toy_test.labels
+        assert wrong.tolist() == [not stands for stands in standing]
+    for first, by in zip(both.first_broken, both.broken_by):
+        assert (by == NEVER) == (first in (NEVER, 0))
+        assert by == NEVER or curves[by].first_broken[both.first_broken.index(first)] >= 0
+    with pytest.raises(ValueError, match="same images"):
+        combine([curves[0], robustness_curve(toy_nets["plain"], toy_test, attack=attacks[0], epsilons=[EPS])])
+
+
+def test_l2_and_untied_planes(toy_nets, toy_test) -> None:
+    curve = robustness_curve(toy_nets["plain"], toy_test, attack=Attack(), epsilons=[0.3, 1.5], threat=Threat("l2"))
+    assert curve.robust_accuracy[0] > curve.robust_accuracy[1] > curve.robust_accuracy[2]
+    assert curve.max_norm[2] <= 1.5 * (1 + 1e-4) and curve.rounded_accuracy == [None] * 3
+    assert curve.threat == {"title": "L2, grey, native", "norm": "l2", "size": None}
+
+
+class _Counting(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.calls = net, [0]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls[0] += 1
+        return self.net(images)
+
+
+def test_finished_batches_are_read_and_not_repeated(toy_nets, toy_test, tmp_path) -> None:
+    run = {"attack": SUITES["quick"], "epsilons": [2 / 255, EPS], "batch_size": 40, "cache": tmp_path}
+    model = _Counting(toy_nets["plain"])
+    first = robustness_curve(model, toy_test, **run)
+    batches = sorted(tmp_path.glob("*/*.safetensors"))
+    full, model.calls[0] = model.calls[0], 0
+    again = robustness_curve(model, toy_test, **run)
+    assert again.first_broken == first.first_broken and torch.equal(again.logits, first.logits)
+    assert model.calls[0] == 4 and full > 40  # clean answers only
+    for path in batches[len(batches) // 2 :]:
+        path.unlink()
+    half = robustness_curve(model, toy_test, **run)
+    assert half.first_broken == first.first_broken and torch.equal(half.logits, first.logits)
+    batches[0].write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="delete it"):
+        robustness_curve(model, toy_test, **run)
+
+
+def test_a_changed_setting_reads_nothing_stale(toy_nets, toy_test, tmp_path) -> None:
+    run = {"attack": Attack("fgsm"), "epsilons": [EPS], "cache": tmp_path}
+    robustness_curve(toy_nets["plain"], toy_test, **run)
+    changed = [
+        (toy_nets["hardened"], toy_test, run),
+        (toy_nets["plain"], toy_images(160, seed=5), run),
+        (toy_nets["plain"], toy_test, run | {"seed": 1}),
+        (toy_nets["plain"], toy_test, run | {"attack": Attack("fgsm", loss="margin")}),
+        (toy_nets["plain"], toy_test, run | {"threat": Threat("l2")}),
+    ]
+    for number, (net, images, settings) in enumerate(changed, start=2):
+        robustness_curve(net, images, **settings)
+        assert len(list(tmp_path.iterdir())) == number
+
+
+def test_a_models_digest_sees_weights_and_settings(resnet) -> None:
+    before = describe_module(resnet)
+    resnet.image_size = 48
+    other = describe_module(resnet)
+    resnet.image_size = 32
+    assert describe_module(resnet.train()) == before != other
+    next(resnet.parameters()).data[0] += 1
+    assert describe_module(resnet) != before
+
+
+def test_a_killed_evaluation_goes_on_and_ends_the_same(toy_nets, toy_test, tmp_path) -> None:
+    script = textwrap.dedent(f"""
+        import sys
+        from pathlib import Path
+        import torch
+        torch.set_num_threads(1)
+        from tests.toy import EPS, toy_images, toy_net
+        from utils.suites import Attack
+        from utils.worst_case import robustness_curve
+        net = toy_net(0).eval()
+        net.load_state_dict(torch.load({str(tmp_path / "net.pt")!r}, weights_only=True))
+        attack = [Attack("pgd", steps=100, restarts=2), Attack("pgd", steps=100, loss="margin")]
+        curve = robustness_curve(net, toy_images(160, seed=2), attack=attack, epsilons=[EPS],
+                                 batch_size=20, cache=Path({str(tmp_path / "cache")!r}))
+        print(curve.first_broken, curve.broken_by)
+    """)
+    torch.save(toy_nets["plain"].state_dict(), tmp_path / "net.pt")
+    root = Path(__file__).resolve().parent.parent
+    call = {"cwd": root, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
+    running = subprocess.Popen([sys.executable, "-c", script], **call, stderr=subprocess.DEVNULL)
+    while len(list((tmp_path / "cache").glob("*/*.safetensors"))) < 3:
+        assert running.poll() is None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*.safetensors")}
+    resumed = subprocess.run([sys.executable, "-c", script], **call, check=True, stderr=subprocess.DEVNULL).stdout
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/*.safetensors")}
+    assert len(after) > len(done) and all(after[name] == when for name, when in done.items())
+    for path in (tmp_path / "cache").glob("*/*"):
+        path.unlink()
+    fresh = subprocess.run([sys.executable, "-c", script], **call, check=True, stderr=subprocess.DEVNULL).stdout
+    assert resumed == fresh
+
+
+def test_bad_models_and_labels_are_refused(toy_nets, toy_test) -> None:
+    net, run = toy_nets["plain"], {"attack": Attack("fgsm"), "epsilons": [EPS]}
+    with pytest.raises(ValueError, match="probabilities"):
+        robustness_curve(nn.Sequential(net, nn.Softmax(1)), toy_test, **run)
+    wrong = toy_test.subset(torch.arange(8))
+    wrong.labels = torch.full((8,), 4)
+    with pytest.raises(ValueError, match="labels must be in"):
+        robustness_curve(net, wrong, **run)
+    with pytest.raises(TypeError, match="half precision"):
+        robustness_curve(train_toy(steps=1).half(), toy_test, **run)
+    with pytest.raises(ValueError, match="k/255"):
+        robustness_curve(net, toy_test, attack=Attack("fgsm"), epsilons=[8])
+    with pytest.raises(ValueError, match="k/255"):
+        robustness_curve(net, toy_test, attack=Attack("fgsm"), epsilons=[-0.1])
+    robustness_curve(nn.Sequential(net, nn.LogSoftmax(1)), toy_test, **run)

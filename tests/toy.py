@@ -1,0 +1,65 @@
+"""Small classifiers of small noisy pictures, trained in a second or two, for tests that need real decisions."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from utils.attacks import pgd
+from utils.data import ImageSet
+from utils.sources import CLASSES
+
+SIDE = 16
+EPS = 6 / 255
+
+
+def toy_images(n: int, seed: int, k: int = 4) -> ImageSet:
+    """``n`` noisy copies of ``k`` prototypes, eight pictures a subject."""
+    prototypes = torch.rand(k, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(99))
+    draws = torch.Generator().manual_seed(seed)
+    subjects = torch.arange(n) // 8
+    labels = subjects % k
+    noise = torch.randn(n, 1, SIDE, SIDE, generator=draws)
+    pictures = (0.42 + 0.16 * prototypes[labels] + 0.12 * noise).clamp(0, 1)
+    paths = [f"{number}.png" for number in range(n)]
+    return ImageSet(
+        (pictures * 255).round().byte(),
+        labels,
+        subjects,
+        torch.arange(n) % 8,
+        torch.zeros(n, dtype=torch.bool),
+        paths,
+        list(CLASSES[:k]),
+        {"protocol": "patient", "source": "toy", "fingerprint": "toy"},
+    )
+
+
+def toy_net(seed: int, k: int = 4, stride: int = 2) -> nn.Sequential:
+    torch.manual_seed(seed)
+    side = (((SIDE - 3) // stride + 1) - 3) // 2 + 1
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=stride),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * side * side, k),
+    )
+
+
+def train_toy(seed: int = 0, *, k: int = 4, hardened: bool = False, steps: int = 150) -> nn.Sequential:
+    """A trained net in eval mode; ``hardened`` trains it on PGD-5 at ``EPS``."""
+    net, images = toy_net(seed, k), toy_images(1024, seed=1, k=k)
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    for step in range(steps):
+        index = torch.randperm(1024, generator=torch.Generator().manual_seed(1000 * seed + step))[:128]
+        pixels, labels = images.pixels(index), images.labels[index]
+        if hardened:
+            pixels = pgd(net, pixels, labels, eps=EPS, steps=5)
+        loss = nn.functional.cross_entropy(net.train()(pixels), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    net.zero_grad(set_to_none=True)
+    return net.eval()

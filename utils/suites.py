@@ -1,0 +1,185 @@
+"""Which attacks are run, with which budget, and what they may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.apgd import apgd, apgd_targeted
+from utils.attacks import LOSSES, Draws, check_eps, distance, fgsm, pgd, random_point, steepest
+from utils.data import ImageSet
+from utils.library_attacks import auto_attack, square
+
+GRID = (0.0, 0.5 / 255, 1 / 255, 0.005, 2 / 255, 4 / 255, 8 / 255)
+#: Radius of the original work.
+ORIGINAL_EPS = 0.005
+
+_TITLES = {
+    "fgsm": "FGSM",
+    "pgd": "PGD-{steps}",
+    "apgd": "APGD-{steps}",
+    "apgd_t": "APGD-T-{steps}",
+    "square": "Square-{steps}",
+    "noise": "noise",
+    "autoattack": "AutoAttack",
+}
+_LOSS_TITLES = {"ce": "", "margin": " margin", "nll": ""}
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What an attacker may change, and how far.
+
+    Attributes:
+        norm: ``linf`` or ``l2``.
+        size: None attacks the grey image at its own resolution; a number attacks three untied colour planes of
+            the image enlarged to that side, as the original work did (224). An attacker can realise only the first:
+            a scan has one grey plane.
+    """
+
+    norm: str = "linf"
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        check_eps(0, self.norm)
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size must be a number of pixels, or None for the image's own, not {self.size}")
+
+    @property
+    def title(self) -> str:
+        """For tables and figures."""
+        space = "grey, native" if self.size is None else f"3 untied planes, {self.size} px"
+        return f"{'L-inf' if self.norm == 'linf' else 'L2'}, {space}"
+
+    def images(self, images: ImageSet, index: torch.Tensor | slice, device: torch.device | str) -> torch.Tensor:
+        """The images that are attacked, float32 in [0, 1]."""
+        pixels = images.pixels(index, device)
+        if self.size is None:
+            return pixels
+        large = F.interpolate(pixels, size=(self.size, self.size), mode="bilinear", antialias=True)
+        return large.expand(-1, 3, -1, -1).clamp(0, 1).contiguous()
+
+    def measure(self, shift: torch.Tensor) -> torch.Tensor:
+        """Size of each perturbation, N x C x H x W to N."""
+        return distance(shift, self.norm)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack and its budget; the radius is given when it runs.
+
+    Attributes:
+        name: ``fgsm``, ``pgd``, ``apgd``, ``apgd_t`` (targeted), ``square`` (black box), ``noise`` (random signs:
+            no attack, but what one must beat) or ``autoattack``.
+        steps: gradient steps, or queries of ``square``.
+        restarts: independent starts.
+        alpha, loss, random_start: see :func:`utils.attacks.pgd`.
+        targets: classes that ``apgd_t`` tries.
+        stop_when_fooled: see :func:`utils.attacks.pgd`.
+        surrogate: name of another model whose gradient is used; "" attacks the model itself.
+    """
+
+    name: str = "pgd"
+    steps: int = 20
+    restarts: int = 1
+    alpha: float | None = None
+    loss: str = "ce"
+    random_start: bool = True
+    targets: int = 3
+    stop_when_fooled: bool = False
+    surrogate: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name not in _TITLES:
+            raise ValueError(f"attack must be one of {', '.join(_TITLES)}, not {self.name!r}")
+        if self.loss not in LOSSES or self.steps < 1 or self.restarts < 1:
+            raise ValueError(
+                f"loss must be one of {', '.join(LOSSES)}, steps and restarts at least 1, "
+                f"not {self.loss!r}, {self.steps}, {self.restarts}"
+            )
+
+    @property
+    def title(self) -> str:
+        """For plots and tables."""
+        title = _TITLES[self.name].format(steps=self.steps) + (f"x{self.restarts}" if self.restarts > 1 else "")
+        title += _LOSS_TITLES[self.loss] if self.name in ("fgsm", "pgd", "apgd") else ""
+        return title + (f" from {self.surrogate}" if self.surrogate else "")
+
+    def single(self) -> Iterator[Attack]:
+        """The attack as so many attacks of one start, for dropping broken images between them."""
+        return (replace(self, restarts=1) for _ in range(self.restarts))
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        eps: float,
+        norm: str = "linf",
+        draws: Draws = None,
+    ) -> torch.Tensor:
+        """Adversarial images; at ``eps`` 0 the images themselves."""
+        if check_eps(eps, norm) == 0:
+            return images
+        common: dict[str, Any] = {"eps": eps, "norm": norm}
+        first = draws[0] if isinstance(draws, Sequence) else draws
+        seed = 0 if first is None else first.initial_seed() % 2**31
+        if self.name == "fgsm":
+            return fgsm(model, images, labels, loss=self.loss, **common)
+        if self.name == "apgd":
+            return apgd(model, images, labels, steps=self.steps, loss=self.loss, generator=draws, **common)
+        if self.name == "apgd_t":
+            return apgd_targeted(
+                model, images, labels, steps=self.steps, n_targets=self.targets, generator=draws, **common
+            )
+        if self.name == "square":
+            return square(model, images, labels, queries=self.steps, seed=seed, **common)
+        if self.name == "autoattack":
+            return auto_attack(model, images, labels, seed=seed, **common)
+        if self.name == "noise":
+            away = random_point(images, 1.0, norm, draws) - images
+            return (images + eps * steepest(away, norm)).clamp(0, 1)
+        return pgd(
+            model,
+            images,
+            labels,
+            alpha=self.alpha,
+            steps=self.steps,
+            restarts=self.restarts,
+            random_start=self.random_start,
+            loss=self.loss,
+            stop_when_fooled=self.stop_when_fooled,
+            generator=draws,
+            **common,
+        )
+
+
+def _pgd(steps: int, restarts: int = 1, loss: str = "ce") -> Attack:
+    return Attack("pgd", steps=steps, restarts=restarts, loss=loss, stop_when_fooled=True)
+
+
+_REPORT = (
+    Attack("fgsm"),
+    _pgd(50, 5),
+    _pgd(50, 5, "margin"),
+    Attack("apgd", steps=100),
+    Attack("apgd_t", steps=100),
+)
+
+#: Sets of attacks, cheap before dear: what one breaks, the next ones leave alone.
+SUITES: dict[str, tuple[Attack, ...]] = {
+    "quick": (Attack("fgsm"), _pgd(20)),
+    "standard": (*_REPORT, Attack("square", steps=1000)),
+    "full": (*_REPORT, Attack("square", steps=5000), Attack("autoattack")),
+}
+
+
+def describe(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
+    """Attacks as plain values, with their titles."""
+    return [{"title": attack.title, **asdict(attack)} for attack in attacks]

@@ -1,0 +1,369 @@
+"""Attacked accuracy, measured one way for every notebook, table and record: the worst case of each image."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from utils.attack_cache import cache_for
+from utils.attacks import check_batch, check_eps, check_logits, margin
+from utils.data import ImageSet
+from utils.metrics import predict
+from utils.reproducibility import generator
+from utils.suites import Attack, Threat, describe
+
+NEVER = -1
+OnBroken = Callable[[torch.Tensor, torch.Tensor, int], None]
+#: Up to this radius adversarial images are also scored after rounding to 8 bits, as a file would hold them.
+ROUNDED_UP_TO = 2 / 255
+
+
+@dataclass
+class RobustnessCurve:
+    """Robust accuracy over radii for one model and a set of attacks.
+
+    An image is robust at a radius if it is right without attack and was broken neither there nor
+    at any smaller radius, by any attack: a larger ball contains the smaller ones.
+
+    Attributes:
+        title: of the attacks together.
+        attacks: budgets as plain values, each with its title, in the order they were run.
+        threat: what the attacker may change, as plain values.
+        epsilons: radii, ascending, the first 0.
+        robust_accuracy: share of all images, 0..1, for each radius; the first is clean accuracy.
+        rounded_accuracy: the same where only adversarial images count that still fool the model once rounded
+            to 8 bits within the radius; None where that was not measured (above ``ROUNDED_UP_TO``, other threats).
+        first_broken: for each image the index into ``epsilons`` at which it was first wrong (0:
+            without attack), ``NEVER`` if it stood.
+        broken_by: for each image the index into ``attacks`` of the one that broke it, ``NEVER`` if none did.
+        n_images, n_subjects: how many.
+        max_norm: largest size that a perturbation had at each radius, in the threat's norm.
+        seconds: wall time.
+        first_rounded: int64 tensor N like ``first_broken``, for ``rounded_accuracy``. Not part of the record.
+        logits: radii x N x K, float32, the model's answers to the worst image found at each radius: the one
+            that broke it, or else the one that came closest. Not part of the record.
+    """
+
+    title: str
+    attacks: list[dict[str, Any]]
+    threat: dict[str, Any]
+    epsilons: list[float]
+    robust_accuracy: list[float]
+    rounded_accuracy: list[float | None]
+    first_broken: list[int] = field(repr=False)
+    broken_by: list[int] = field(repr=False)
+    n_images: int
+    n_subjects: int
+    max_norm: list[float]
+    seconds: float
+    first_rounded: torch.Tensor = field(repr=False, compare=False)
+    logits: torch.Tensor = field(repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a record."""
+        return {key: value for key, value in vars(self).items() if key not in ("first_rounded", "logits")}
+
+
+def robustness_curve(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    attack: Attack | Sequence[Attack],
+    epsilons: Sequence[float],
+    threat: Threat | None = None,
+    surrogates: Mapping[str, nn.Module] | None = None,
+    title: str = "",
+    seed: int = 0,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    cache: Path | None = None,
+    on_broken: OnBroken | None = None,
+) -> RobustnessCurve:
+    """Run attacks at growing radii, each only on what no earlier attack and no smaller radius has broken.
+
+    Every adversarial image is judged by ``model`` itself in eval mode and full precision, whatever made it.
+
+    Args:
+        attack: one, or several in the order to run them.
+        epsilons: radii; 0 is added and the order does not matter.
+        threat: None is L-infinity on the grey image.
+        surrogates: name -> model for attacks that use another model's gradient.
+        title: of the attacks together; "" takes the only attack's own, or "worst case".
+        seed: of the random starts.
+        batch_size: images a batch.
+        cache: folder for finished batches, from which a killed evaluation goes on; None keeps nothing.
+        on_broken: called with the indices of images that were just broken, the images that broke them, and the
+            index of the radius.
+
+    Raises:
+        ValueError: a bad radius; an attack from a surrogate that is not given; labels, logits or images that
+            :func:`utils.attacks.check_logits` or :func:`utils.attacks.check_batch` refuses.
+        TypeError: a model in half precision.
+    """
+    attacks = [attack] if isinstance(attack, Attack) else list(attack)
+    run = _Run(model, images, attacks, threat or Threat(), dict(surrogates or {}), seed, batch_size, device, on_broken)
+    return run.curve(sorted({0.0, *(check_eps(eps, run.threat.norm) for eps in epsilons)}), title, cache)
+
+
+@dataclass
+class _Run:
+    """One evaluation in progress: its settings, and what is known of each image so far."""
+
+    model: nn.Module
+    images: ImageSet
+    attacks: list[Attack]
+    threat: Threat
+    surrogates: dict[str, nn.Module]
+    seed: int
+    batch_size: int
+    device: torch.device | str
+    on_broken: OnBroken | None
+
+    def __post_init__(self) -> None:
+        missing = {attack.surrogate for attack in self.attacks} - {"", *self.surrogates}
+        if not self.attacks or missing:
+            raise ValueError(f"there is no attack, or its surrogate is not given: {', '.join(sorted(missing))}")
+        first = torch.arange(min(len(self.images), 1))
+        check_batch(self.model, self.threat.images(self.images, first, "cpu"), self.images.labels[first])
+
+    def curve(self, radii: list[float], title: str, folder: Path | None) -> RobustnessCurve:
+        begun = time.perf_counter()
+        self._start(radii, folder)
+        title = title or (self.attacks[0].title if len(self.attacks) == 1 else "worst case")
+        logits = [self.worst.clone()]
+        # the total counts every image for every attack; those that are broken already pass at once
+        with tqdm(total=len(self.images) * (len(radii) - 1) * len(self.attacks), desc=title, leave=False) as bar:
+            for step, eps in enumerate(radii[1:], start=1):
+                self.norms.append(0.0)
+                for number in range(len(self.attacks)):
+                    self._attack_survivors(number, step, eps, bar)
+                logits.append(self.worst.clone())
+        return RobustnessCurve(
+            title=title,
+            attacks=describe(self.attacks),
+            threat={"title": self.threat.title, "norm": self.threat.norm, "size": self.threat.size},
+            epsilons=radii,
+            robust_accuracy=[share_standing(self.first_broken, step) for step in range(len(radii))],
+            rounded_accuracy=[
+                share_standing(self.first_rounded, step) if self._rounds(eps) else None
+                for step, eps in enumerate(radii)
+            ],
+            first_broken=self.first_broken.tolist(),
+            broken_by=self.broken_by.tolist(),
+            n_images=len(self.images),
+            n_subjects=len(self.images.subjects.unique()),
+            max_norm=self.norms,
+            seconds=time.perf_counter() - begun,
+            first_rounded=self.first_rounded,
+            logits=torch.stack(logits),
+        )
+
+    def _start(self, radii: list[float], folder: Path | None) -> None:
+        self.cache = cache_for(
+            folder,
+            model=self.model,
+            surrogates=self.surrogates,
+            images=self.images,
+            attacks=describe(self.attacks),
+            threat=self.threat.title,
+            epsilons=radii,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=torch.device(self.device).type,
+        )
+        parts = torch.arange(len(self.images)).split(self.batch_size)
+        clean = [predict_batch(self.model, self.threat.images(self.images, part, self.device)) for part in parts]
+        self.worst = torch.cat(clean).cpu()
+        check_logits(self.worst, self.images.labels)
+        self.first_broken = torch.where(self.worst.argmax(1) == self.images.labels, NEVER, 0)
+        self.first_rounded = self.first_broken.clone()
+        self.broken_by = torch.full_like(self.first_broken, NEVER)
+        self.margin = margin(self.worst, self.images.labels)
+        self.norms = [0.0]
+
+    def _rounds(self, eps: float) -> bool:
+        return self.threat == Threat() and eps <= ROUNDED_UP_TO * (1 + 1e-9)
+
+    def _attack_survivors(self, number: int, step: int, eps: float, bar: tqdm) -> None:
+        bar.update(int((self.first_broken != NEVER).sum()))
+        for restart, attack in enumerate(self.attacks[number].single()):
+            alive = torch.nonzero(self.first_broken == NEVER)[:, 0]
+            for place, index in enumerate(alive.split(self.batch_size) if len(alive) else ()):
+                name = f"eps{step}-attack{number}-start{restart}-batch{place}"
+                found = self.cache.load(name)
+                if found is None:
+                    found = self._attack(attack, index, eps, (number, restart))
+                    self.cache.save(name, found)
+                self._note(found, index, number, step)
+                robust = (self.first_broken == NEVER).float().mean()
+                bar.set_postfix(eps=f"{255 * eps:.3g}/255", attack=attack.title, robust=f"{robust:.1%}")
+                bar.update(len(index) if restart == 0 else 0)
+
+    def _attack(
+        self, attack: Attack, index: torch.Tensor, eps: float, place: tuple[int, int]
+    ) -> dict[str, torch.Tensor]:
+        """Attack one batch; what the model answers to the attacked images, also once they are rounded."""
+        clean, labels = self.threat.images(self.images, index, self.device), self.images.labels[index].to(self.device)
+        source = self.surrogates.get(attack.surrogate, self.model)
+        # drawn for each image by itself, so that it meets the same start whoever else is still standing
+        draws = [generator(self.seed, eps, *place, image) for image in index.tolist()]
+        attacked = attack(source, clean, labels, eps=eps, norm=self.threat.norm, draws=draws).clamp(0, 1)
+        size = self.threat.measure(attacked - clean)
+        if size.max() > eps * (1 + 1e-4) + 1e-6:
+            raise ValueError(f"{attack.title} left the ball: {size.max():.6f} is more than {eps:.6f}")
+        found = {"logits": predict_batch(self.model, attacked), "norm": size}
+        if self._rounds(eps):
+            found["rounded"] = predict_batch(self.model, round_to_8_bits(attacked, clean, eps))
+        found["broken"] = attacked[found["logits"].argmax(1) != labels]
+        return {key: value.cpu() for key, value in found.items()}
+
+    def _note(self, found: dict[str, torch.Tensor], index: torch.Tensor, number: int, step: int) -> None:
+        labels = self.images.labels[index]
+        reached = margin(found["logits"], labels)
+        fooled = found["logits"].argmax(1) != labels
+        closer = fooled | (reached > self.margin[index])
+        self.margin[index] = torch.where(closer, reached, self.margin[index])
+        self.worst[index] = torch.where(closer[:, None], found["logits"], self.worst[index])
+        self.first_broken[index[fooled]], self.broken_by[index[fooled]] = step, number
+        self.norms[step] = max(self.norms[step], found["norm"].max().item())
+        if "rounded" in found:
+            wrong = (found["rounded"].argmax(1) != labels) & (self.first_rounded[index] == NEVER)
+            self.first_rounded[index[wrong]] = step
+        if self.on_broken is not None and fooled.any():
+            self.on_broken(index[fooled], found["broken"], step)
+
+
+def round_to_8_bits(attacked: torch.Tensor, clean: torch.Tensor, eps: float) -> torch.Tensor:
+    """Attacked images as an 8-bit file would hold them, still within an L-infinity radius.
+
+    Args:
+        attacked, clean: N x C x H x W in [0, 1]; ``clean`` already has 8 bits.
+        eps: radius in [0, 1]; below 1/255 nothing is left of the attack.
+    """
+    levels = int(255 * eps + 1e-6)
+    return (clean + ((attacked - clean) * 255).round().clamp(-levels, levels) / 255).clamp(0, 1)
+
+
+def share_standing(first_broken: torch.Tensor, step: int) -> float:
+    """Share of images that stand all radii up to the one with index ``step``."""
+    return ((first_broken == NEVER) | (first_broken > step)).double().mean().item()
+
+
+def combine(curves: Sequence[RobustnessCurve], title: str = "worst case") -> RobustnessCurve:
+    """The worst case of attacks that were run one by one on the same images and radii.
+
+    Raises:
+        ValueError: no curves, or curves over other images, radii or threats.
+    """
+    same = {(tuple(curve.epsilons), curve.n_images, str(curve.threat)) for curve in curves}
+    if len(same) != 1:
+        raise ValueError("only curves over the same images, radii and threat can be combined")
+    radii = curves[0].epsilons
+    when, who = _earliest(torch.tensor([curve.first_broken for curve in curves]))
+    offsets = torch.tensor([0, *(len(curve.attacks) for curve in curves[:-1])]).cumsum(0)
+    by = torch.tensor([curve.broken_by for curve in curves]).gather(0, who[None])[0]
+    rounded, _ = _earliest(torch.stack([curve.first_rounded for curve in curves]))
+    logits = torch.stack([curve.logits for curve in curves])
+    return RobustnessCurve(
+        title=title,
+        attacks=[attack for curve in curves for attack in curve.attacks],
+        threat=curves[0].threat,
+        epsilons=radii,
+        robust_accuracy=[share_standing(when, step) for step in range(len(radii))],
+        rounded_accuracy=[
+            None if known is None else share_standing(rounded, step)
+            for step, known in enumerate(curves[0].rounded_accuracy)
+        ],
+        first_broken=when.tolist(),
+        broken_by=torch.where(by == NEVER, NEVER, by + offsets[who]).tolist(),
+        n_images=curves[0].n_images,
+        n_subjects=curves[0].n_subjects,
+        max_norm=[max(norms) for norms in zip(*(curve.max_norm for curve in curves))],
+        seconds=sum(curve.seconds for curve in curves),
+        first_rounded=rounded,
+        logits=logits.gather(0, who[None, None, :, None].expand(1, *logits.shape[1:]))[0],
+    )
+
+
+def _earliest(steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first radius that broke each image over the rows of ``steps``, C x N, and the row that did."""
+    late = torch.iinfo(steps.dtype).max
+    when, who = torch.where(steps == NEVER, late, steps).min(0)
+    return torch.where(when == late, NEVER, when), who
+
+
+@torch.no_grad()
+def predict_batch(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits of one batch in eval mode, float32."""
+    was_training = model.training
+    model.eval()
+    logits = model(images).float()
+    model.train(was_training)
+    return logits
+
+
+@dataclass
+class AdversarialExample:
+    """One attacked image.
+
+    Attributes:
+        image: float tensor 1 x H x W in [0, 1], attacked.
+        label, clean, attacked: class indices: the truth, and the model's answer before and after.
+    """
+
+    image: torch.Tensor
+    label: int
+    clean: int
+    attacked: int
+
+
+def adversarial_examples(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    attacks: Sequence[tuple[Attack, float]],
+    n: int = 5,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[list[AdversarialExample]]:
+    """The same ``n`` images under each of several attacks.
+
+    Images that are right without attack come first, one of each class in turn.
+
+    Args:
+        attacks: pairs of attack and radius.
+
+    Returns:
+        one list of ``n`` examples for each attack.
+    """
+    clean = predict(model, images, device=device).argmax(1)
+    chosen = spread_over_classes(images.labels, clean == images.labels, n)
+    pixels, labels = images.pixels(chosen, device), images.labels[chosen].to(device)
+    rows = []
+    for attack, eps in attacks:
+        attacked = attack(model, pixels, labels, eps=eps, draws=generator(seed, "examples"))
+        answers = predict_batch(model, attacked).argmax(1).tolist()
+        rows.append(
+            [
+                AdversarialExample(image.cpu(), int(label), int(clean[index]), answer)
+                for image, label, index, answer in zip(attacked, labels, chosen, answers)
+            ]
+        )
+    return rows
+
+
+def spread_over_classes(labels: torch.Tensor, preferred: torch.Tensor, n: int) -> torch.Tensor:
+    """Indices of ``n`` images: preferred ones first, the classes in turn."""
+    order = []
+    for keep in (preferred, ~preferred):
+        groups = [torch.nonzero(keep & (labels == label))[:, 0].tolist() for label in labels.unique()]
+        longest = max(map(len, groups), default=0)
+        order += [group[rank] for rank in range(longest) for group in groups if rank < len(group)]
+    return torch.tensor(order[:n])
