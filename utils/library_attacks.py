@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-import torchattacks
 from torch import nn
 
 from utils.attacks import attack_mode, check_batch, check_eps
+
+if TYPE_CHECKING:
+    import torchattacks
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 
@@ -39,14 +43,10 @@ def square(
     Raises:
         TypeError, ValueError: see :func:`utils.attacks.check_batch` and :func:`utils.attacks.check_eps`.
     """
-    return _run(
-        lambda: torchattacks.Square(model, norm=_NORMS[norm], eps=eps, n_queries=queries, seed=seed),
-        model,
-        images,
-        labels,
-        eps,
-        norm,
-    )
+    import torchattacks
+
+    attack = partial(torchattacks.Square, model, norm=_NORMS[norm], eps=eps, n_queries=queries, seed=seed)
+    return _run(attack, model, images, labels, eps, norm)
 
 
 def auto_attack(
@@ -70,14 +70,10 @@ def auto_attack(
         classes = model(images[:1]).shape[1]
     if classes < 4:
         raise ValueError(f"AutoAttack's targeted loss needs four classes, and this model has {classes}; use apgd_t")
-    return _run(
-        lambda: torchattacks.AutoAttack(model, norm=_NORMS[norm], eps=eps, n_classes=classes, seed=seed),
-        model,
-        images,
-        labels,
-        eps,
-        norm,
-    )
+    import torchattacks
+
+    attack = partial(torchattacks.AutoAttack, model, norm=_NORMS[norm], eps=eps, n_classes=classes, seed=seed)
+    return _run(attack, model, images, labels, eps, norm)
 
 
 def _run(

@@ -84,13 +84,18 @@ def evaluate_robustness(
 
 
 def summarise(curve: RobustnessCurve, images: ImageSet, *, seed: int = 0) -> dict[str, Any]:
-    """A curve as plain values, with intervals over patients and all metrics at each radius."""
+    """A curve as plain values, with intervals over patients, all metrics at each radius, and each clean answer."""
     first = torch.tensor(curve.first_broken)
+    sure, said = curve.logits[0].softmax(1).max(1)
     standing = [(first == NEVER) | (first > step) for step in range(len(curve.epsilons))]
     return {
         "curve": curve.as_dict(),
         "interval": [share_interval(flags, images.subjects, seed=seed) for flags in standing],
         "metrics": [report(logits, images, seed=seed) for logits in curve.logits],
+        "answers": {
+            "probability": [round(value, 4) for value in sure.tolist()],
+            "right": (said == images.labels).tolist(),
+        },
     }
 
 

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.toy import EPS, train_toy
+from utils.ensemble import Vote
+from utils.masking import NOT_TRUSTED
+from utils.paths import write_json
+from utils.robustness import evaluate_robustness
+from utils.robustness_figures import (
+    draw_all,
+    panel_table,
+    question_table,
+    remark,
+    robustness_records,
+    summary_table,
+    vote_table,
+)
+from utils.robustness_plots import plot_step_sizes
+from utils.suites import Attack
+from utils.transfer import step_size_sweep, transfer_matrix
+from utils.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory, toy_nets, toy_test) -> Workspace:
+    """Records of a plain and a hardened net and of a vote, as the command writes them."""
+    root = Workspace.open(str(tmp_path_factory.mktemp("figures")))
+    few = toy_test.balanced_subset(64)
+    vote = Vote([toy_nets["plain"], train_toy(seed=3)]).eval()
+    models = {"ResNet34": toy_nets["plain"], "ResNet34_atk": toy_nets["hardened"], "Ensemble": vote}
+    for title, model in models.items():
+        panel = {"panel_images": 0 if title == "Ensemble" else 32, "panel_eps": EPS}
+        found = evaluate_robustness(model, few, suite="quick", epsilons=[2 / 255, EPS], **panel)
+        own = {"title": title, "classes": few.classes, "data": few.info, "note": "toys"}
+        write_json(root.checkpoint(title) / "robustness_quick.json", own | found)
+    return root
+
+
+def test_tables_are_made_of_records_alone(workspace: Workspace) -> None:
+    records = robustness_records(workspace, "quick")
+    assert list(records) == ["Ensemble", "ResNet34", "ResNet34_atk"]
+    table = summary_table(records)
+    assert list(table.columns) == ["images (patients)", "clean", "2/255", "6/255", "panel"]
+    assert table.loc["ResNet34", "images (patients)"] == "64 (20)" and "[" in table.loc["ResNet34", "clean"]
+    assert table.loc["Ensemble", "panel"] == "unchecked" and table.loc["ResNet34", "panel"] == "trustworthy"
+    assert set(panel_table(records["ResNet34"])["passed"]) == {"yes"}
+    with pytest.raises(ValueError, match="no masking panel"):
+        panel_table(records["Ensemble"])
+    questions = question_table(records["ResNet34"])
+    assert {entry[:2] for entry in questions.index} >= {("binary", "patient"), ("4 classes", "image")}
+    voted = vote_table(records["Ensemble"])
+    assert voted.loc["worst case"].tolist() == pytest.approx(
+        [round(100 * value, 1) for value in records["Ensemble"]["curve"]["robust_accuracy"]]
+    )
+    assert {"all from members", "best member", "oracle", "Square-200"} <= set(voted.index)
+
+
+def test_every_figure_is_drawn(workspace: Workspace) -> None:
+    names = {path.relative_to(workspace.root / "assets").as_posix() for path in draw_all(workspace, "quick")}
+    own = ("worst_case", "first_breaking", "reliability")
+    assert names >= {f"{title}/{name}.png" for title in ("ResNet34", "ResNet34_atk", "Ensemble") for name in own}
+    assert names >= {"ResNet34_atk/before_after.png", "Robustness/worst_case_all.png", "Robustness/attacks.png"}
+
+
+def test_a_doubtful_number_is_marked_wherever_it_is_shown(workspace: Workspace) -> None:
+    records = robustness_records(workspace, "quick")
+    records["ResNet34"]["panel"]["verdict"] = NOT_TRUSTED
+    assert NOT_TRUSTED in remark(records) and "toys" in remark(records)
+    assert summary_table(records).loc["ResNet34", "panel"] == NOT_TRUSTED
+
+
+def test_records_of_other_data_do_not_mix(workspace: Workspace) -> None:
+    records = robustness_records(workspace, "quick")
+    other = records["ResNet34"] | {"data": {"fingerprint": "other"}}
+    write_json(workspace.checkpoint("ResNet34_x") / "robustness_quick.json", other)
+    try:
+        with pytest.raises(ValueError, match="different data"):
+            robustness_records(workspace, "quick")
+    finally:
+        (workspace.checkpoint("ResNet34_x") / "robustness_quick.json").unlink()
+    with pytest.raises(ValueError, match="suite must be"):
+        robustness_records(workspace, "none")
+
+
+def test_transfer_is_weaker_than_the_models_own_gradient(toy_nets, toy_test) -> None:
+    models = {"plain": toy_nets["plain"], "other": train_toy(seed=3)}
+    matrix = transfer_matrix(models, toy_test, eps=EPS, attack=Attack("pgd", steps=10))
+    for target in models:
+        others = [matrix[source][target] for source in models if source != target]
+        assert all(matrix[target][target] < value for value in others)
+
+
+def test_steps_that_stay_near_the_image_only_look_like_robustness(toy_nets, toy_test) -> None:
+    with pytest.warns(UserWarning, match="cannot reach"):
+        sweep = step_size_sweep(
+            toy_nets["plain"], toy_test, eps=10 / 255, steps=10, alphas=[0.1 / 255, 1 / 255, 2.5 / 255]
+        )
+    assert sweep["accuracy"][0] > sweep["clean"] - 0.1 and sweep["accuracy"][2] < 0.3
+    assert plot_step_sizes(**sweep, title="t").axes
+    assert torch.tensor(sweep["accuracy"]).diff().max() <= 0
