@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from models.templates import build
-from utils import figures, optuna_search, prepare, reproduce, utils_funcs
+from utils import figures, optuna_search, prepare, reproduce, robustness, utils_funcs
 from utils.suites import Attack
 from utils.worst_case import adversarial_examples
 
@@ -121,6 +121,12 @@ def _figures(command: str) -> Callable[[Path], None]:
     return run
 
 
+def _robustness(folder: Path) -> None:
+    """Without a trained model the command says so; tests/test_robustness_command.py runs it with one."""
+    assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
+    assert robustness.main([*_arguments(ROBUSTNESS), "--root", str(folder)]) == 1
+
+
 def _build(folder: Path) -> None:
     before = {path: path.read_bytes() for path in build.notebooks()}
     _shell(sys.executable, "-m", "models.templates.build")
@@ -132,6 +138,7 @@ REDRAW = "python -m utils.figures --data dataset/dataset_variables"
 ONE = f"{FULL} --models resnet --set image_size=64 --set num_epochs=20 --set-atk num_epochs=10"
 PUBLISHED = f"{FULL} --split published --models resnet --set image_size=64 --set num_epochs=16"
 PUBLISHED += " --set augmentation_strength=0.25"
+ROBUSTNESS = "python -m utils.robustness --model ResNet34 --suite standard"
 PREPARE = "python -m utils.prepare --source PATH --split patient"
 SEARCH = "python -m utils.optuna_search --backbone resnet34 --n-trials 20 --num-epochs 3"
 SEARCH += " --journal runs/resnet34.log --worker 0"
@@ -151,6 +158,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     ONE: _train_one(ONE, 20, 10),
     PUBLISHED: _train_one(PUBLISHED, 16, 16),
     SEARCH: _search(SEARCH),
+    ROBUSTNESS: _robustness,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
 }

@@ -36,7 +36,8 @@ from utils.plots import (
 )
 from utils.reproducibility import environment_facts, generator
 from utils.results import ENSEMBLE, load_vote, title_of
-from utils.suites import Attack
+from utils.robustness_figures import draw_all
+from utils.suites import SUITES, Attack
 from utils.workspace import Workspace, pick_device
 from utils.worst_case import adversarial_examples, predict_batch
 
@@ -306,6 +307,10 @@ def main(arguments: list[str] | None = None) -> int:
         for title in titles:
             for path in redraw(workspace, title, splits):
                 print(path)
+        # weak suites first, so that where a figure is drawn twice the stronger one stays
+        for suite in SUITES:
+            for path, figure in draw_all(workspace, suite).items():
+                print(save_figure(figure, path))
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -25,7 +25,7 @@ _TITLES = {
     "apgd": "APGD-{steps}",
     "apgd_t": "APGD-T-{steps}",
     "square": "Square-{steps}",
-    "noise": "noise",
+    "noise": "Noise",
     "autoattack": "AutoAttack",
 }
 _LOSS_TITLES = {"ce": "", "margin": " margin", "nll": ""}
