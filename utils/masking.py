@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,7 @@ def masking_panel(
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    cache: Path | None = None,
 ) -> Panel:
     """Make all checks on ``images``.
 
@@ -83,7 +85,7 @@ def masking_panel(
         attacks: of the number that is checked; ten times the steps are held against the survivors of these.
         tolerance: share of images by which a check may be missed, or one image where that is more.
         queries: of Square.
-        seed, batch_size, device, threat: see :func:`utils.worst_case.robustness_curve`.
+        seed, batch_size, device, threat, cache: see :func:`utils.worst_case.robustness_curve`.
 
     Raises:
         ValueError: see :func:`utils.worst_case.robustness_curve`; also ``eps`` 0 or attacks without a PGD.
@@ -91,7 +93,7 @@ def masking_panel(
     steepest = next((attack for attack in attacks if attack.name == "pgd"), None)
     if not eps > 0 or steepest is None:
         raise ValueError("the panel needs a radius above 0 and a PGD among the attacks")
-    options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device}
+    options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device, "cache": cache}
     inspection = _Inspection(model, images, replace(steepest, restarts=1, loss="ce"), options)
     slack = max(tolerance, 1.001 / len(images))
     worst = robustness_curve(model, images, attack=attacks, epsilons=[eps], **options)

@@ -68,12 +68,12 @@ def evaluate_robustness(
     """
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
-    options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device}
+    options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device, "cache": cache}
     record: dict[str, Any] = {"suite": suite, "seed": seed}
     if isinstance(model, Vote):
-        curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, cache=cache, **options)
+        curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, **options)
     else:
-        curve = robustness_curve(model, images, attack=SUITES[suite], epsilons=epsilons, cache=cache, **options)
+        curve = robustness_curve(model, images, attack=SUITES[suite], epsilons=epsilons, **options)
     record |= summarise(curve, images)
     record["panel"] = None
     if panel_images:

@@ -106,7 +106,8 @@ class Attack:
     @property
     def title(self) -> str:
         """For plots and tables."""
-        title = _TITLES[self.name].format(steps=self.steps) + (f"x{self.restarts}" if self.restarts > 1 else "")
+        times = f"{' ' if self.name == 'noise' else ''}x{self.restarts}" if self.restarts > 1 else ""
+        title = _TITLES[self.name].format(steps=self.steps) + times
         title += _LOSS_TITLES[self.loss] if self.name in ("fgsm", "pgd", "apgd") else ""
         return title + (f" from {self.surrogate}" if self.surrogate else "")
 
