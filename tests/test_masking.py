@@ -11,6 +11,12 @@ from utils.masking import NOT_TRUSTED, TRUSTED, masking_panel
 from utils.suites import SUITES, Attack
 
 RUN = {"epsilons": [2 / 255, 4 / 255], "eps": EPS, "attacks": SUITES["quick"], "queries": 150}
+#: PGD-20 alone misses one or two images of a plain net, and the panel says so; an honest number takes more.
+ENOUGH = (
+    Attack("fgsm"),
+    Attack("pgd", steps=50, restarts=2, stop_when_fooled=True),
+    Attack("apgd", steps=50),
+)
 
 
 class _Defence(nn.Module):
@@ -42,10 +48,10 @@ class Noisy(_Defence):
 
 @pytest.mark.parametrize("which", ["plain", "hardened"])
 def test_honest_models_pass(which: str, toy_nets, toy_test) -> None:
-    panel = masking_panel(toy_nets[which], toy_test, **RUN)
+    panel = masking_panel(toy_nets[which], toy_test, **RUN | {"attacks": ENOUGH})
     assert panel.verdict == TRUSTED, [check for check in panel.checks if not check.passed]
     assert len(panel.checks) == 8 and panel.n_images == len(toy_test)
-    assert panel.alone["worst case"] <= min(panel.alone["FGSM"], panel.alone["PGD-20"])
+    assert panel.alone["worst case"] <= min(panel.alone[attack.title] for attack in ENOUGH)
     assert panel.as_dict()["verdict"] == TRUSTED
 
 

@@ -18,9 +18,9 @@ from utils.suites import Attack
 from utils.worst_case import adversarial_examples
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(
-    {line for block in re.findall(r"^```\n(.*?)^```", README, re.M | re.S) for line in block.splitlines()}
-)
+# a fence's opening is taken with its language, or its closing one would pass for the next opening
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+COMMANDS = sorted({line for language, block in FENCES if not language for line in block.splitlines()})
 ONE_LINE = "python3 -m venv .venv && .venv/bin/pip install -q -r env/requirements.txt && .venv/bin/"
 SMALL = ["image_size=32", "num_epochs=1", "max_test_images=8", "num_iter=2", "epsilons=[0, 2/255]", "alphas=[0.002]"]
 FULL = "python -m utils.reproduce --profile full --data PATH"
@@ -176,7 +176,7 @@ def test_command(command: str, tmp_path: Path) -> None:
 def test_python_of_the_readme(splits, resnet) -> None:
     epsilons, alphas = [0, 2 / 255], [0.001]
     examples = adversarial_examples(resnet, splits.test, attacks=[(Attack("fgsm"), eps) for eps in epsilons], n=2)
-    first, second = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)[0].splitlines()
+    first, second = next(block for language, block in FENCES if language == "python").splitlines()
     space = {"utils_funcs": utils_funcs, "epsilons": epsilons, "alphas": alphas, "examples": examples}
     assert len(eval(first, space).axes) == 4
     examples = adversarial_examples(resnet, splits.test, attacks=[(Attack(alpha=alphas[0]), 2 / 255)], n=2)

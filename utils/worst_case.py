@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from utils.attack_cache import cache_for
+from utils.attack_cache import AttackCache, cache_for
 from utils.attacks import check_batch, check_eps, check_logits, margin
 from utils.data import ImageSet
 from utils.metrics import predict
@@ -135,13 +135,15 @@ class _Run:
 
     def curve(self, radii: list[float], title: str, folder: Path | None) -> RobustnessCurve:
         begun = time.perf_counter()
-        self._start(radii, folder)
+        self._start()
         title = title or (self.attacks[0].title if len(self.attacks) == 1 else "worst case")
         logits = [self.worst.clone()]
         # the total counts every image for every attack; those that are broken already pass at once
         with tqdm(total=len(self.images) * (len(radii) - 1) * len(self.attacks), desc=title, leave=False) as bar:
             for step, eps in enumerate(radii[1:], start=1):
                 self.norms.append(0.0)
+                # its own for each radius: what is found there depends on the smaller ones and not on the larger
+                self.cache = self._cache(folder, radii[: step + 1])
                 for number in range(len(self.attacks)):
                     self._attack_survivors(number, step, eps, bar)
                 logits.append(self.worst.clone())
@@ -165,8 +167,8 @@ class _Run:
             logits=torch.stack(logits),
         )
 
-    def _start(self, radii: list[float], folder: Path | None) -> None:
-        self.cache = cache_for(
+    def _cache(self, folder: Path | None, radii: list[float]) -> AttackCache:
+        return cache_for(
             folder,
             model=self.model,
             surrogates=self.surrogates,
@@ -178,6 +180,8 @@ class _Run:
             batch_size=self.batch_size,
             device=torch.device(self.device).type,
         )
+
+    def _start(self) -> None:
         parts = torch.arange(len(self.images)).split(self.batch_size)
         clean = [predict_batch(self.model, self.threat.images(self.images, part, self.device)) for part in parts]
         self.worst = torch.cat(clean).cpu()
@@ -199,21 +203,19 @@ class _Run:
                 name = f"eps{step}-attack{number}-start{restart}-batch{place}"
                 found = self.cache.load(name)
                 if found is None:
-                    found = self._attack(attack, index, eps, (number, restart))
+                    found = self._attack(attack, index, eps, restart)
                     self.cache.save(name, found)
                 self._note(found, index, number, step)
                 robust = (self.first_broken == NEVER).float().mean()
                 bar.set_postfix(eps=f"{255 * eps:.3g}/255", attack=attack.title, robust=f"{robust:.1%}")
                 bar.update(len(index) if restart == 0 else 0)
 
-    def _attack(
-        self, attack: Attack, index: torch.Tensor, eps: float, place: tuple[int, int]
-    ) -> dict[str, torch.Tensor]:
+    def _attack(self, attack: Attack, index: torch.Tensor, eps: float, restart: int) -> dict[str, torch.Tensor]:
         """Attack one batch; what the model answers to the attacked images, also once they are rounded."""
         clean, labels = self.threat.images(self.images, index, self.device), self.images.labels[index].to(self.device)
         source = self.surrogates.get(attack.surrogate, self.model)
-        # drawn for each image by itself, so that it meets the same start whoever else is still standing
-        draws = [generator(self.seed, eps, *place, image) for image in index.tolist()]
+        # drawn for each image by itself: it meets the same start whoever else stands and whatever ran before
+        draws = [generator(self.seed, eps, attack.title, restart, image) for image in index.tolist()]
         attacked = attack(source, clean, labels, eps=eps, norm=self.threat.norm, draws=draws).clamp(0, 1)
         size = self.threat.measure(attacked - clean)
         if size.max() > eps * (1 + 1e-4) + 1e-6:
