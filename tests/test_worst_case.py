@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tests.toy import EPS, toy_images, train_toy
+from utils import worst_case
 from utils.attack_cache import describe_module
 from utils.suites import SUITES, Attack, Threat
 from utils.worst_case import NEVER, combine, robustness_curve, round_to_8_bits
@@ -47,6 +48,16 @@ def test_flags_say_what_broke_each_image_and_when(worst, toy_nets, toy_test) -> 
 def test_every_attack_only_lowers_the_worst_case(worst, toy_nets, toy_test) -> None:
     alone = robustness_curve(toy_nets["plain"], toy_test, attack=Attack("fgsm"), epsilons=GRID)
     assert all(both <= one for both, one in zip(worst.robust_accuracy, alone.robust_accuracy))
+
+
+def test_the_progress_bar_ends_full(toy_nets, toy_test, monkeypatch) -> None:
+    bars = []
+    real = worst_case.tqdm
+    monkeypatch.setattr(worst_case, "tqdm", lambda **kwargs: bars.append(real(**kwargs)) or bars[-1])
+    attacks = [Attack("fgsm"), Attack("pgd", steps=2, restarts=2), Attack("apgd_t", steps=2), Attack("square", steps=5)]
+    assert [attack.passes for attack in attacks] == [2, 8, 12, 5]
+    robustness_curve(toy_nets["plain"], toy_test, attack=attacks, epsilons=[EPS, 2 * EPS])
+    assert bars[0].n == bars[0].total == 2 * len(toy_test) * (2 + 8 + 12 + 5)
 
 
 def test_worst_case_breaks_at_least_what_autoattack_does(toy_nets, toy_test) -> None:

@@ -19,6 +19,9 @@ GRID = (0.0, 0.5 / 255, 1 / 255, 0.005, 2 / 255, 4 / 255, 8 / 255)
 #: Radius of the original work.
 ORIGINAL_EPS = 0.005
 
+#: Of torchattacks' AutoAttack, about: Square's 5,000 queries need no gradient and count half, the rest is short.
+AUTOATTACK_STEPS = 2600
+
 _TITLES = {
     "fgsm": "FGSM",
     "pgd": "PGD-{steps}",
@@ -110,6 +113,13 @@ class Attack:
         title = _TITLES[self.name].format(steps=self.steps) + times
         title += _LOSS_TITLES[self.loss] if self.name in ("fgsm", "pgd", "apgd") else ""
         return title + (f" from {self.surrogate}" if self.surrogate else "")
+
+    @property
+    def passes(self) -> int:
+        """Passes through the model for one image that nothing breaks, about: what a progress bar counts."""
+        steps = {"fgsm": 1, "noise": 1, "apgd_t": self.steps * self.targets, "autoattack": AUTOATTACK_STEPS}
+        gradient = 1 if self.name in ("square", "noise") else 2
+        return gradient * self.restarts * steps.get(self.name, self.steps)
 
     def single(self) -> Iterator[Attack]:
         """The attack as so many attacks of one start, for dropping broken images between them."""

@@ -138,8 +138,9 @@ class _Run:
         self._start()
         title = title or (self.attacks[0].title if len(self.attacks) == 1 else "worst case")
         logits = [self.worst.clone()]
-        # the total counts every image for every attack; those that are broken already pass at once
-        with tqdm(total=len(self.images) * (len(radii) - 1) * len(self.attacks), desc=title, leave=False) as bar:
+        # the total is what a model costs that nothing breaks; images that are broken already pass at once
+        passes = len(self.images) * (len(radii) - 1) * sum(attack.passes for attack in self.attacks)
+        with tqdm(total=passes, desc=title, unit="pass", unit_scale=True, leave=False) as bar:
             for step, eps in enumerate(radii[1:], start=1):
                 self.norms.append(0.0)
                 # its own for each radius: what is found there depends on the smaller ones and not on the larger
@@ -196,9 +197,9 @@ class _Run:
         return self.threat == Threat() and eps <= ROUNDED_UP_TO * (1 + 1e-9)
 
     def _attack_survivors(self, number: int, step: int, eps: float, bar: tqdm) -> None:
-        bar.update(int((self.first_broken != NEVER).sum()))
         for restart, attack in enumerate(self.attacks[number].single()):
             alive = torch.nonzero(self.first_broken == NEVER)[:, 0]
+            bar.update(attack.passes * (len(self.images) - len(alive)))
             for place, index in enumerate(alive.split(self.batch_size) if len(alive) else ()):
                 name = f"eps{step}-attack{number}-start{restart}-batch{place}"
                 found = self.cache.load(name)
@@ -208,7 +209,7 @@ class _Run:
                 self._note(found, index, number, step)
                 robust = (self.first_broken == NEVER).float().mean()
                 bar.set_postfix(eps=f"{255 * eps:.3g}/255", attack=attack.title, robust=f"{robust:.1%}")
-                bar.update(len(index) if restart == 0 else 0)
+                bar.update(attack.passes * len(index))
 
     def _attack(self, attack: Attack, index: torch.Tensor, eps: float, restart: int) -> dict[str, torch.Tensor]:
         """Attack one batch; what the model answers to the attacked images, also once they are rounded."""
