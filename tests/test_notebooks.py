@@ -34,10 +34,19 @@ FIGURES = {
     "grad_cam",
     "loss_curve",
     "robustness_curve",
+    "worst_case",
+    "first_breaking",
+    "reliability",
 }
 CLEAN = ("DINOv2", "ResNet34", "EfficientNetB0")
 HARDENED = tuple(f"{title}_atk" for title in CLEAN)
+#: What a plain model, a hardened one and the vote have beyond that.
+OWN = {"": {"step_size"}, "_atk": {"before_after"}, "Ensemble": {"transfer_matrix"}}
 MODEL_NOTEBOOKS = sorted((ROOT / "models").glob("*_model*.ipynb"))
+
+
+def _figures_of(title: str) -> set[str]:
+    return FIGURES | OWN["Ensemble" if title == "Ensemble" else "_atk" if title.endswith("_atk") else ""]
 
 
 def test_rebuilding_changes_no_source() -> None:
@@ -273,6 +282,7 @@ def test_a_failure_stops_what_runs_beside_it_and_what_needs_it(tmp_path: Path) -
 
 
 SMALL = {"image_size": 32, "num_epochs": 1, "max_test_images": 12, "num_iter": 2, "train_steps": 1}
+SMALL |= {"panel_images": 2, "panel_queries": 10, "vote_images": 2}
 
 
 @pytest.fixture(scope="module")
@@ -288,12 +298,14 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_quick_run_makes_every_figure_and_record(quick: Path) -> None:
     for title in (*CLEAN, *HARDENED, "Ensemble"):
         made = {path.stem for path in (quick / "assets" / title).glob("*.png")}
-        assert made - {"optuna_history", "optuna_importance"} == FIGURES, title
+        assert made - {"optuna_history", "optuna_importance"} == _figures_of(title), title
         record = json.loads((quick / "checkpoints" / title / "record.json").read_text())
         assert record["note"] == "quick run: these numbers mean nothing"
         assert record["test"]["image"]["n"] == 12 and set(record["robustness"]) == {"FGSM", "PGD-2"}
         clean = record["robustness"]["FGSM"]["robust_accuracy"][0]
         assert clean == pytest.approx(record["test"]["image"]["accuracy"])
+        assert record["worst_case"]["panel"]["verdict"] in ("trustworthy", "not trustworthy")
+    assert {path.stem for path in (quick / "assets" / "Robustness").glob("*.png")} == {"worst_case_all", "attacks"}
     assert {path.stem for path in (quick / "assets" / "Dataset").glob("*.png")} == {"contact_sheet", "leak_audit"}
     assert (quick / "assets" / "DINOv2" / "optuna_history.png").is_file()
     assert {path.stem for path in (quick / "notebooks").glob("*.ipynb")} == {path.stem for path in COMMITTED}
@@ -432,9 +444,9 @@ def test_a_copied_notebook_serves_a_backbone_of_ones_own(prepared_data: Path, tm
     _run_cells("resnet_model", values)
     _run_cells("resnet_model_atk", values)
     for title in ("Mine", "Mine_atk"):
-        assert {path.stem for path in (tmp_path / "assets" / title).glob("*.png")} == FIGURES
+        assert {path.stem for path in (tmp_path / "assets" / title).glob("*.png")} == _figures_of(title)
     _run_cells("results", values | {"models": ["Mine_atk"]})
-    assert {path.stem for path in (tmp_path / "assets" / "Ensemble").glob("*.png")} == FIGURES
+    assert {path.stem for path in (tmp_path / "assets" / "Ensemble").glob("*.png")} == _figures_of("Ensemble")
 
 
 def test_missing_data_and_models_say_what_to_do(tmp_path: Path, monkeypatch) -> None:

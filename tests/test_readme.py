@@ -23,6 +23,7 @@ FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
 COMMANDS = sorted({line for language, block in FENCES if not language for line in block.splitlines()})
 ONE_LINE = "python3 -m venv .venv && .venv/bin/pip install -q -r env/requirements.txt && .venv/bin/"
 SMALL = ["image_size=32", "num_epochs=1", "max_test_images=8", "num_iter=2", "epsilons=[0, 2/255]", "alphas=[0.002]"]
+SMALL += ["panel_images=2", "panel_queries=10", "vote_images=2", "attacked_rules=[]"]
 FULL = "python -m utils.reproduce --profile full --data PATH"
 
 

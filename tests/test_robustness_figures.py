@@ -10,6 +10,7 @@ from utils.paths import write_json
 from utils.robustness import evaluate_robustness
 from utils.robustness_figures import (
     draw_all,
+    paired_table,
     panel_table,
     question_table,
     remark,
@@ -32,7 +33,7 @@ def workspace(tmp_path_factory, toy_nets, toy_test) -> Workspace:
     models = {"ResNet34": toy_nets["plain"], "ResNet34_atk": toy_nets["hardened"], "Ensemble": vote}
     for title, model in models.items():
         panel = {"panel_images": 0 if title == "Ensemble" else 32, "panel_eps": EPS}
-        found = evaluate_robustness(model, few, suite="quick", epsilons=[2 / 255, EPS], **panel)
+        found = evaluate_robustness(model, few, suite="quick", epsilons=[2 / 255, EPS], panel=panel)
         own = {"title": title, "classes": few.classes, "data": few.info, "note": "toys"}
         write_json(root.checkpoint(title) / "robustness_quick.json", own | found)
     return root
@@ -40,14 +41,13 @@ def workspace(tmp_path_factory, toy_nets, toy_test) -> Workspace:
 
 def test_tables_are_made_of_records_alone(workspace: Workspace) -> None:
     records = robustness_records(workspace, "quick")
-    assert list(records) == ["Ensemble", "ResNet34", "ResNet34_atk"]
+    assert list(records) == ["ResNet34", "ResNet34_atk", "Ensemble"]
     table = summary_table(records)
     assert list(table.columns) == ["images (patients)", "clean", "2/255", "6/255", "panel"]
     assert table.loc["ResNet34", "images (patients)"] == "64 (20)" and "[" in table.loc["ResNet34", "clean"]
     assert table.loc["Ensemble", "panel"] == "unchecked" and table.loc["ResNet34", "panel"] == "trustworthy"
     assert set(panel_table(records["ResNet34"])["passed"]) == {"yes"}
-    with pytest.raises(ValueError, match="no masking panel"):
-        panel_table(records["Ensemble"])
+    assert len(panel_table(records["ResNet34"])) == 8 and panel_table(records["Ensemble"]).empty
     questions = question_table(records["ResNet34"])
     assert {entry[:2] for entry in questions.index} >= {("binary", "patient"), ("4 classes", "image")}
     voted = vote_table(records["Ensemble"])
@@ -55,6 +55,19 @@ def test_tables_are_made_of_records_alone(workspace: Workspace) -> None:
         [round(100 * value, 1) for value in records["Ensemble"]["curve"]["robust_accuracy"]]
     )
     assert {"all from members", "best member", "oracle", "Square-200"} <= set(voted.index)
+
+
+def test_a_pair_is_compared_on_the_same_images(workspace: Workspace, toy_test) -> None:
+    records, few = robustness_records(workspace, "quick"), toy_test.balanced_subset(64)
+    table = paired_table(records["ResNet34_atk"], records["ResNet34"], few)
+    plain, hardened = (records[name]["curve"]["robust_accuracy"][-1] for name in ("ResNet34", "ResNet34_atk"))
+    last = table.iloc[-1]
+    assert last["difference (points)"].startswith(f"{100 * (hardened - plain):.1f} [")
+    assert last["only the first stands"] - last["only the second"] == round(64 * (hardened - plain))
+    assert 0 <= float(last["McNemar p"]) <= 1
+    short = {"curve": records["ResNet34"]["curve"] | {"epsilons": [0.0]}}
+    with pytest.raises(ValueError, match="radii differ"):
+        paired_table(records["ResNet34_atk"], short, few)
 
 
 def test_every_figure_is_drawn(workspace: Workspace) -> None:
@@ -68,6 +81,8 @@ def test_a_doubtful_number_is_marked_wherever_it_is_shown(workspace: Workspace) 
     records = robustness_records(workspace, "quick")
     records["ResNet34"]["panel"]["verdict"] = NOT_TRUSTED
     assert NOT_TRUSTED in remark(records) and "toys" in remark(records)
+    records["Ensemble"]["curve"]["n_images"] = 8
+    assert "Ensemble on 8 of 64 images" in remark(records)
     assert summary_table(records).loc["ResNet34", "panel"] == NOT_TRUSTED
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from models.def_models import BACKBONES, MRIClassifier
+from models.def_models import MRIClassifier
 from utils.checkpoints import RECORD, WEIGHTS, load_checkpoint
 from utils.data import DataSplits, ImageSet, load_splits
 from utils.grad_cam import explain, explain_rows, right_and_wrong
@@ -35,14 +35,14 @@ from utils.plots import (
     save_figure,
 )
 from utils.reproducibility import environment_facts, generator
-from utils.results import ENSEMBLE, load_vote, title_of
-from utils.robustness_figures import draw_all
+from utils.results import HARDENED, known_titles, load_vote, title_of
+from utils.robustness_figures import NOTEBOOKS, draw_all, show_all
+from utils.robustness_plots import plot_heat_map, plot_step_sizes
 from utils.suites import SUITES, Attack
 from utils.workspace import Workspace, pick_device
 from utils.worst_case import adversarial_examples, predict_batch
 
 Record = dict[str, Any]
-HARDENED = "_atk"
 
 
 def loss_curve(record: Record) -> Figure:
@@ -98,13 +98,31 @@ def robustness_curve(record: Record, base: Record | None = None) -> Figure:
     return plot_robustness_curve(lines, title=title, chance=chance, note=record["note"])
 
 
+def step_size(record: Record) -> Figure:
+    """Accuracy under PGD over its step size."""
+    title = f"{title_of(record)}: accuracy under PGD by its step size"
+    return plot_step_sizes(**record["step_size"], title=title, note=record["note"])
+
+
+def transfer_matrix(record: Record) -> Figure:
+    """Accuracy of each member of a vote on images that were made to fool each other one."""
+    title = f"{title_of(record)}: attacks carried from member to member, eps {255 * record['transfer']['eps']:.3g}/255"
+    return plot_heat_map(
+        record["transfer"]["accuracy"], title=title, rows="made to fool", columns="shown to", note=record["note"]
+    )
+
+
 #: Figures that a record alone suffices for, by file name.
 FROM_RECORD: dict[str, Callable[[Record], Figure]] = {
     "loss_curve": loss_curve,
     "accuracy_curve": accuracy_curve,
     "confusion_matrix": confusion_matrix,
     "robustness_curve": robustness_curve,
+    "step_size": step_size,
+    "transfer_matrix": transfer_matrix,
 }
+#: What a record must hold for some of them.
+_NEEDS = {"robustness_curve": "robustness", "step_size": "step_size", "transfer_matrix": "transfer"}
 
 
 def optuna_figures(study: Record, title: str, note: str = "") -> dict[str, Figure]:
@@ -135,10 +153,7 @@ def show(record: Record, name: str, folder: Path, *, base: Record | None = None)
 
 def show_search(path: Path, title: str, folder: Path, *, note: str = "") -> list[Figure]:
     """Draw the figures of a search, save them in ``folder``, and return them."""
-    figures = optuna_figures(read_json(path), title, note)
-    for name, figure in figures.items():
-        save_figure(figure, folder / f"{name}.png")
-    return list(figures.values())
+    return show_all(optuna_figures(read_json(path), title, note), folder)
 
 
 def recipe(
@@ -250,7 +265,7 @@ def redraw(workspace: Workspace, title: str, splits: DataSplits | None) -> list[
         base = read_json(workspace.checkpoint(title.removesuffix(HARDENED)) / RECORD)
     figures = {}
     for name, draw in FROM_RECORD.items():
-        if name == "robustness_curve" and "robustness" not in record:
+        if name in _NEEDS and _NEEDS[name] not in record:
             continue
         figures[name] = draw(record, base) if name == "robustness_curve" else draw(record)
     study = workspace.hyperparams(title)
@@ -288,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--root", type=Path, default=ROOT, help="holds checkpoints/ and assets/; default: this repository"
     )
     parser.add_argument("--data", help="folder of prepared *_set.pt; without it, pictures of slices stay as they are")
-    known = [backbone.title + suffix for backbone in BACKBONES.values() for suffix in ("", HARDENED)] + [ENSEMBLE]
+    known = known_titles()
     parser.add_argument("--models", nargs="+", metavar="TITLE", help=f"default: all there are of {' '.join(known)}")
     parser.add_argument("--hero", metavar="TITLE", help="only draw assets/hero.png, with this model")
     parser.add_argument("--eps", type=float, default=1.0, help="radius for --hero in grey levels of 255 (default 1)")
@@ -308,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
             for path in redraw(workspace, title, splits):
                 print(path)
         # weak suites first, so that where a figure is drawn twice the stronger one stays
-        for suite in SUITES:
+        for suite in (NOTEBOOKS, *SUITES):
             for path, figure in draw_all(workspace, suite).items():
                 print(save_figure(figure, path))
     except (OSError, ValueError, KeyError) as error:

@@ -54,6 +54,8 @@ QUICK = {
     "validation_images": 32,
     "max_test_images": 48,
     "num_iter": 10,
+    "panel_images": 4,
+    "panel_queries": 100,
     "epsilons": [0, 1 / 255, 2 / 255, 4 / 255],
     "alphas": [0.0001, 0.0005, 0.002],
     "profile": "quick",
@@ -68,7 +70,7 @@ QUICK_NOTEBOOK = {
     "resnet_model_atk": _HARDEN | {"adv_weight": 0.5},
     "efficientnet_model": _EFFICIENTNET | {"num_epochs": 13, "learning_rate": 0.004},
     "efficientnet_model_atk": _HARDEN | _EFFICIENTNET | {"learning_rate": 0.002},
-    "results": {"epsilons": [0, 2 / 255]},
+    "results": {"epsilons": [0, 2 / 255], "attacked_rules": [], "vote_images": 4, "panel_images": 2},
 }
 RESULTS = ROOT / "models" / "results.ipynb"
 

@@ -29,6 +29,7 @@ from utils.workspace import Workspace
 from utils.worst_case import RobustnessCurve
 
 ENSEMBLE = "Ensemble"
+HARDENED = "_atk"
 
 
 def save_trained(
@@ -153,12 +154,17 @@ def title_of(record: Mapping[str, Any]) -> str:
     if "vote" in record:
         return ENSEMBLE
     hardened = record["training"]["objective"]["name"] != "standard"
-    return BACKBONES[record["model"]["backbone"]].title + ("_atk" if hardened else "")
+    return BACKBONES[record["model"]["backbone"]].title + (HARDENED if hardened else "")
+
+
+def known_titles() -> list[str]:
+    """Folder names of all models, each clean one before its hardened twin, and of the vote."""
+    return [backbone.title + suffix for backbone in BACKBONES.values() for suffix in ("", HARDENED)] + [ENSEMBLE]
 
 
 def trained_models(workspace: Workspace) -> dict[str, dict[str, Any]]:
     """Title -> record of every trained model of a workspace, each clean one before its hardened twin."""
-    titles = [backbone.title + suffix for backbone in BACKBONES.values() for suffix in ("", "_atk")]
+    titles = known_titles()[:-1]
     found = [title for title in titles if (workspace.checkpoint(title) / RECORD).is_file()]
     return {title: read_record(workspace.checkpoint(title)) for title in found}
 

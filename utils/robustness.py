@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,13 @@ from utils.masking import masking_panel
 from utils.paths import read_json, write_json
 from utils.reproducibility import environment_facts
 from utils.results import ENSEMBLE, load_vote
-from utils.suites import GRID, SUITES, Threat
+from utils.suites import GRID, SUITES, Attack, Threat
 from utils.vote_attacks import attack_vote
 from utils.workspace import Workspace, pick_device
 from utils.worst_case import NEVER, RobustnessCurve, robustness_curve
 
 PANEL_IMAGES = 128
 PANEL_EPS = 2 / 255
-CACHE = "attack_cache"
 
 
 def evaluate_robustness(
@@ -41,9 +40,9 @@ def evaluate_robustness(
     *,
     suite: str = "standard",
     epsilons: Sequence[float] = GRID,
+    names: Sequence[str] = (),
     threat: Threat | None = None,
-    panel_images: int = PANEL_IMAGES,
-    panel_eps: float = PANEL_EPS,
+    panel: Mapping[str, Any] | None = None,
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
@@ -54,14 +53,14 @@ def evaluate_robustness(
     Args:
         suite: a key of :data:`utils.suites.SUITES`.
         epsilons: radii; 0 is added.
-        panel_images: the panel looks at so many images, spread over patients; 0 leaves it out.
-        panel_eps: radius of the panel.
+        names: of a vote's members.
+        panel: ``panel_images``, ``panel_eps``, ``queries`` of :func:`judge`.
         cache: folder for finished batches.
         images, threat, seed, batch_size, device: see :func:`utils.worst_case.robustness_curve`.
 
     Returns:
-        plain values: ``curve``, ``metrics`` by radius (see :func:`utils.intervals.report`), ``interval`` of robust
-        accuracy by radius, ``panel``, ``vote`` for a vote, and what was run on what.
+        what :func:`judge` returns, and ``suite``, ``seed``, and ``vote`` for a vote
+        (see :func:`utils.vote_attacks.attack_vote`).
 
     Raises:
         ValueError: an unknown suite; also see :func:`utils.worst_case.robustness_curve`.
@@ -71,15 +70,43 @@ def evaluate_robustness(
     options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device, "cache": cache}
     record: dict[str, Any] = {"suite": suite, "seed": seed}
     if isinstance(model, Vote):
-        curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, **options)
+        curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, names=names, **options)
     else:
         curve = robustness_curve(model, images, attack=SUITES[suite], epsilons=epsilons, **options)
-    record |= summarise(curve, images)
-    record["panel"] = None
-    if panel_images:
-        few = images.balanced_subset(panel_images)
+    return record | judge(model, images, curve, attacks=SUITES[suite], **(panel or {}), **options)
+
+
+def judge(
+    model: nn.Module,
+    images: ImageSet,
+    curve: RobustnessCurve,
+    *,
+    attacks: Sequence[Attack],
+    panel_images: int = PANEL_IMAGES,
+    panel_eps: float = PANEL_EPS,
+    queries: int = 500,
+    **options: Any,
+) -> dict[str, Any]:
+    """What is reported of a worst case: all metrics with intervals over patients, and whether to believe it.
+
+    Args:
+        curve: of ``model`` on ``images``.
+        attacks: that the curve was made with.
+        panel_images: the masking panel looks at so many images, spread over patients; 0 leaves it out.
+        panel_eps: radius of the panel; 0 leaves it out.
+        queries: of Square in the panel.
+        options: ``threat``, ``seed``, ``batch_size``, ``device``, ``cache`` of
+            :func:`utils.worst_case.robustness_curve`.
+
+    Returns:
+        plain values: ``curve``; ``interval`` of robust accuracy by radius; ``metrics`` by radius (see
+        :func:`utils.intervals.report`); ``answers`` without attack; ``panel``, or None.
+    """
+    record = {**summarise(curve, images), "panel": None}
+    if panel_images and panel_eps:
+        few = images.balanced_subset(min(panel_images, len(images)))
         radii = {"epsilons": curve.epsilons, "eps": panel_eps}
-        record["panel"] = masking_panel(model, few, attacks=SUITES[suite], **radii, **options).as_dict()
+        record["panel"] = masking_panel(model, few, attacks=attacks, queries=queries, **radii, **options).as_dict()
     return record
 
 
@@ -128,13 +155,13 @@ def main(arguments: list[str] | None = None) -> int:
             test,
             suite=args.suite,
             epsilons=[eps / (255 if args.norm == "linf" else 1) for eps in args.epsilons] if args.epsilons else GRID,
+            names=stored["vote"]["members"] if vote else (),
             threat=threat,
-            panel_images=args.panel_images,
-            panel_eps=args.panel_eps / 255,
+            panel={"panel_images": args.panel_images, "panel_eps": args.panel_eps / 255},
             seed=args.seed,
             batch_size=args.batch_size,
             device=device,
-            cache=workspace.root / CACHE,
+            cache=workspace.attack_cache,
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Tables and figures of the records that ``python -m utils.robustness`` writes, and of nothing else."""
+"""Tables and figures of the records that notebooks and ``python -m utils.robustness`` write, and of nothing else."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
+from utils.checkpoints import RECORD
+from utils.data import ImageSet
+from utils.intervals import compare
 from utils.masking import NOT_TRUSTED
 from utils.paths import read_json
+from utils.plots import save_figure
+from utils.results import HARDENED, known_titles
 from utils.robustness_plots import (
     plot_before_after,
     plot_first_breaking,
@@ -20,29 +26,50 @@ from utils.robustness_plots import (
 )
 from utils.suites import ORIGINAL_EPS, SUITES
 from utils.workspace import Workspace
+from utils.worst_case import NEVER
 
 Record = dict[str, Any]
-HARDENED = "_atk"
 UNCHECKED = "unchecked"
+#: In place of a suite: the worst case over the sweeps of the notebooks, which each model's own record holds.
+NOTEBOOKS = "notebooks"
+
+
+def worst_cases(records: Mapping[str, Record]) -> dict[str, Record]:
+    """Title -> worst case, out of the records of models that the notebooks have attacked."""
+    shared = ("note", "data", "classes")
+    return {
+        title: record["worst_case"] | {key: record[key] for key in shared}
+        for title, record in records.items()
+        if "worst_case" in record
+    }
 
 
 def robustness_records(workspace: Workspace, suite: str = "standard", n_images: int | None = None) -> dict[str, Record]:
     """Title -> record of every model that was evaluated with a suite under the default threat.
 
     Args:
-        suite: key of :data:`utils.suites.SUITES`.
+        suite: key of :data:`utils.suites.SUITES`, or ``NOTEBOOKS``.
         n_images: of evaluations on so many images; None takes those on all test images.
 
     Raises:
         ValueError: an unknown suite, or records of different data, which cannot stand side by side.
     """
-    if suite not in SUITES:
-        raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
+    if suite not in (NOTEBOOKS, *SUITES):
+        raise ValueError(f"suite must be one of {', '.join((NOTEBOOKS, *SUITES))}, not {suite!r}")
     name = f"robustness_{suite}" + (f"_n{n_images}" if n_images else "") + ".json"
-    found = {path.parent.name: read_json(path) for path in sorted(workspace.root.glob(f"checkpoints/*/{name}"))}
+    name = RECORD if suite == NOTEBOOKS else name
+    places = sorted(workspace.root.glob(f"checkpoints/*/{name}"), key=_order)
+    found = {path.parent.name: read_json(path) for path in places}
+    found = worst_cases(found) if suite == NOTEBOOKS else found
     if len({record["data"]["fingerprint"] for record in found.values()}) > 1:
         raise ValueError(f"the {name} files in {workspace.root / 'checkpoints'} are of different data; run them again")
     return found
+
+
+def _order(path: Path) -> tuple[int, str]:
+    """Models as everywhere, each before its hardened twin, then the vote, then what else there is."""
+    titles, name = known_titles(), path.parent.name
+    return titles.index(name) if name in titles else len(titles), name
 
 
 def verdict(record: Record) -> str:
@@ -53,6 +80,10 @@ def verdict(record: Record) -> str:
 def remark(records: Mapping[str, Record]) -> str:
     """What a figure must say of its numbers."""
     notes = dict.fromkeys(record["note"] for record in records.values() if record["note"])
+    counts = {title: record["curve"]["n_images"] for title, record in records.items()}
+    if len(set(counts.values())) > 1:
+        most = max(counts.values())
+        notes |= {f"{title} on {n} of {most} images": None for title, n in counts.items() if n < most}
     doubted = [title for title, record in records.items() if verdict(record) == NOT_TRUSTED]
     doubt = [f"{NOT_TRUSTED} (masked gradients?): {', '.join(doubted)}"] if doubted else []
     return "; ".join([*notes, *doubt])
@@ -86,18 +117,39 @@ def question_table(record: Record) -> pd.DataFrame:
 
 
 def panel_table(record: Record) -> pd.DataFrame:
-    """The masking panel: what was asked, what was measured, whether it passed.
+    """The masking panel: what was asked, what was measured, whether it passed; empty where it was left out."""
+    columns = ["check", "measured", "passed"]
+    checks = record["panel"]["checks"] if record["panel"] else []
+    rows = [(check["question"], check["measured"], "yes" if check["passed"] else "NO") for check in checks]
+    return pd.DataFrame(rows, columns=columns).set_index("check")
+
+
+def paired_table(first: Record, second: Record, images: ImageSet) -> pd.DataFrame:
+    """Two models on the same images: a row a radius, see :func:`utils.intervals.compare`.
+
+    Args:
+        first, second: records of worst cases over the same radii.
+        images: that both were attacked on.
 
     Raises:
-        ValueError: the evaluation was run without a panel.
+        ValueError: not the same images or radii.
     """
-    if not record["panel"]:
-        raise ValueError("this evaluation has no masking panel; run it again with --panel-images above 0")
-    rows = [
-        {"check": check["question"], "measured": check["measured"], "passed": "yes" if check["passed"] else "NO"}
-        for check in record["panel"]["checks"]
-    ]
-    return pd.DataFrame(rows).set_index("check")
+    one, other = first["curve"], second["curve"]
+    if one["epsilons"] != other["epsilons"]:
+        raise ValueError(f"radii differ: {one['epsilons']} and {other['epsilons']}")
+    rows = []
+    for step, eps in enumerate(one["epsilons"]):
+        found = compare(standing(one, step), standing(other, step), images.subjects)
+        gain = _with_interval(found["difference"], found["interval"])
+        row = {"eps": f"{255 * eps:.3g}/255", "difference (points)": gain, "only the first stands": found["only_first"]}
+        rows.append(row | {"only the second": found["only_second"], "McNemar p": f"{found['mcnemar_p']:.2g}"})
+    return pd.DataFrame(rows).set_index("eps")
+
+
+def standing(curve: Record, step: int) -> torch.Tensor:
+    """Which images stand all radii up to the one with index ``step``, bool tensor N."""
+    first = torch.tensor(curve["first_broken"])
+    return (first == NEVER) | (first > step)
 
 
 def vote_table(record: Record) -> pd.DataFrame:
@@ -170,6 +222,13 @@ def _accuracies(record: Record) -> list[tuple[str, float]]:
     curve = record["curve"]
     names = ["clean" if eps == 0 else f"{255 * eps:.3g}/255" for eps in curve["epsilons"]]
     return list(zip(names, curve["robust_accuracy"]))
+
+
+def show_all(figures: Mapping[str, Figure], folder: Path) -> list[Figure]:
+    """Save figures in ``folder`` by their names, and return them."""
+    for name, figure in figures.items():
+        save_figure(figure, folder / f"{name}.png")
+    return list(figures.values())
 
 
 def draw_all(workspace: Workspace, suite: str = "standard", n_images: int | None = None) -> dict[Path, Figure]:

@@ -50,12 +50,24 @@ from utils.results import (
     trained_models,
     update_record,
 )
+from utils.robustness import evaluate_robustness, judge
+from utils.robustness_figures import (
+    comparison_figures,
+    model_figures,
+    paired_table,
+    panel_table,
+    show_all,
+    summary_table,
+    vote_table,
+    worst_cases,
+)
 from utils.sources import CLASSES, load_source
 from utils.suites import Attack
 from utils.training import print_epoch, train
+from utils.transfer import step_size_sweep, transfer_matrix
 from utils.widgets import attack_explorer, attack_strip
 from utils.workspace import Workspace, pick_device
-from utils.worst_case import adversarial_examples, robustness_curve
+from utils.worst_case import adversarial_examples, combine, robustness_curve
 
 __all__ = [
     "BACKBONES",
@@ -85,15 +97,19 @@ __all__ = [
     "build_model",
     "check_against_record",
     "check_eps",
+    "combine",
+    "comparison_figures",
     "comparison_table",
     "default_alpha",
     "describe",
     "evaluate",
+    "evaluate_robustness",
     "explain_rows",
     "fgsm",
     "grad_cam",
     "group_by_subject",
     "hardening_cams",
+    "judge",
     "load_checkpoint",
     "load_hyperparams",
     "load_manifest",
@@ -103,8 +119,11 @@ __all__ = [
     "load_trainable",
     "load_vote",
     "member_cams",
+    "model_figures",
     "optuna_figures",
     "optuna_search",
+    "paired_table",
+    "panel_table",
     "parameter_table",
     "pgd",
     "pick_device",
@@ -133,12 +152,18 @@ __all__ = [
     "score_table",
     "seed_everything",
     "show",
+    "show_all",
     "show_search",
     "slices_of_patients",
     "split_and_save",
     "splits_in_memory",
+    "step_size_sweep",
+    "summary_table",
     "train",
     "trained_models",
+    "transfer_matrix",
     "update_record",
     "validation_weights",
+    "vote_table",
+    "worst_cases",
 ]

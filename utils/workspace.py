@@ -50,6 +50,11 @@ class Workspace:
         """Folder of one model's weights and record."""
         return self.root / "checkpoints" / title
 
+    @property
+    def attack_cache(self) -> Path:
+        """Folder of finished batches of attacks."""
+        return self.root / "attack_cache"
+
     def hyperparams(self, title: str) -> Path:
         """File of one model's hyperparameters."""
         return self.root / "checkpoints" / "optuna_params" / f"{title}.json"
