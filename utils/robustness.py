@@ -59,8 +59,8 @@ def evaluate_robustness(
         images, threat, seed, batch_size, device: see :func:`utils.worst_case.robustness_curve`.
 
     Returns:
-        what :func:`judge` returns, and ``suite``, ``seed``, and ``vote`` for a vote
-        (see :func:`utils.vote_attacks.attack_vote`).
+        what :func:`judge` returns, and ``suite``, and ``vote`` for a vote (see
+        :func:`utils.vote_attacks.attack_vote`).
 
     Raises:
         ValueError: an unknown suite; also see :func:`utils.worst_case.robustness_curve`.
@@ -68,7 +68,7 @@ def evaluate_robustness(
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
     options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device, "cache": cache}
-    record: dict[str, Any] = {"suite": suite, "seed": seed}
+    record: dict[str, Any] = {"suite": suite}
     if isinstance(model, Vote):
         curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, names=names, **options)
     else:
@@ -100,11 +100,11 @@ def judge(
 
     Returns:
         plain values: ``curve``; ``interval`` of robust accuracy by radius; ``metrics`` by radius (see
-        :func:`utils.intervals.report`); ``answers`` without attack; ``panel``, or None.
+        :func:`utils.intervals.report`); ``answers`` without attack; ``seed``; ``panel``, or None.
     """
-    record = {**summarise(curve, images), "panel": None}
+    record = {**summarise(curve, images), "seed": options.get("seed", 0), "panel": None}
     if panel_images and panel_eps:
-        few = images.balanced_subset(min(panel_images, len(images)))
+        few = images.balanced_subset(panel_images)
         radii = {"epsilons": curve.epsilons, "eps": panel_eps}
         record["panel"] = masking_panel(model, few, attacks=attacks, queries=queries, **radii, **options).as_dict()
     return record
