@@ -195,7 +195,7 @@ from models.def_models import build_model
 raw = make_phantoms(PhantomConfig(n_subjects=16, n_levels=2))
 splits = splits_in_memory(raw, group_by_subject(raw), "patient")
 torch.manual_seed(0)
-model = build_model("resnet34", image_size=32)
+model = build_model("efficientnet_b0", image_size=32)
 config = TrainConfig(num_epochs=3, batch_size=4, validation_images=4)
 objective = Adversarial(eps=4 / 255, steps=1)
 print("ready", flush=True)

@@ -25,7 +25,7 @@ from utils.masking import masking_panel
 from utils.paths import read_json, write_json
 from utils.reproducibility import environment_facts
 from utils.results import ENSEMBLE, load_vote
-from utils.suites import GRID, SUITES, Attack, Threat
+from utils.suites import GRID, SUITES, Attack, Threat, check_suite
 from utils.vote_attacks import attack_vote
 from utils.workspace import Workspace, pick_device
 from utils.worst_case import NEVER, RobustnessCurve, robustness_curve
@@ -65,15 +65,14 @@ def evaluate_robustness(
     Raises:
         ValueError: an unknown suite; also see :func:`utils.worst_case.robustness_curve`.
     """
-    if suite not in SUITES:
-        raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {suite!r}")
+    attacks = check_suite(suite)
     options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device, "cache": cache}
     record: dict[str, Any] = {"suite": suite}
     if isinstance(model, Vote):
         curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, names=names, **options)
     else:
-        curve = robustness_curve(model, images, attack=SUITES[suite], epsilons=epsilons, **options)
-    return record | judge(model, images, curve, attacks=SUITES[suite], **(panel or {}), **options)
+        curve = robustness_curve(model, images, attack=attacks, epsilons=epsilons, **options)
+    return record | judge(model, images, curve, attacks=attacks, **(panel or {}), **options)
 
 
 def judge(

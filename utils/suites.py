@@ -184,11 +184,24 @@ _REPORT = (
 )
 
 #: Sets of attacks, cheap before dear: what one breaks, the next ones leave alone.
+#: ``smoke`` only shows that everything runs.
 SUITES: dict[str, tuple[Attack, ...]] = {
+    "smoke": (Attack("fgsm"), _pgd(5), Attack("square", steps=20)),
     "quick": (Attack("fgsm"), _pgd(20)),
     "standard": (*_REPORT, Attack("square", steps=1000)),
     "full": (*_REPORT, Attack("square", steps=5000), Attack("autoattack")),
 }
+
+
+def check_suite(name: str) -> tuple[Attack, ...]:
+    """The attacks of a suite.
+
+    Raises:
+        ValueError: no such suite.
+    """
+    if name not in SUITES:
+        raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {name!r}")
+    return SUITES[name]
 
 
 def describe(attacks: Sequence[Attack]) -> list[dict[str, Any]]:

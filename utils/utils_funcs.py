@@ -62,7 +62,7 @@ from utils.robustness_figures import (
     worst_cases,
 )
 from utils.sources import CLASSES, load_source
-from utils.suites import Attack
+from utils.suites import Attack, check_suite
 from utils.training import print_epoch, train
 from utils.transfer import step_size_sweep, transfer_matrix
 from utils.widgets import attack_explorer, attack_strip
@@ -97,6 +97,7 @@ __all__ = [
     "build_model",
     "check_against_record",
     "check_eps",
+    "check_suite",
     "combine",
     "comparison_figures",
     "comparison_table",

@@ -102,10 +102,11 @@ uf.robustness_table(before)
 # %% [markdown]
 # ## PGD
 #
-# Many small steps, projected back into the ball, with a step size that reaches its edge.
+# Many small steps, projected back into the ball, with a step size that reaches its edge. The first step that fools the
+# model is enough.
 
 # %%
-pgd = uf.Attack("pgd", steps=num_iter)
+pgd = uf.Attack("pgd", steps=num_iter, stop_when_fooled=True)
 before[pgd.title] = uf.robustness_curve(model, test, attack=pgd, **options)
 robustness = {name: curve.as_dict() for name, curve in before.items()}
 record = uf.update_record(pretrained, robustness=robustness)
@@ -176,7 +177,7 @@ uf.show(record, "step_size", workspace.assets(title))
 # One image at growing strength. With a running kernel, the second cell gives sliders.
 
 # %%
-strip = uf.attack_strip(model, test, 0, epsilons=epsilons, note=note)
+strip = uf.attack_strip(model, test, 0, epsilons=epsilons, attack=pgd, note=note)
 strip
 
 # %%

@@ -25,6 +25,7 @@ num_iter = 20  # PGD steps
 alphas = [0.0002, 0.0005, 0.001, 0.002]  # step sizes to show at Epsilon
 max_test_images = 0  # 0 attacks all test images; else as many as the other notebooks did
 attacked_rules = ["soft", "hard", "weighted"]  # votes that are attacked as one system, by all that is known of them
+vote_suite = "quick"  # their budget: a key of SUITES in utils/suites.py
 vote_images = 128  # on so many test images; 0 takes all
 panel_images = 64  # on so many the vote's gradients are checked for masking; 0 leaves that out
 panel_queries = 500  # of the black-box attack in these checks
@@ -37,6 +38,7 @@ data_dir = ""  # "" is dataset/dataset_variables
 from utils import utils_funcs as uf
 
 workspace = uf.Workspace.open(out_dir, profile=profile, data_dir=data_dir)
+uf.check_suite(vote_suite)
 assets = workspace.assets(uf.ENSEMBLE)
 device = uf.pick_device()
 splits = uf.load_splits(workspace.data_dir)
@@ -87,7 +89,7 @@ dict(zip(members, (round(weight, 3) for weight in weights)))
 # does not count.
 
 # %%
-attacks = [uf.Attack("fgsm"), uf.Attack("pgd", steps=num_iter)]
+attacks = [uf.Attack("fgsm"), uf.Attack("pgd", steps=num_iter, stop_when_fooled=True)]
 options = {"epsilons": epsilons, "seed": seed, "device": device}
 rules = {}
 for name, vote in votes.items():
@@ -105,7 +107,7 @@ few = test.balanced_subset(vote_images) if vote_images else test
 panel = {"panel_images": panel_images, "panel_eps": Epsilon, "queries": panel_queries}
 for name in {rule: None} | dict.fromkeys(attacked_rules):
     found = uf.evaluate_robustness(
-        votes[name], few, suite="quick", names=titles, panel=panel, cache=workspace.attack_cache, **options
+        votes[name], few, suite=vote_suite, names=titles, panel=panel, cache=workspace.attack_cache, **options
     )
     rules[name]["worst_case"] = found
     print(f"{name} vote, {len(few)} images, robust accuracy in percent")
@@ -136,7 +138,8 @@ uf.show(record, "robustness_curve", assets)
 # Images made to fool one member, shown to the others.
 
 # %%
-transfer = {"eps": Epsilon, "accuracy": uf.transfer_matrix(members, few, eps=Epsilon, seed=seed, device=device)}
+made = {"eps": Epsilon, "attack": attacks[-1], "seed": seed, "device": device}
+transfer = {"eps": Epsilon, "accuracy": uf.transfer_matrix(members, few, **made)}
 record = uf.update_record(workspace.checkpoint(uf.ENSEMBLE), transfer=transfer)
 uf.show(record, "transfer_matrix", assets)
 
