@@ -405,7 +405,7 @@ def main(arguments: list[str] | None = None) -> int:
         together = f", {args.jobs} at a time" if args.jobs > 1 else ""
         print(f"{len(steps)} notebooks{together}, profile {args.profile}, results in {args.out or ROOT}")
         if args.profile == "quick":
-            print("one to two minutes a notebook on two CPU cores; each training says how long it will take")
+            print("about one minute a notebook on two CPU cores; each training says how long it will take")
         run(steps, out=args.out, jobs=args.jobs)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
