@@ -176,7 +176,19 @@ def test_plan_runs_preparation_first_unless_the_data_are_prepared(tmp_path: Path
 
 @pytest.mark.parametrize(
     "setting",
-    ["epsilons=8", "epsilons=[1,2]", "num_epochs=abc", "num_epochs=1.5", "split=random", "source=x", "Epsilon=8"],
+    [
+        "epsilons=8",
+        "epsilons=[1,2]",
+        "num_epochs=abc",
+        "num_epochs=1.5",
+        "split=random",
+        "source=x",
+        "Epsilon=8",
+        "rule=loudest",
+        "vote_suite=standrad",
+        "attacked_rules=['soft', 'loud']",
+        "attacked_rules=[1]",
+    ],
 )
 def test_settings_that_would_stop_a_notebook_later_are_refused_now(setting: str, capsys) -> None:
     assert main(["--set", setting]) == 1 and f"--set {setting.split('=')[0]}" in capsys.readouterr().err

@@ -106,10 +106,9 @@ def step_size(record: Record) -> Figure:
 
 def transfer_matrix(record: Record) -> Figure:
     """Accuracy of each member of a vote on images that were made to fool each other one."""
-    title = f"{title_of(record)}: attacks carried from member to member, eps {255 * record['transfer']['eps']:.3g}/255"
-    return plot_heat_map(
-        record["transfer"]["accuracy"], title=title, rows="made to fool", columns="shown to", note=record["note"]
-    )
+    made = record["transfer"]
+    title = f"{title_of(record)}: {made['attack']} carried from member to member, eps {255 * made['eps']:.3g}/255"
+    return plot_heat_map(made["accuracy"], title=title, rows="made to fool", columns="shown to", note=record["note"])
 
 
 #: Figures that a record alone suffices for, by file name.

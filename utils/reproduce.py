@@ -17,9 +17,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm.auto import tqdm
 
+from utils.ensemble import RULES
 from utils.paths import DATASET_VARIABLES, ROOT, atomic_write
 from utils.sources import check_source
 from utils.splits import DEFAULT_RATIOS, PROTOCOLS
+from utils.suites import SUITES
 from utils.widgets import HEADLESS
 from utils.workspace import PROFILES
 
@@ -40,6 +42,9 @@ _CONSTANT_NODES = (
 
 #: Parameters that have an option of their own, and the option.
 _OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profile": "--profile", "split": "--split"}
+
+#: Parameters that name one or several of a few things.
+_CHOICES = {"rule": RULES, "attacked_rules": RULES, "vote_suite": SUITES}
 
 #: What a quick run sets in the notebooks, where they have such a parameter.
 QUICK = {
@@ -64,11 +69,11 @@ QUICK = {
 #: What it sets beyond that in single notebooks; a vision transformer cuts patches of 14 pixels.
 _DINO = {"image_size": 56, "learning_rate": 0.001}
 _EFFICIENTNET = {"image_size": 56, "batch_size": 16, "augmentation_strength": 0.5}
-_HARDEN = {"num_epochs": 3, "adv_weight": 1.0}
+_HARDEN = {"num_epochs": 4, "adv_weight": 1.0}
 QUICK_NOTEBOOK = {
     "dino_v2_model": _DINO | {"num_epochs": 6, "n_trials": 2},
     "dino_v2_model_atk": _HARDEN | _DINO | {"num_epochs": 2, "learning_rate": 0.0005},
-    "resnet_model_atk": _HARDEN | {"num_epochs": 4, "learning_rate": 0.001},
+    "resnet_model_atk": _HARDEN | {"learning_rate": 0.001},
     "efficientnet_model": _EFFICIENTNET | {"num_epochs": 12, "learning_rate": 0.004},
     "efficientnet_model_atk": _HARDEN | _EFFICIENTNET | {"learning_rate": 0.002},
     "results": {
@@ -335,11 +340,14 @@ def _check_setting(label: str, name: str, value: Any, known: dict[str, Any]) -> 
     if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
         raise ValueError(f"{label}={value}: expected a value like {default!r}")
     if isinstance(default, list):
-        entries = (int, float) if default else (str,)
-        if not all(isinstance(entry, entries) for entry in value):
-            raise ValueError(f"{label}={value}: expected {'numbers' if default else 'names'} like {default!r}")
-    radii = value if isinstance(value, list | tuple) else [value]
-    if name in ("epsilons", "Epsilon", "alphas", "Alpha") and not all(0 <= radius <= 1 for radius in radii):
+        kinds = (int, float) if default and not isinstance(default[0], str) else (str,)
+        if not all(isinstance(entry, kinds) for entry in value):
+            raise ValueError(f"{label}={value}: expected {'names' if str in kinds else 'numbers'} like {default!r}")
+    entries = value if isinstance(value, list | tuple) else [value]
+    wrong = [entry for entry in entries if name in _CHOICES and entry not in _CHOICES[name]]
+    if wrong:
+        raise ValueError(f"{label}: no {wrong[0]!r}; choose from {', '.join(_CHOICES[name])}")
+    if name in ("epsilons", "Epsilon", "alphas", "Alpha") and not all(0 <= radius <= 1 for radius in entries):
         raise ValueError(f"{label}={value}: pixel units are in [0, 1]; for k grey levels give k/255")
 
 

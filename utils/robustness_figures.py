@@ -24,7 +24,7 @@ from utils.robustness_plots import (
     plot_intervals,
     plot_reliability,
 )
-from utils.suites import ORIGINAL_EPS, SUITES
+from utils.suites import ORIGINAL_EPS, check_suite
 from utils.workspace import Workspace
 from utils.worst_case import NEVER
 
@@ -54,8 +54,8 @@ def robustness_records(workspace: Workspace, suite: str = "standard", n_images: 
     Raises:
         ValueError: an unknown suite, or records of different data, which cannot stand side by side.
     """
-    if suite not in (NOTEBOOKS, *SUITES):
-        raise ValueError(f"suite must be one of {', '.join((NOTEBOOKS, *SUITES))}, not {suite!r}")
+    if suite != NOTEBOOKS:
+        check_suite(suite)
     name = f"robustness_{suite}" + (f"_n{n_images}" if n_images else "") + ".json"
     name = RECORD if suite == NOTEBOOKS else name
     places = sorted(workspace.root.glob(f"checkpoints/*/{name}"), key=_order)

@@ -138,8 +138,9 @@ uf.show(record, "robustness_curve", assets)
 # Images made to fool one member, shown to the others.
 
 # %%
-made = {"eps": Epsilon, "attack": attacks[-1], "seed": seed, "device": device}
-transfer = {"eps": Epsilon, "accuracy": uf.transfer_matrix(members, few, **made)}
+pgd = attacks[-1]
+accuracy = uf.transfer_matrix(members, few, eps=Epsilon, attack=pgd, seed=seed, device=device)
+transfer = {"eps": Epsilon, "attack": pgd.title, "accuracy": accuracy}
 record = uf.update_record(workspace.checkpoint(uf.ENSEMBLE), transfer=transfer)
 uf.show(record, "transfer_matrix", assets)
 
