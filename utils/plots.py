@@ -11,10 +11,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.leak_audit import LeakAudit
 from utils.paths import atomic_write
+from utils.suites import ORIGINAL_EPS
 from utils.worst_case import AdversarialExample
 
 #: Okabe and Ito's colours, which people with colour-blindness can tell apart.
@@ -165,6 +167,17 @@ def line_style(index: int) -> dict[str, Any]:
     }
 
 
+def mark_radius(ax: Axes, eps: float, scale: float = 255) -> None:
+    """A thin labelled line at a radius, under the curves; ``scale`` is the axis' unit a pixel unit."""
+    ax.axvline(scale * eps, color="grey", linewidth=0.8, alpha=0.6)
+    ax.annotate(f" eps = {eps:g}", (scale * eps, 101), fontsize=8, color="grey")
+
+
+def legend_of_curves(ax: Axes) -> None:
+    """A legend to the right of the axes, where it hides neither a curve nor a mark."""
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+
+
 def plot_robustness_curve(
     curves: dict[str, tuple[Sequence[float], Sequence[float]]],
     *,
@@ -178,7 +191,7 @@ def plot_robustness_curve(
         curves: name -> (radii in [0, 1], robust accuracies 0..1).
         chance: accuracy 0..1 of always answering the most frequent class, drawn as a line.
     """
-    figure, axes = axes_of(size=(6.4, 4))
+    figure, axes = axes_of(size=(8, 4))
     for index, (name, (radii, accuracy)) in enumerate(curves.items()):
         axes[0, 0].plot(
             [255 * eps for eps in radii],
@@ -188,10 +201,9 @@ def plot_robustness_curve(
         )
     if chance is not None:
         axes[0, 0].axhline(100 * chance, color="grey", linestyle=":", label="most frequent class")
-    axes[0, 0].axvline(0.005 * 255, color="grey", linewidth=0.8, alpha=0.6)
-    axes[0, 0].annotate(" eps = .005", (0.005 * 255, 101), fontsize=8, color="grey")
+    mark_radius(axes[0, 0], ORIGINAL_EPS)
     axes[0, 0].set(xlabel="eps (grey levels of 255, L-infinity)", ylabel="robust accuracy (%)", ylim=(0, 106))
-    axes[0, 0].legend()
+    legend_of_curves(axes[0, 0])
     return finish(figure, title, note)
 
 

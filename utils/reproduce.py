@@ -63,7 +63,7 @@ QUICK = {
     "panel_images": 4,
     "panel_queries": 50,
     "epsilons": [0, 2 / 255, 3 / 255],
-    "alphas": [0.0002, 0.001, 0.004],
+    "alphas": [0.0002, 0.001, 0.006],
     "profile": "quick",
 }
 #: What it sets beyond that in single notebooks; a vision transformer cuts patches of 14 pixels.

@@ -8,7 +8,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from utils.plots import COLOURS, axes_of, finish, line_style
+from utils.plots import COLOURS, axes_of, finish, legend_of_curves, line_style, mark_radius
 
 _RADIUS = "eps (grey levels of 255, L-infinity)"
 _ROBUST = "robust accuracy (%)"
@@ -31,7 +31,7 @@ def plot_intervals(
         radius: what the horizontal axis shows, with its unit.
         scale: factor from radii to that unit.
     """
-    figure, axes = axes_of(size=(7, 4.4))
+    figure, axes = axes_of(size=(8.4, 4.4))
     ax = axes[0, 0]
     for index, (name, (radii, accuracy, intervals)) in enumerate(curves.items()):
         places = [scale * eps for eps in radii]
@@ -42,10 +42,9 @@ def plot_intervals(
             colour = line_style(index)["color"]
             ax.fill_between(x, 100 * np.array(low), 100 * np.array(high), color=colour, alpha=0.15, linewidth=0)
     if original is not None:
-        ax.axvline(scale * original, color="grey", linewidth=0.8, alpha=0.6)
-        ax.annotate(f" eps = {original:g}", (scale * original, 101), fontsize=8, color="grey")
+        mark_radius(ax, original, scale)
     ax.set(xlabel=radius, ylabel=f"{_ROBUST}, band: 95 % over patients", ylim=(0, 106))
-    ax.legend(fontsize=8)
+    legend_of_curves(ax)
     return finish(figure, title, note)
 
 
