@@ -117,11 +117,11 @@ def question_table(record: Record) -> pd.DataFrame:
 
 
 def panel_table(record: Record) -> pd.DataFrame:
-    """The masking panel: what was asked, what was measured, whether it passed; empty where it was left out."""
+    """The masking panel: what was asked, what was measured, whether it passed; a line that says so where it was left out."""
     columns = ["check", "measured", "passed"]
     checks = record["panel"]["checks"] if record["panel"] else []
     rows = [(check["question"], check["measured"], "yes" if check["passed"] else "NO") for check in checks]
-    return pd.DataFrame(rows, columns=columns).set_index("check")
+    return pd.DataFrame(rows or [("none was made", "", "")], columns=columns).set_index("check")
 
 
 def paired_table(first: Record, second: Record, images: ImageSet) -> pd.DataFrame:
