@@ -117,7 +117,7 @@ def question_table(record: Record) -> pd.DataFrame:
 
 
 def panel_table(record: Record) -> pd.DataFrame:
-    """The masking panel: what was asked, what was measured, whether it passed; a line that says so where it was left out."""
+    """The masking panel: what was asked, what was measured, whether it passed; one line where it was left out."""
     columns = ["check", "measured", "passed"]
     checks = record["panel"]["checks"] if record["panel"] else []
     rows = [(check["question"], check["measured"], "yes" if check["passed"] else "NO") for check in checks]
