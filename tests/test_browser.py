@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -23,9 +23,15 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 SMALL = {"image_size": 32, "num_epochs": 1, "max_test_images": 12, "num_iter": 2, "train_steps": 1}
-ALL_DONE = """() => {
-    const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')];
-    return prompts.length > 10 && prompts.every(prompt => /\\[\\d+\\]/.test(prompt.textContent));
+#: Cells still to run, and what cells that failed say.
+PROGRESS = """() => {
+    const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')];
+    const prompt = cell => cell.querySelector('.jp-InputArea-prompt').textContent;
+    return {
+        cells: cells.length,
+        waiting: cells.filter(cell => !/\\[\\d+\\]/.test(prompt(cell))).map(cell => prompt(cell) + cell.innerText),
+        errors: [...document.querySelectorAll("[data-mime-type='application/vnd.jupyter.error']")].map(e => e.innerText)
+    };
 }"""
 
 
@@ -92,13 +98,39 @@ def server(attack_notebook: Path, tmp_path: Path) -> Iterator[str]:
         process.wait(timeout=30)
 
 
+def _wait_until(ready: Callable[[], object], what: Callable[[], str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.5)
+
+
+def _kernel_state(server: str) -> str:
+    sessions = json.loads(urllib.request.urlopen(f"{server}/api/sessions", timeout=10).read())
+    return sessions[0]["kernel"]["execution_state"] if sessions else "none"
+
+
+def _run_all(page, server: str) -> None:
+    """Run every cell and wait for the last; a failing cell or a kernel that stopped early says which cell it is."""
+    # what is sent before the kernel answers may be lost
+    _wait_until(lambda: _kernel_state(server) == "idle", lambda: f"kernel: {_kernel_state(server)}", 120)
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    def done() -> bool:
+        progress = page.evaluate(PROGRESS)
+        assert not progress["errors"], progress["errors"]
+        return progress["cells"] > 10 and not progress["waiting"]
+
+    # polled from here: a page that draws no frames would never look by itself
+    _wait_until(done, lambda: f"kernel {_kernel_state(server)}, {page.evaluate(PROGRESS)}", 400)
+
+
 def test_the_slider_changes_the_picture(playwright_page, server: str, attack_notebook: Path, tmp_path: Path) -> None:
     page = playwright_page
     page.goto(f"{server}/notebooks/{attack_notebook.name}")
     page.wait_for_selector(".jp-CodeCell", timeout=60_000)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    page.wait_for_function(ALL_DONE, timeout=400_000)
+    _run_all(page, server)
 
     explorer = page.locator(".widget-vbox").filter(has=page.get_by_text("eps (/255)")).last
     picture = explorer.locator("img").first
@@ -111,9 +143,7 @@ def test_the_slider_changes_the_picture(playwright_page, server: str, attack_not
     page.mouse.down()
     page.mouse.move(middle[0] + 80, middle[1], steps=8)
     page.mouse.up()
-    deadline = time.monotonic() + 60
-    while picture.get_attribute("src") == before:
-        assert time.monotonic() < deadline, "the picture did not change after the slider was moved"
-        time.sleep(0.2)
+    said = "the picture did not change after the slider was moved"
+    _wait_until(lambda: picture.get_attribute("src") != before, lambda: said, 60)
     assert explorer.screenshot(path=tmp_path / "after.png") != shot
-    assert not page.locator("[data-mime-type='application/vnd.jupyter.error']").count()
+    assert not page.evaluate(PROGRESS)["errors"]
