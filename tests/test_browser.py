@@ -29,6 +29,7 @@ PROGRESS = """() => {
     const prompt = cell => cell.querySelector('.jp-InputArea-prompt').textContent;
     return {
         cells: cells.length,
+        started: cells.some(cell => /\\[[*\\d]/.test(prompt(cell))),
         waiting: cells.filter(cell => !/\\[\\d+\\]/.test(prompt(cell))).map(cell => prompt(cell) + cell.innerText),
         errors: [...document.querySelectorAll("[data-mime-type='application/vnd.jupyter.error']")].map(e => e.innerText)
     };
@@ -60,6 +61,9 @@ def attack_notebook() -> Iterator[Path]:
     for name in ("dataset/prepare_dataset", "models/resnet_model"):
         execute(ROOT / f"{name}.ipynb", values, folder / "notebooks" / f"{Path(name).name}.ipynb")
     notebook = inject(nbformat.read(ROOT / "models" / "resnet_model_atk.ipynb", as_version=4), values)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
     nbformat.write(notebook, folder / "explore.ipynb")
     yield folder / "explore.ipynb"
     shutil.rmtree(folder)
@@ -112,10 +116,16 @@ def _kernel_state(server: str) -> str:
 
 def _run_all(page, server: str) -> None:
     """Run every cell and wait for the last; a failing cell or a kernel that stopped early says which cell it is."""
-    # what is sent before the kernel answers may be lost
+    # the page shows cells seconds before it has a kernel, and cells that are run until then are left out silently
     _wait_until(lambda: _kernel_state(server) == "idle", lambda: f"kernel: {_kernel_state(server)}", 120)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+
+    def started() -> bool:
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_timeout(2000)
+        return page.evaluate(PROGRESS)["started"]
+
+    _wait_until(started, lambda: f"no cell starts: {page.evaluate(PROGRESS)}", 60)
 
     def done() -> bool:
         progress = page.evaluate(PROGRESS)
