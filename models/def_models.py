@@ -185,7 +185,7 @@ class MRIClassifier(nn.Module):
         Raises:
             ValueError: any other word, or more blocks than the backbone has.
         """
-        blocks = BACKBONES[self.backbone_name].blocks(self.backbone)
+        blocks = self.blocks
         last = {"all": len(blocks), "head": 0}.get(trainable, trainable)
         if isinstance(last, str) or not 0 <= last <= len(blocks):
             raise ValueError(f"trainable must be 'all', 'head' or 0..{len(blocks)} blocks, not {trainable!r}")
@@ -194,6 +194,18 @@ class MRIClassifier(nn.Module):
             block.requires_grad_(True)
         self.backbone.get_submodule(self._head).requires_grad_(True)
         return self.train(self.training)
+
+    def freeze_batchnorm(self) -> MRIClassifier:
+        """Keep the statistics and the scales of all BatchNorm layers as they are from now on."""
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(False)
+        return self.train(self.training)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Parts from input to output, the head left out."""
+        return BACKBONES[self.backbone_name].blocks(self.backbone)
 
     @property
     def _head(self) -> str:

@@ -20,9 +20,10 @@ from utils.augment import NO_AUGMENTATION, Augmentation
 from utils.checkpoints import load_checkpoint, load_resume_state, read_record, save_checkpoint
 from utils.config import OPTIMIZERS, SCHEDULERS, TrainConfig
 from utils.objectives import Adversarial, Standard, Step
+from utils.optimization import make_criterion, rate_factor
 from utils.optuna_search import SEARCH_SPACE
 from utils.results import check_against_record, save_trained, update_record
-from utils.training import make_criterion, rate_factor, train
+from utils.training import train
 
 FAST = TrainConfig(num_epochs=2, batch_size=32, learning_rate=3e-3)
 

@@ -236,7 +236,7 @@ def pgd(
     steps: int = 10,
     restarts: int = 1,
     random_start: bool = True,
-    loss: str = "ce",
+    loss: str | Loss = "ce",
     norm: str = "linf",
     stop_when_fooled: bool = False,
     generator: Draws = None,
@@ -254,7 +254,7 @@ def pgd(
         restarts: number of independent starts, at least 1. Of several, each sample keeps the one
             that fools the model, or else the one with the highest loss.
         random_start: start at random in the ball; otherwise at the image.
-        loss: a key of ``LOSSES``.
+        loss: a key of ``LOSSES``, or a function of logits N x K and labels N that gives N values to climb.
         norm: ``linf`` or ``l2``.
         stop_when_fooled: leave a sample at the first iterate that fools the model and spend no more
             steps on it. For measuring, where one such image is enough; never for training.
@@ -277,14 +277,15 @@ def pgd(
         raise ValueError(f"alpha must be in (0, 1] pixel units, not {alpha}")
     warn_if_short(eps, alpha, steps)
     best, best_score = images.detach().clone(), None
-    climb = {"eps": eps, "alpha": alpha, "steps": steps, "loss": LOSSES[loss], "norm": norm}
+    climbed = LOSSES[loss] if isinstance(loss, str) else loss
+    climb = {"eps": eps, "alpha": alpha, "steps": steps, "loss": climbed, "norm": norm}
     with attack_mode(model):
         for _ in range(restarts):
             start = random_point(images, eps, norm, generator) if random_start else images.clone()
             adversarial = _ascend(model, images, labels, start, **climb, stop_when_fooled=stop_when_fooled)
             if restarts == 1:
                 return adversarial
-            score = _score(model, adversarial, labels, LOSSES[loss])
+            score = _score(model, adversarial, labels, climbed)
             better = torch.ones_like(labels, dtype=torch.bool) if best_score is None else score > best_score
             best[better] = adversarial[better]
             best_score = score if best_score is None else torch.maximum(score, best_score)

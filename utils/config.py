@@ -10,6 +10,7 @@ from utils.augment import Augmentation
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULERS = ("cosine", "onecycle", "step", "constant")
+SAMPLINGS = ("shuffled", "class", "patient")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,13 @@ class TrainConfig:
         optimizer, scheduler: one of ``OPTIMIZERS``, ``SCHEDULERS``.
         label_smoothing: 0..1.
         class_balance: exponent p of class weights proportional to count**-p; 0 none, 1 full.
+        sampling: which images make up a batch, see :func:`utils.sampling.epoch_order`.
+        mixup, cutmix: see :func:`utils.sampling.mix`; 0 mixes nothing.
+        layer_decay: factor on the learning rate from each block to the one before it, in (0, 1].
+        ema_decay: of the moving average of the weights that is validated and kept, in [0, 1); 0 keeps the weights
+            themselves.
+        awp: size of the adversarial weight perturbation relative to each weight matrix, 0 for none; see
+            :func:`utils.optimization.perturbed_weights`.
         clip_norm: largest gradient norm.
         patience: epochs without a better validation score before stopping; 0 never stops.
         validation_images: at most so many validation images are attacked an epoch when hardening.
@@ -39,6 +47,12 @@ class TrainConfig:
     scheduler: str = "onecycle"
     label_smoothing: float = 0.0
     class_balance: float = 0.5
+    sampling: str = "shuffled"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    layer_decay: float = 1.0
+    ema_decay: float = 0.0
+    awp: float = 0.0
     clip_norm: float = 5.0
     patience: int = 0
     validation_images: int = 512
@@ -59,10 +73,14 @@ class TrainConfig:
         for name in ("learning_rate", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must not be negative, but is {self.weight_decay}")
-        if self.optimizer not in OPTIMIZERS or self.scheduler not in SCHEDULERS:
-            raise ValueError(f"optimizer must be one of {OPTIMIZERS}, scheduler one of {SCHEDULERS}")
+        for name in ("weight_decay", "mixup", "cutmix", "awp"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1 or not 0 <= self.ema_decay < 1:
+            raise ValueError("layer_decay must be in (0, 1] and ema_decay in [0, 1)")
+        for name, known in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS), ("sampling", SAMPLINGS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if not 0 <= self.label_smoothing < 1 or not 0 <= self.class_balance <= 1:
             raise ValueError("label_smoothing must be in [0, 1) and class_balance in [0, 1]")
 

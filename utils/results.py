@@ -99,7 +99,7 @@ def check_against_record(metrics: Mapping[str, Any], record: Mapping[str, Any]) 
 def parameter_table(model: MRIClassifier) -> pd.DataFrame:
     """Trainable and frozen parameters of each block, in millions."""
     backbone = BACKBONES[model.backbone_name]
-    parts = {f"block {number}": block for number, block in enumerate(backbone.blocks(model.backbone), start=1)}
+    parts = {f"block {number}": block for number, block in enumerate(model.blocks, start=1)}
     parts["head"] = model.backbone.get_submodule(backbone.head)
     rows = {}
     for name, part in parts.items():

@@ -6,8 +6,10 @@ import copy
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,15 +19,26 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from models.def_models import MRIClassifier
-from utils.attacks import pgd
+from utils.attacks import fgsm, pgd
 from utils.checkpoints import load_resume_state, save_resume_state
 from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet
 from utils.metrics import predict, scores
 from utils.objectives import Standard, Step
+from utils.optimization import (
+    make_average,
+    make_criterion,
+    make_optimizer,
+    perturbed_weights,
+    rate_factor,
+    set_rate,
+)
 from utils.reproducibility import derived_seed, generator
+from utils.sampling import epoch_order, mix
 
 VALIDATION_STEPS = 10
+#: Catastrophic overfitting: accuracy under PGD falls this far below its best, and this far below that under FGSM.
+COLLAPSE = 0.15
 
 
 @dataclass
@@ -40,6 +53,7 @@ class TrainState:
     seconds: float = 0.0
     best_score: float = -math.inf
     best_epoch: int = -1
+    collapsed_at: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -48,7 +62,8 @@ class TrainResult:
     """Outcome of :func:`train`; the model itself holds the best weights.
 
     Attributes:
-        history: one dict an epoch with losses, accuracies, learning rate and seconds.
+        history: one dict an epoch with losses, accuracies, learning rate and seconds; ``collapsed`` is True in one
+            that fell to catastrophic overfitting.
         best_epoch: 0-based epoch whose weights were kept.
         selected_by: the validation figure that chose it.
         seconds: wall time of all epochs.
@@ -75,6 +90,10 @@ def train(
     The best epoch is the one with the highest balanced accuracy on the validation images, or with
     the highest robust balanced accuracy (PGD-10) where the objective attacks. The test side of
     ``splits`` is never looked at.
+
+    Catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994, section 5) is looked for after each epoch of
+    hardening: a model that has learnt to fool the single step of its own training stands FGSM and falls to PGD.
+    Then the best weights so far are taken back, and the training goes on with the recipe's ``multi_step()``.
 
     Every draw depends only on the seed, the epoch and the step, so that a run which was killed
     and started again with the same arguments ends with the same weights.
@@ -118,6 +137,7 @@ class _Run:
         self.images = splits.train.images.to(self.device)
         self.labels = splits.train.labels.to(self.device)
         optimizer = make_optimizer(model, config)
+        self.average = make_average(model.to(self.device), config.ema_decay) if config.ema_decay else None
         self.plain = model.to(self.device)
         self.model, self.optimizer = self.accelerator.prepare(self.plain, optimizer)
         self.criterion = make_criterion(splits.train, config, self.device)
@@ -131,12 +151,17 @@ class _Run:
             "start": _digest(model),
         }
         self.state = TrainState()
-        self.best: dict[str, torch.Tensor] = {}
+        self.best = _copy(self.plain)
         self._restore()
 
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    @property
+    def judged(self) -> MRIClassifier:
+        """What is validated and kept: the averaged weights where there is an average."""
+        return self.average.module if self.average else self.plain
 
     @property
     def steps_an_epoch(self) -> int:
@@ -169,7 +194,7 @@ class _Run:
     def _train_epoch(self, bar: tqdm) -> None:
         self.model.train()
         state, seed = self.state, self.config.seed
-        order = torch.randperm(len(self.data), generator=generator(seed, state.epoch, "order"))
+        order = epoch_order(self.data, self.config.sampling, generator(seed, state.epoch, "order"))
         begun = saved = time.perf_counter()
         before = state.seconds
         while state.step < self.steps_an_epoch:
@@ -207,20 +232,35 @@ class _Run:
         images = self.images[index.to(self.device)].float() / 255
         labels = self.labels[index.to(self.device)]
         images = config.augmentation(images, draws)
+        targets = None
+        if config.mixup or config.cutmix:
+            shares = {"mixup": config.mixup, "cutmix": config.cutmix}
+            draws = generator(config.seed, state.epoch, state.step, "mix")
+            images, labels, targets = mix(images, labels, len(self.data.classes), **shares, generator=draws)
         mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
-        images, labels = images[mine], labels[mine]
         progress = (state.epoch + state.step / self.steps_an_epoch) / config.num_epochs
-        rate = config.learning_rate * rate_factor(config.scheduler, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, config.learning_rate * rate_factor(config.scheduler, progress))
+        self._descend(images[mine], labels[mine], None if targets is None else targets[mine], progress)
+
+    def _descend(
+        self, images: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None, progress: float
+    ) -> None:
+        config, state = self.config, self.state
         starts = generator(config.seed, state.epoch, state.step, "attack", self.accelerator.process_index)
-        step = Step(self.criterion, progress, starts, self.plain)
+        # attacks want one label an image; the loss of mixed images takes the shares of both
+        criterion = self.criterion if targets is None else lambda logits, _: self.criterion(logits, targets)
+        step = Step(criterion, progress, starts, self.plain)
         with self.accelerator.autocast():
-            loss, logits = self.objective(self.model, images, labels, step)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
+            attacked = self.objective.attack(images, labels, step)
+            loss_of = partial(self.objective.loss, images=images, attacked=attacked, labels=labels, step=step)
+            with perturbed_weights(self.plain, lambda: loss_of(self.plain)[0], config.awp):
+                loss, logits = loss_of(self.model)
+                self.optimizer.zero_grad()
+                self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.plain)
         self._count(loss.item(), logits, labels)
 
     def _count(self, loss: float, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -238,21 +278,45 @@ class _Run:
             "epoch": state.epoch,
             "train_loss": state.loss_sum / state.seen,
             "train_accuracy": state.correct / state.seen,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": max(group["lr"] for group in self.optimizer.param_groups),
             **self._validate(),
             "seconds": state.seconds,
         }
         state.history.append(entry)
-        if entry[self.selected_by] > state.best_score:
+        if self._collapsed(entry):
+            entry["collapsed"] = True
+            self._fall_back()
+        elif entry[self.selected_by] > state.best_score:
             state.best_score, state.best_epoch = entry[self.selected_by], state.epoch
-            self.best = copy.deepcopy({k: v.cpu() for k, v in self.plain.state_dict().items()})
+            self.best = _copy(self.judged)
         state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
         state.loss_sum, state.correct, state.seen = 0.0, 0, 0
         self._save()
         return entry
 
+    def _collapsed(self, entry: dict[str, float]) -> bool:
+        if not self.objective.attack_steps:
+            return False
+        robust = entry["validation_robust_accuracy"]
+        return min(self.state.best_score, entry["validation_fgsm_accuracy"]) - robust > COLLAPSE
+
+    def _fall_back(self) -> None:
+        """Take the best weights back and attack harder from here on."""
+        if self.state.collapsed_at < 0:
+            self.state.collapsed_at = self.state.epoch
+            self.objective = self.objective.multi_step()
+        warnings.warn(
+            f"catastrophic overfitting in epoch {self.state.epoch + 1}: the model stands FGSM and falls to PGD. "
+            f"Going on from the best weights with {self.objective}.",
+            stacklevel=2,
+        )
+        self.plain.load_state_dict(self.best)
+        self.optimizer.state.clear()
+        if self.average:
+            self.average.module.load_state_dict(self.best)
+
     def _validate(self) -> dict[str, float]:
-        logits = predict(self.plain, self.validation, device=self.device)
+        logits = predict(self.judged, self.validation, device=self.device)
         found = scores(logits.softmax(1), self.validation.labels, self.validation.classes)
         entry = {
             "validation_loss": F.cross_entropy(logits, self.validation.labels).item(),
@@ -260,23 +324,27 @@ class _Run:
             "validation_balanced_accuracy": found["balanced_accuracy"],
         }
         if self.objective.attack_steps:
-            entry["validation_robust_accuracy"] = self._validate_robustly()
+            entry |= self._validate_robustly()
         return entry
 
-    def _validate_robustly(self) -> float:
-        """Balanced accuracy under PGD-10 at the objective's eps on a fixed part of the validation set."""
+    def _validate_robustly(self) -> dict[str, float]:
+        """Balanced accuracy under PGD-10 and FGSM at the objective's eps on a fixed part of the validation set."""
         part = self.validation.balanced_subset(self.config.validation_images, seed=self.config.seed)
         draws = generator(self.config.seed, "validation")
+        attacks = {
+            "validation_robust_accuracy": partial(pgd, steps=VALIDATION_STEPS, generator=draws),
+            "validation_fgsm_accuracy": fgsm,
+        }
+        return {name: self._accuracy_under(attack, part) for name, attack in attacks.items()}
+
+    def _accuracy_under(self, attack: Callable[..., torch.Tensor], part: ImageSet) -> float:
+        model = self.judged.eval()
         probabilities = []
         for images, labels in part.batches(self.config.batch_size, self.device):
-            attacked = pgd(self.plain, images, labels, eps=self.objective.eps, steps=VALIDATION_STEPS, generator=draws)
+            attacked = attack(model, images, labels, eps=self.objective.eps)
             with torch.no_grad():
-                probabilities.append(self._in_eval_mode(attacked).softmax(1).cpu())
+                probabilities.append(model(attacked).float().softmax(1).cpu())
         return scores(torch.cat(probabilities), part.labels, part.classes)["balanced_accuracy"]
-
-    def _in_eval_mode(self, images: torch.Tensor) -> torch.Tensor:
-        self.plain.eval()
-        return self.plain(images).float()
 
     def _save(self) -> None:
         if self.folder and self.accelerator.is_main_process:
@@ -286,6 +354,7 @@ class _Run:
                 "model": self.plain.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "best": self.best,
+                "average": self.average.state_dict() if self.average else {},
             }
             save_resume_state(content, self.folder)
 
@@ -296,6 +365,14 @@ class _Run:
             self.plain.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.best = saved["best"]
+            if self.average:
+                self.average.load_state_dict(saved["average"])
+            if self.state.collapsed_at >= 0:
+                self.objective = self.objective.multi_step()
+
+
+def _copy(model: nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy({name: value.cpu() for name, value in model.state_dict().items()})
 
 
 def _digest(model: nn.Module) -> str:
@@ -313,48 +390,6 @@ def _precision() -> str:
     return "bf16" if fits else "no"
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Optimiser over the trainable parameters; biases and norms are not decayed."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=config.learning_rate, fused=True)
-
-
-def make_criterion(train_set: ImageSet, config: TrainConfig, device: torch.device) -> Callable:
-    """Cross-entropy with smoothed labels and class weights of mean 1 over the training images."""
-    counts = train_set.labels.bincount(minlength=len(train_set.classes)).double()
-    weights = counts.clamp(min=1) ** -config.class_balance
-    weights = (weights * counts.sum() / (weights * counts).sum()).float().to(device)
-
-    def criterion(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        losses = F.cross_entropy(
-            logits.float(), labels, weight=weights, label_smoothing=config.label_smoothing, reduction="none"
-        )
-        # a mean over the batch, not over its weights: a batch's makeup must not change its step size
-        return losses.mean()
-
-    return criterion
-
-
-def rate_factor(scheduler: str, progress: float) -> float:
-    """Learning rate relative to its peak after a share ``progress`` of the training, 0..1."""
-    if scheduler == "constant":
-        return 1.0
-    if scheduler == "step":
-        return 0.1 ** (int(progress * 10) // 4)
-    if scheduler == "onecycle" and progress < 0.2:
-        return 0.04 + 0.96 * progress / 0.2
-    rest = (progress - 0.2) / 0.8 if scheduler == "onecycle" else progress
-    return 0.5 * (1 + math.cos(math.pi * rest))
-
-
 def print_epoch(entry: dict[str, float]) -> None:
     """One line an epoch, for ``on_epoch`` of :func:`train`."""
     shown = [
@@ -365,4 +400,5 @@ def print_epoch(entry: dict[str, float]) -> None:
         ("robust", "validation_robust_accuracy", ".1%"),
     ]
     numbers = ", ".join(f"{name} {entry[key]:{form}}" for name, key, form in shown if key in entry)
-    print(f"epoch {entry['epoch'] + 1}: {numbers} ({entry['seconds']:.0f} s)", flush=True)
+    collapsed = ", collapsed" if entry.get("collapsed") else ""
+    print(f"epoch {entry['epoch'] + 1}: {numbers}{collapsed} ({entry['seconds']:.0f} s)", flush=True)
