@@ -46,7 +46,7 @@ class LeakAudit:
 
 def audit_leak(train: ImageSet, test: ImageSet, protocol: str) -> LeakAudit:
     """Measure how far ``test`` can be answered by looking up ``train``."""
-    nearest, _ = nearest_neighbours(_raw_pixels(train), _raw_pixels(test))
+    nearest, _ = nearest_neighbours(raw_pixels(train), raw_pixels(test))
     train_features, test_features = (pooled_features(part.images[:, 0].numpy()) for part in (train, test))
     correlations = _highest_dot(train_features, test_features)
     labels = train.labels.numpy()
@@ -63,7 +63,8 @@ def audit_leak(train: ImageSet, test: ImageSet, protocol: str) -> LeakAudit:
     )
 
 
-def _raw_pixels(part: ImageSet) -> np.ndarray:
+def raw_pixels(part: ImageSet) -> np.ndarray:
+    """Images as rows of float32 pixels in [0, 1]. Shape N x D."""
     return part.images.flatten(1).numpy().astype(np.float32) / 255
 
 
@@ -93,7 +94,7 @@ def _same_patient_share(train: ImageSet, test: ImageSet) -> float:
     real = train.subset(torch.nonzero(train.subjects != UNKNOWN)[:, 0])
     if not len(real):
         return float("nan")
-    nearest, _ = nearest_neighbours(_raw_pixels(real), _raw_pixels(test))
+    nearest, _ = nearest_neighbours(raw_pixels(real), raw_pixels(test))
     return float((real.subjects.numpy()[nearest] == test.subjects.numpy()).mean())
 
 
@@ -107,7 +108,7 @@ def cross_validated_accuracy(images: ImageSet, *, n_folds: int = 5, seed: int = 
 
     ``images`` should be the real images without copies; every one is scored once.
     """
-    pixels, labels = _raw_pixels(images), images.labels.numpy()
+    pixels, labels = raw_pixels(images), images.labels.numpy()
     right = 0
     for train, test in patient_folds(images.subjects.numpy(), labels, n_folds=n_folds, seed=seed):
         nearest, _ = nearest_neighbours(pixels[train], pixels[test])
