@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from models.def_models import build_model
+from models import def_models
+from models.def_models import Backbone, MRIClassifier, build_model
 from tests.toy import toy_images, train_toy
 from utils.data import DataSplits, ImageSet
 from utils.phantom import PhantomConfig, make_phantoms
@@ -53,6 +54,27 @@ class SmallNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.body(images * 2 - 1).flatten(1))
+
+
+@pytest.fixture
+def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone ``small`` that trains in a second; the training loop does not know the difference."""
+
+    def build(num_classes: int, image_size: int) -> nn.Module:
+        body = SmallNet().body
+        body[0] = nn.Conv2d(3, 8, 3, stride=2)
+        net = nn.Sequential(body, nn.Flatten())
+        net.add_module("out", nn.Linear(128, num_classes))
+        return net
+
+    entry = Backbone("Small", build, "out", lambda net: [net[0]], lambda net: [net[0][0]], dict)
+    monkeypatch.setitem(def_models.BACKBONES, "small", entry)
+
+
+def small_model(seed: int = 0) -> MRIClassifier:
+    """Of the backbone that the fixture ``small_backbone`` adds."""
+    torch.manual_seed(seed)
+    return build_model("small", image_size=32)
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, SmallNet
+from conftest import ROOT, small_model
 from torch import nn
 
 from models import def_models
-from models.def_models import Backbone, build_model
 from utils.augment import NO_AUGMENTATION, Augmentation
 from utils.checkpoints import load_checkpoint, load_resume_state, read_record, save_checkpoint
 from utils.config import OPTIMIZERS, SCHEDULERS, TrainConfig
@@ -28,28 +27,11 @@ from utils.training import train
 FAST = TrainConfig(num_epochs=2, batch_size=32, learning_rate=3e-3)
 
 
-@pytest.fixture(autouse=True)
-def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backbone that trains in a second; the loop does not know the difference."""
-
-    def build(num_classes: int, image_size: int) -> nn.Module:
-        body = SmallNet().body
-        body[0] = nn.Conv2d(3, 8, 3, stride=2)
-        net = nn.Sequential(body, nn.Flatten())
-        net.add_module("out", nn.Linear(128, num_classes))
-        return net
-
-    entry = Backbone("Small", build, "out", lambda net: [net[0]], lambda net: [net[0][0]], dict)
-    monkeypatch.setitem(def_models.BACKBONES, "small", entry)
-
-
-def _model(seed: int = 0) -> def_models.MRIClassifier:
-    torch.manual_seed(seed)
-    return build_model("small", image_size=32)
+pytestmark = pytest.mark.usefixtures("small_backbone")
 
 
 def test_training_learns_and_keeps_the_best_epoch(splits) -> None:
-    model = _model()
+    model = small_model()
     seen = []
     config = replace(FAST, num_epochs=20, batch_size=16, augmentation=NO_AUGMENTATION)
     result = train(model, splits, config=config, on_epoch=seen.append)
@@ -59,7 +41,7 @@ def test_training_learns_and_keeps_the_best_epoch(splits) -> None:
 
 
 def test_same_seed_same_weights_and_other_seed_others(splits) -> None:
-    models = [_model(), _model(), _model()]
+    models = [small_model(), small_model(), small_model()]
     for model, seed in zip(models, (1, 1, 2)):
         train(model, splits, config=replace(FAST, seed=seed))
     one, two, other = (model.state_dict() for model in models)
@@ -73,7 +55,7 @@ def test_same_seed_same_weights_and_other_seed_others(splits) -> None:
 def test_every_optimizer_and_scheduler_runs_clean_and_adversarial(
     splits, optimizer: str, scheduler: str, objective: Standard
 ) -> None:
-    model = _model()
+    model = small_model()
     before = model.backbone.out.weight.clone()
     config = replace(FAST, num_epochs=1, optimizer=optimizer, scheduler=scheduler, validation_images=16)
     entry = train(model, splits, objective=objective, config=config).history[0]
@@ -97,7 +79,7 @@ def test_adversarial_training_makes_a_model_more_robust(splits) -> None:
     from utils.worst_case import robustness_curve
 
     config = replace(FAST, num_epochs=8, augmentation=NO_AUGMENTATION)
-    plain, hardened = _model(), _model()
+    plain, hardened = small_model(), small_model()
     train(plain, splits, config=config)
     objective = Adversarial(eps=4 / 255, steps=3, adv_weight=1.0, ramp=0.3)
     train(hardened, splits, objective=objective, config=replace(config, num_epochs=12))
@@ -107,7 +89,7 @@ def test_adversarial_training_makes_a_model_more_robust(splits) -> None:
 
 
 def test_adv_weight_mixes_clean_and_attacked_loss(splits) -> None:
-    model = _model().eval()
+    model = small_model().eval()
     images, labels = splits.train.pixels(slice(0, 8)), splits.train.labels[:8]
     seen = {}
     for weight in (0.25, 1.0):
@@ -153,11 +135,11 @@ def test_bad_settings(wrong: dict) -> None:
 
 def test_early_stopping(splits) -> None:
     config = replace(FAST, num_epochs=30, learning_rate=1e-9, patience=2)
-    assert len(train(_model(), splits, config=config).history) < 30
+    assert len(train(small_model(), splits, config=config).history) < 30
 
 
 def test_only_trainable_parameters_change(splits) -> None:
-    model = _model().freeze("head")
+    model = small_model().freeze("head")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     train(model, splits, config=FAST)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -167,7 +149,7 @@ def test_only_trainable_parameters_change(splits) -> None:
 
 
 def test_diverging_loss_is_reported(splits) -> None:
-    model = _model()
+    model = small_model()
     model.backbone.out.weight.data.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="learning_rate"):
         train(model, splits, config=FAST)
@@ -234,36 +216,36 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 def test_a_state_of_other_settings_is_refused(splits, tmp_path: Path) -> None:
-    train(_model(), splits, config=FAST, folder=tmp_path)
+    train(small_model(), splits, config=FAST, folder=tmp_path)
     assert load_resume_state(tmp_path, {}) is not None
     with pytest.raises(ValueError, match="learning_rate.*delete it"):
-        train(_model(), splits, config=replace(FAST, learning_rate=1e-4), folder=tmp_path)
+        train(small_model(), splits, config=replace(FAST, learning_rate=1e-4), folder=tmp_path)
     (tmp_path / "resume" / "state.pt").write_bytes(b"half")
     with pytest.raises(ValueError, match="not a readable training state"):
-        train(_model(), splits, config=FAST, folder=tmp_path)
+        train(small_model(), splits, config=FAST, folder=tmp_path)
 
 
 def test_a_state_of_another_start_is_refused(splits, tmp_path: Path) -> None:
-    train(_model(), splits, config=FAST, folder=tmp_path)
+    train(small_model(), splits, config=FAST, folder=tmp_path)
     with pytest.raises(ValueError, match=r"\(start\)"):
-        train(_model(seed=1), splits, config=FAST, folder=tmp_path)
+        train(small_model(seed=1), splits, config=FAST, folder=tmp_path)
     with pytest.raises(ValueError, match=r"\(trainable\)"):
-        train(_model().freeze("head"), splits, config=FAST, folder=tmp_path)
+        train(small_model().freeze("head"), splits, config=FAST, folder=tmp_path)
 
 
 def test_a_last_batch_of_one_does_not_break_batchnorm(splits) -> None:
     size = len(splits.train) - 1
-    assert train(_model(), splits, config=replace(FAST, num_epochs=1, batch_size=size)).history
+    assert train(small_model(), splits, config=replace(FAST, num_epochs=1, batch_size=size)).history
 
 
 def test_training_without_validation_images_is_refused(splits) -> None:
     empty = replace(splits, validation=splits.validation.subset(torch.arange(0)))
     with pytest.raises(ValueError, match="one validation image"):
-        train(_model(), empty, config=FAST)
+        train(small_model(), empty, config=FAST)
 
 
 def _trained(splits, folder: Path) -> tuple[def_models.MRIClassifier, dict]:
-    model = _model()
+    model = small_model()
     result = train(model, splits, config=FAST, folder=folder)
     return model, save_trained(model, folder, splits=splits, result=result, config=FAST)
 
@@ -282,7 +264,7 @@ def test_checkpoint_round_trip(splits, tmp_path: Path) -> None:
 
 
 def test_half_precision_weights_load_as_float(splits, tmp_path: Path) -> None:
-    model = _model()
+    model = small_model()
     save_checkpoint(model, {"classes": splits.classes}, tmp_path, half=True)
     loaded, _ = load_checkpoint(tmp_path)
     assert all(value.dtype != torch.float16 for value in loaded.state_dict().values())
