@@ -8,13 +8,22 @@ from pathlib import Path
 
 import optuna
 import pytest
-from conftest import ROOT
+from conftest import ROOT, small_model
 
 from models.def_models import build_model
 from utils.config import TrainConfig
 from utils.figures import optuna_figures
-from utils.objectives import Adversarial
-from utils.optuna_search import SEARCH_SPACE, apply_hyperparams, load_hyperparams, optuna_search, pick_space
+from utils.objectives import RECIPES, Adversarial, make_objective
+from utils.optuna_search import (
+    HARDENING_SPACE,
+    RESCORE,
+    SEARCH_SPACE,
+    apply_hyperparams,
+    apply_to_objective,
+    load_hyperparams,
+    optuna_search,
+    pick_space,
+)
 from utils.prepare import group_by_subject, split_and_save
 from utils.training import TrainResult
 
@@ -84,14 +93,58 @@ def test_the_file_tells_the_whole_search_and_is_drawn_from(splits, tmp_path: Pat
     assert sorted(drawn) == pytest.approx([30, 70])
 
 
-def test_hardening_is_searched_by_robust_accuracy(splits, tmp_path: Path) -> None:
+def _harden(splits, out: Path, n_trials: int = 3, **options) -> dict:
     objective = Adversarial(eps=2 / 255, steps=1)
-    options = {"num_epochs": 1, "n_trials": 1, "space": {"learning_rate": ("log", 1e-4, 1e-2)}, "objective": objective}
-    config = TrainConfig(validation_images=8)
-    found = optuna_search(
-        lambda: build_model("resnet34", image_size=32), splits, out=tmp_path / "a.json", config=config, **options
-    )
-    assert found["selected_by"] == "validation_robust_accuracy" and found["objective"]["eps"] == 2 / 255
+    space = {"learning_rate": ("log", 1e-4, 1e-2), "adv_weight": ("float", 0.3, 1.0), "ema_decay": ("choice", (0, 0.9))}
+    config = TrainConfig(validation_images=12)
+    shared = {"num_epochs": 2, "n_trials": n_trials, "space": space, "objective": objective, "config": config}
+    return optuna_search(small_model, splits, out=out, **shared | options)
+
+
+def test_hardening_is_scored_by_the_worst_case(splits, tmp_path: Path, small_backbone) -> None:
+    found = _harden(splits, tmp_path / "a.json")
+    assert found["selected_by"] == "validation_worst_case" and found["objective"]["eps"] == 2 / 255
+    assert found["attacks"] == [attack.title for attack in RESCORE]
+    finished = [trial for trial in found["history"] if trial["state"] == "complete"]
+    assert found["value"] == max(trial["robust"] for trial in finished)
+    again = _harden(splits, tmp_path / "b.json")
+    assert again["params"] == found["params"]
+    assert apply_to_objective(Adversarial(eps=0.1), found["params"]).adv_weight == found["params"]["adv_weight"]
+    assert apply_hyperparams(TrainConfig(), load_hyperparams(tmp_path / "a.json")).ema_decay in (0, 0.9)
+    assert set(optuna_figures(found, "ResNet34_atk")) >= {"optuna_history", "optuna_pareto"}
+
+
+@pytest.mark.parametrize("pareto", [False, True])
+def test_the_clean_floor_decides_who_may_win(splits, tmp_path: Path, small_backbone, monkeypatch, pareto: bool) -> None:
+    """The more robust a made-up trial is, the less it gets right without attack."""
+    made = iter(((0.9, 0.2), (0.7, 0.5), (0.4, 0.6), (0.6, 0.3)))
+    monkeypatch.setattr("utils.optuna_search._score", lambda trial, *_: _note(trial, *next(made)))
+    found = _harden(splits, tmp_path / "a.json", n_trials=4, clean_floor=0.65, pareto=pareto)
+    assert (found["value"], found["floor_reached"], found["chosen"]) == (0.5, True, 1)
+    figure = optuna_figures(found, "any")["optuna_pareto"]
+    front = next(line for line in figure.axes[0].lines if line.get_label() == "not beaten in both")
+    assert front.get_xydata().tolist() == [[90, 20], [70, 50], [40, 60]]
+
+
+def _note(trial: optuna.Trial, clean: float, robust: float) -> tuple[float, float]:
+    trial.set_user_attr("clean", clean)
+    trial.set_user_attr("robust", robust)
+    return clean, robust
+
+
+def test_a_floor_that_nobody_reaches_is_said(splits, tmp_path: Path, small_backbone, monkeypatch) -> None:
+    made = iter(((0.5, 0.2), (0.6, 0.1)))
+    monkeypatch.setattr("utils.optuna_search._score", lambda trial, *_: _note(trial, *next(made)))
+    found = _harden(splits, tmp_path / "a.json", n_trials=2, clean_floor=0.9)
+    assert not found["floor_reached"] and found["value"] == 0.1
+
+
+def test_floors_are_for_hardening(splits, tmp_path: Path) -> None:
+    for wrong in ({"clean_floor": 0.5}, {"pareto": True}):
+        with pytest.raises(ValueError, match="are for hardening"):
+            optuna_search(small_model, splits, num_epochs=1, n_trials=1, out=tmp_path / "a.json", **wrong)
+    with pytest.raises(ValueError, match="clean_floor must be"):
+        _harden(splits, tmp_path / "a.json", clean_floor=70)
 
 
 def test_workers_share_one_study_and_survive_a_killed_one(phantoms, tmp_path: Path) -> None:
@@ -153,6 +206,11 @@ def test_default_space_names_real_settings() -> None:
     for name, bounds in SEARCH_SPACE.items():
         value = bounds[1][0] if bounds[0] == "choice" else bounds[1]
         apply_hyperparams(TrainConfig(), {name: value})
+    recipes = [make_objective(name, eps=0.1) for name in RECIPES]
+    for name, bounds in HARDENING_SPACE.items():
+        value = bounds[1][1] if bounds[0] == "choice" else bounds[1]
+        changed = apply_hyperparams(TrainConfig(), {name: value}) != TrainConfig()
+        assert changed or any(apply_to_objective(recipe, {name: value}) != recipe for recipe in recipes), name
 
 
 def test_bad_space_and_bad_files(splits, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from utils.plots import (
     plot_member_curves,
     plot_optuna_history,
     plot_optuna_importance,
+    plot_optuna_pareto,
     plot_robustness_curve,
     save_figure,
 )
@@ -135,6 +136,13 @@ def optuna_figures(study: Record, title: str, note: str = "") -> dict[str, Figur
     if study.get("importance"):
         figures["optuna_importance"] = plot_optuna_importance(
             study["importance"], title=f"{title}: what mattered in the search", note=note
+        )
+    hardened = [trial for trial in study.get("history", []) if "robust" in trial]
+    if hardened:
+        attack = f"worst case at {255 * study['objective']['eps']:.3g}/255"
+        facts = {"chosen": study["chosen"], "floor": study["clean_floor"], "attack": attack}
+        figures["optuna_pareto"] = plot_optuna_pareto(
+            hardened, **facts, title=f"{title}: with and without attack", note=note
         )
     return figures
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,14 +18,18 @@ from typing import Any
 import optuna
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
+from utils.checkpoints import load_trainable
 from utils.config import TrainConfig
 from utils.data import DataSplits, load_splits
-from utils.objectives import Standard
+from utils.metrics import scores
+from utils.objectives import RECIPES, Hardening, Standard, make_objective
 from utils.paths import CHECKPOINTS, DATASET_VARIABLES, read_json, write_json
 from utils.reproducibility import derived_seed, environment_facts, seed_everything
+from utils.suites import Attack
 from utils.training import train
+from utils.worst_case import robustness_curve
 
-#: name -> ("log" | "float", low, high) or ("choice", values). Names are fields of ``TrainConfig``,
+#: name -> ("log" | "float", low, high) or ("choice", values). Names are fields of ``TrainConfig`` or of the objective,
 #: ``augmentation_strength``, or ``trainable`` (see ``MRIClassifier.freeze``).
 SEARCH_SPACE: dict[str, tuple] = {
     "learning_rate": ("log", 1e-4, 3e-3),
@@ -35,10 +40,21 @@ SEARCH_SPACE: dict[str, tuple] = {
     "augmentation_strength": ("float", 0.0, 2.0),
     "trainable": ("choice", ("head", 2, "all")),
 }
+#: What can be searched beyond that when hardening; a recipe ignores what it does not know.
+HARDENING_SPACE: dict[str, tuple] = {
+    "adv_weight": ("float", 0.3, 1.0),
+    "beta": ("log", 1.0, 10.0),
+    "ramp": ("float", 0.0, 0.6),
+    "ema_decay": ("choice", (0.0, 0.99)),
+    "awp": ("choice", (0.0, 0.005)),
+    "label_smoothing": ("choice", (0.0, 0.1)),
+}
+#: What the kept epoch of each hardening trial is scored by; PGD-10 alone decides which trials get that far.
+RESCORE = (Attack("fgsm"), Attack("pgd", steps=20), Attack("pgd", steps=20, loss="margin"), Attack("apgd_t", steps=10))
 
 
 def pick_space(names: Sequence[str] = (), *, freezing: bool = True) -> dict[str, tuple]:
-    """The entries of ``SEARCH_SPACE`` with these names, or all of them for none.
+    """The entries of ``SEARCH_SPACE`` and ``HARDENING_SPACE`` with these names, or all of the first for none.
 
     Args:
         freezing: False leaves ``trainable`` out where no names are given: freezing random weights is pointless.
@@ -46,11 +62,12 @@ def pick_space(names: Sequence[str] = (), *, freezing: bool = True) -> dict[str,
     Raises:
         ValueError: a name that it does not have.
     """
-    unknown = set(names) - set(SEARCH_SPACE)
+    known = SEARCH_SPACE | HARDENING_SPACE
+    unknown = set(names) - set(known)
     if unknown:
-        raise ValueError(f"search_space names {', '.join(sorted(unknown))}; known: {', '.join(SEARCH_SPACE)}")
+        raise ValueError(f"search_space names {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     every = [name for name in SEARCH_SPACE if freezing or name != "trainable"]
-    return {name: SEARCH_SPACE[name] for name in names or every}
+    return {name: known[name] for name in names or every}
 
 
 def optuna_search(
@@ -63,6 +80,8 @@ def optuna_search(
     space: Mapping[str, tuple] | None = None,
     objective: Standard | None = None,
     config: TrainConfig | None = None,
+    clean_floor: float = 0.0,
+    pareto: bool = False,
     seed: int = 0,
     journal: str | Path | None = None,
     worker: int = 0,
@@ -77,24 +96,36 @@ def optuna_search(
         num_epochs: epochs a trial.
         n_trials: trials in all, over all workers; a journal that holds some already is only filled up.
         space: see ``SEARCH_SPACE``, which is the default.
-        objective: recipe; None is standard training, scored by balanced accuracy on validation images. A recipe
-            that attacks is scored by balanced accuracy under PGD-10 on them.
+        objective: recipe; None is standard training, scored by balanced accuracy on validation images. Trials of a
+            recipe that attacks are pruned by balanced accuracy under PGD-10 on them, and the kept epoch of those that
+            are left is scored by the worst case of ``RESCORE``.
         config: values of everything that is not searched.
+        clean_floor: hardening only: the least balanced accuracy without attack of a trial that may win, 0..1.
+        pareto: hardening only: maximise accuracy with and without attack together, without pruning; among the trials
+            that no other beats in both, the most robust one above ``clean_floor`` gives the parameters.
         seed: of sampler and training.
         journal: file in which several processes share the study and an interrupted one goes on.
         worker: number of this process, so that workers that start together draw different trials.
 
     Returns:
-        what was written: ``params``, ``value``, ``selected_by``, ``history`` of all trials, ``importance`` and facts.
+        what was written: ``params``, ``value``, ``selected_by``, ``history`` of all trials, ``importance`` and facts;
+        ``floor_reached`` is False where no trial reached ``clean_floor`` and the one with the best accuracy without
+        attack was taken.
 
     Raises:
-        ValueError: an entry of ``space`` is malformed, or the journal is of another search.
+        ValueError: an entry of ``space`` is malformed, the journal is of another search, or ``clean_floor`` or
+            ``pareto`` are given for training without attack.
     """
     space = dict(space or SEARCH_SPACE)
+    objective = objective or Standard()
+    if (pareto or clean_floor) and not objective.attack_steps:
+        raise ValueError("clean_floor and pareto are for hardening; standard training has one accuracy only")
+    if not 0 <= clean_floor < 1:
+        raise ValueError(f"clean_floor must be a balanced accuracy in [0, 1), not {clean_floor}")
     config = replace(config or TrainConfig(), num_epochs=num_epochs, seed=seed, patience=0)
     study = optuna.create_study(
         study_name="search",
-        direction="maximize",
+        directions=["maximize"] * (2 if pareto else 1),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
         storage=_journal(journal),
         load_if_exists=True,
@@ -103,21 +134,25 @@ def optuna_search(
         "fingerprint": splits.fingerprint,
         "num_epochs": num_epochs,
         "space": _listed(space),
-        "objective": (objective or Standard()).as_dict(),
+        "objective": objective.as_dict(),
+        "clean_floor": clean_floor,
+        "pareto": pareto,
     }
     _claim(study, about, journal)
     # a study that goes on must not draw its first trials again
-    study.sampler = optuna.samplers.TPESampler(seed=derived_seed(seed, len(study.trials), worker) % 2**32)
+    study.sampler = _sampler(derived_seed(seed, len(study.trials), worker) % 2**32, clean_floor)
 
-    def run(trial: optuna.Trial) -> float:
+    def run(trial: optuna.Trial) -> float | tuple[float, float]:
         params = {name: _suggest(trial, name, bounds) for name, bounds in space.items()}
-        return _score(trial, make_model, splits, objective, apply_hyperparams(config, params), params)
+        recipe = apply_to_objective(objective, params)
+        clean, robust = _score(trial, make_model, splits, recipe, apply_hyperparams(config, params), params)
+        return (clean, robust) if pareto else clean if robust is None else robust
 
     missing = n_trials - len(_finished(study))
     if missing > 0:
         enough = optuna.study.MaxTrialsCallback(n_trials, states=_FINISHED)
         study.optimize(run, n_trials=missing, callbacks=[enough], show_progress_bar=True)
-    result = _facts(study, about, _selected_by(objective or Standard()), splits, seed)
+    result = _facts(study, about, splits, seed)
     write_json(Path(out), result)
     return result
 
@@ -163,56 +198,95 @@ def _suggest(trial: optuna.Trial, name: str, bounds: tuple) -> Any:
     raise ValueError(f"search space of {name} must be ('log'|'float', low, high) or ('choice', values), not {bounds}")
 
 
+def _sampler(seed: int, clean_floor: float) -> optuna.samplers.TPESampler:
+    """TPE; with a floor, trials below it count as worse than any above (Watanabe and Hutter, 2022)."""
+    if not clean_floor:
+        return optuna.samplers.TPESampler(seed=seed)
+    with warnings.catch_warnings():
+        # experimental in Optuna 4, about to be renamed in 5: this spelling serves both
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        return optuna.samplers.TPESampler(
+            seed=seed, constraints_func=lambda trial: (clean_floor - trial.user_attrs.get("clean", 0.0),)
+        )
+
+
 def _score(
     trial: optuna.Trial,
     make_model: Callable[[], MRIClassifier],
     splits: DataSplits,
-    objective: Standard | None,
+    objective: Standard,
     config: TrainConfig,
     params: dict[str, Any],
-) -> float:
+) -> tuple[float, float | None]:
+    """Balanced accuracy on validation images of the kept epoch, and its worst case under ``RESCORE`` if it attacks."""
     seed_everything(config.seed)
     model = make_model()
     if "trainable" in params:
         model.freeze(params["trainable"])
-    key = _selected_by(objective or Standard())
+    prunes = len(trial.study.directions) == 1
 
     def report(entry: dict[str, float]) -> None:
-        trial.report(entry[key], entry["epoch"])
-        if trial.should_prune():
-            raise optuna.TrialPruned
+        if prunes:
+            trial.report(entry[_pruned_by(objective)], entry["epoch"])
+            if trial.should_prune():
+                raise optuna.TrialPruned
 
     result = train(model, splits, objective=objective, config=config, on_epoch=report)
-    return max(entry[key] for entry in result.history)
+    clean = result.history[result.best_epoch]["validation_balanced_accuracy"]
+    trial.set_user_attr("clean", clean)
+    if not objective.attack_steps:
+        return clean, None
+    part = splits.validation.balanced_subset(config.validation_images, seed=config.seed)
+    device = next(model.parameters()).device
+    curve = robustness_curve(
+        model,
+        part,
+        attack=RESCORE,
+        epsilons=[objective.eps],
+        seed=config.seed,
+        batch_size=config.batch_size,
+        device=device,
+    )
+    robust = scores(curve.logits[1].softmax(1), part.labels, part.classes)["balanced_accuracy"]
+    trial.set_user_attr("robust", robust)
+    return clean, robust
+
+
+def apply_to_objective(objective: Standard, params: Mapping[str, Any]) -> Standard:
+    """``objective`` with those of ``params`` that are its own."""
+    return replace(objective, **{name: params[name] for name in params if name in objective.__dataclass_fields__})
 
 
 def apply_hyperparams(config: TrainConfig, params: Mapping[str, Any]) -> TrainConfig:
     """``config`` with the values of ``params``, as :func:`optuna_search` names them."""
-    values = {name: value for name, value in params.items() if name not in ("augmentation_strength", "trainable")}
+    values = {name: value for name, value in params.items() if name in TrainConfig.__dataclass_fields__}
     augmentation = config.augmentation
     if "augmentation_strength" in params:
         augmentation = replace(augmentation, strength=params["augmentation_strength"])
     return replace(config, augmentation=augmentation, **values)
 
 
-def _selected_by(objective: Standard) -> str:
+def _pruned_by(objective: Standard) -> str:
     return "validation_robust_accuracy" if objective.attack_steps else "validation_balanced_accuracy"
 
 
-def _facts(
-    study: optuna.Study, about: dict[str, Any], selected_by: str, splits: DataSplits, seed: int
-) -> dict[str, Any]:
+def _facts(study: optuna.Study, about: dict[str, Any], splits: DataSplits, seed: int) -> dict[str, Any]:
     trials = study.get_trials(deepcopy=False)
     states = [trial.state.name.lower() for trial in trials]
+    best = _choose(study, about["clean_floor"])
+    hardened = "robust" in best.user_attrs
     return {
-        "params": study.best_params,
-        "value": study.best_value,
-        "selected_by": selected_by,
+        "params": best.params,
+        "value": best.user_attrs["robust" if hardened else "clean"],
+        "selected_by": "validation_worst_case" if hardened else "validation_balanced_accuracy",
+        "attacks": [attack.title for attack in RESCORE] if hardened else [],
+        "clean_floor": about["clean_floor"],
+        "floor_reached": best.user_attrs["clean"] >= about["clean_floor"],
+        "pareto": about["pareto"],
+        "chosen": best.number,
         "trials": {state: states.count(state) for state in sorted(set(states))},
-        "history": [
-            {"number": t.number, "state": state, "value": t.value, "params": t.params}
-            for t, state in zip(trials, states)
-        ],
+        "history": [_entry(trial, state) for trial, state in zip(trials, states)],
         "importance": _importance(study),
         "epochs_per_trial": about["num_epochs"],
         "objective": about["objective"],
@@ -223,13 +297,33 @@ def _facts(
     }
 
 
+def _entry(trial: optuna.trial.FrozenTrial, state: str) -> dict[str, Any]:
+    """One trial as plain values; ``value`` of a pruned one is what it was pruned by."""
+    value = trial.user_attrs.get("robust", trial.user_attrs.get("clean"))
+    if value is None and trial.intermediate_values:
+        value = trial.intermediate_values[max(trial.intermediate_values)]
+    return {"number": trial.number, "state": state, "value": value, "params": trial.params, **trial.user_attrs}
+
+
+def _choose(study: optuna.Study, clean_floor: float) -> optuna.trial.FrozenTrial:
+    """The most robust finished trial above the floor; where none is, the one that comes closest to it."""
+    complete = study.get_trials(deepcopy=False, states=_FINISHED[:1])
+    if not complete:
+        raise ValueError("no trial was finished; run more trials")
+    able = [trial for trial in complete if trial.user_attrs["clean"] >= clean_floor]
+    if not able:
+        return max(complete, key=lambda trial: trial.user_attrs["clean"])
+    return max(able, key=lambda trial: (trial.user_attrs.get("robust", 0.0), trial.user_attrs["clean"]))
+
+
 def _importance(study: optuna.Study) -> dict[str, float]:
     """Share of the variance that each hyperparameter explains (Hutter et al., 2014), or nothing where all are alike."""
-    values = [trial.value for trial in study.get_trials(states=_FINISHED[:1])]
+    values = [trial.values[-1] for trial in study.get_trials(states=_FINISHED[:1])]
     if len(set(values)) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[-1])
+    return dict(found)
 
 
 def load_hyperparams(path: str | Path) -> dict[str, Any]:
@@ -244,7 +338,7 @@ def load_hyperparams(path: str | Path) -> dict[str, Any]:
     content = read_json(Path(path))
     if not isinstance(content.get("params") if isinstance(content, dict) else None, dict):
         raise ValueError(f"{path} holds no 'params'; set load_existing_hyperparams = False to search again")
-    known = {*TrainConfig.__dataclass_fields__, "augmentation_strength", "trainable"}
+    known = {*TrainConfig.__dataclass_fields__, *SEARCH_SPACE, *HARDENING_SPACE}
     unknown = set(content["params"]) - known
     if unknown:
         raise ValueError(f"{path} names unknown hyperparameters: {', '.join(sorted(unknown))}")
@@ -267,18 +361,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--journal", type=Path, help="file that workers share and an interrupted search goes on from")
     parser.add_argument("--worker", type=int, default=0, help="number of this process")
     parser.add_argument("--out", type=Path, help="default: checkpoints/optuna_params/<Model>.json")
+    harden = parser.add_argument_group("hardening")
+    harden.add_argument(
+        "--start", type=Path, help="folder of the trained model to harden; without it, models are trained"
+    )
+    harden.add_argument("--recipe", choices=RECIPES, default="adversarial")
+    harden.add_argument("--eps", type=float, default=2.0, help="radius in grey levels of 255 (default 2)")
+    harden.add_argument("--train-steps", type=int, default=2, help="PGD steps a training step (default 2)")
+    harden.add_argument("--clean-floor", type=float, default=0.0, help="least accuracy without attack, 0..1")
+    harden.add_argument("--pareto", action="store_true", help="maximise accuracy with and without attack together")
     args = parser.parse_args(arguments)
     try:
-        space = pick_space(args.space, freezing=args.weights != "scratch")
         splits = load_splits(args.data)
-        options = {"num_classes": len(splits.classes), "image_size": args.image_size, "weights": args.weights}
+        title = BACKBONES[args.backbone].title + ("_atk" if args.start else "")
         found = optuna_search(
-            partial(build_model, args.backbone, **options),
+            _start_of(args, splits),
             splits,
             num_epochs=args.num_epochs,
             n_trials=args.n_trials,
-            out=args.out or CHECKPOINTS / "optuna_params" / f"{BACKBONES[args.backbone].title}.json",
-            space=space,
+            out=args.out or CHECKPOINTS / "optuna_params" / f"{title}.json",
+            space=pick_space(args.space, freezing=bool(args.start) or args.weights != "scratch"),
+            objective=_recipe_of(args),
+            clean_floor=args.clean_floor,
+            pareto=args.pareto,
             seed=args.seed,
             journal=args.journal,
             worker=args.worker,
@@ -287,7 +392,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"best {found['selected_by']} {found['value']:.1%} with {found['params']}")
+    if not found["floor_reached"]:
+        print(f"no trial reached a clean accuracy of {args.clean_floor:.1%}; this one came closest")
     return 0
+
+
+def _start_of(args: argparse.Namespace, splits: DataSplits) -> Callable[[], MRIClassifier]:
+    if args.start:
+        fits = {"backbone": args.backbone, "classes": splits.classes, "fingerprint": splits.fingerprint}
+        load_trainable(args.start, **fits)  # a model that does not fit is refused before the first trial
+        return partial(load_trainable, args.start, **fits)
+    options = {"num_classes": len(splits.classes), "image_size": args.image_size, "weights": args.weights}
+    return partial(build_model, args.backbone, **options)
+
+
+def _recipe_of(args: argparse.Namespace) -> Hardening | None:
+    return make_objective(args.recipe, eps=args.eps / 255, steps=args.train_steps) if args.start else None
 
 
 if __name__ == "__main__":

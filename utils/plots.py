@@ -385,6 +385,32 @@ def plot_optuna_importance(importance: dict[str, float], *, title: str, note: st
     return finish(figure, title, note)
 
 
+def plot_optuna_pareto(
+    trials: Sequence[dict[str, Any]], *, chosen: int, floor: float, attack: str, title: str, note: str = ""
+) -> Figure:
+    """Accuracy without and under attack of each finished trial, and which ones no other beats in both.
+
+    Args:
+        trials: entries with ``number``, ``clean`` and ``robust``, 0..1.
+        chosen: number of the trial whose parameters were taken.
+        floor: least accuracy without attack, 0..1; 0 draws none.
+        attack: what the models were attacked with.
+    """
+    figure, axes = axes_of(size=(6.4, 4.4))
+    ax = axes[0, 0]
+    points = {t["number"]: (100 * t["clean"], 100 * t["robust"]) for t in trials}
+    ordered = sorted(points.values(), reverse=True)
+    front = [point for rank, point in enumerate(ordered) if all(point[1] > other[1] for other in ordered[:rank])]
+    ax.scatter(*zip(*points.values()), color=COLOURS[0], label="trial")
+    ax.step(*zip(*front), where="post", color=COLOURS[1], label="not beaten in both")
+    ax.scatter(*points[chosen], marker="*", s=180, color=COLOURS[2], edgecolor="black", zorder=3, label="chosen")
+    if floor:
+        ax.axvline(100 * floor, color="black", linestyle=":", label="floor")
+    ax.set(xlabel="balanced accuracy without attack (%)", ylabel=f"balanced accuracy, {attack} (%)")
+    ax.legend()
+    return finish(figure, title, note)
+
+
 def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
     """What a split gives away: 1-NN accuracy beside the majority, and how near the training set is."""
     figure, axes = axes_of(1, 2, size=(10, 4))

@@ -17,7 +17,9 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm.auto import tqdm
 
+from utils.config import SAMPLINGS
 from utils.ensemble import RULES
+from utils.objectives import RECIPES
 from utils.paths import DATASET_VARIABLES, ROOT, atomic_write
 from utils.sources import check_source
 from utils.splits import DEFAULT_RATIOS, PROTOCOLS
@@ -44,7 +46,13 @@ _CONSTANT_NODES = (
 _OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profile": "--profile", "split": "--split"}
 
 #: Parameters that name one or several of a few things.
-_CHOICES = {"rule": RULES, "attacked_rules": RULES, "vote_suite": SUITES}
+_CHOICES = {
+    "rule": RULES,
+    "attacked_rules": RULES,
+    "vote_suite": SUITES,
+    "recipe": RECIPES,
+    "sampling": SAMPLINGS,
+}
 
 #: What a quick run sets in the notebooks, where they have such a parameter.
 QUICK = {

@@ -11,8 +11,16 @@ from utils.figures import hardening_cams, member_cams, optuna_figures, recipe, s
 from utils.grad_cam import explain_rows, grad_cam
 from utils.leak_audit import audit_splits, audit_table
 from utils.metrics import evaluate, predict
-from utils.objectives import Adversarial, Standard
-from utils.optuna_search import SEARCH_SPACE, apply_hyperparams, load_hyperparams, optuna_search, pick_space
+from utils.objectives import RECIPES, Adversarial, Standard, make_objective
+from utils.optuna_search import (
+    HARDENING_SPACE,
+    SEARCH_SPACE,
+    apply_hyperparams,
+    apply_to_objective,
+    load_hyperparams,
+    optuna_search,
+    pick_space,
+)
 from utils.plots import (
     plot_accuracy_curve,
     plot_adversarial_examples,
@@ -73,7 +81,9 @@ __all__ = [
     "BACKBONES",
     "CLASSES",
     "ENSEMBLE",
+    "HARDENING_SPACE",
     "NO_AUGMENTATION",
+    "RECIPES",
     "RULES",
     "SEARCH_SPACE",
     "Adversarial",
@@ -88,6 +98,7 @@ __all__ = [
     "Workspace",
     "adversarial_examples",
     "apply_hyperparams",
+    "apply_to_objective",
     "attack_explorer",
     "attack_mode",
     "attack_strip",
@@ -119,6 +130,7 @@ __all__ = [
     "load_splits",
     "load_trainable",
     "load_vote",
+    "make_objective",
     "member_cams",
     "model_figures",
     "optuna_figures",

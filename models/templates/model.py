@@ -30,6 +30,11 @@ num_epochs = 20
 batch_size = 64
 learning_rate = __RATE__
 augmentation_strength = 1.0  # 0 turns augmentation off
+scanner = 0.0  # probability of each of bias field, Rician noise, motion and gain
+sampling = "shuffled"  # "class" draws classes equally often, "patient" spreads patients over batches
+mixup = 0.0  # parameter of the Beta distribution, 0.2 for instance; 0 mixes nothing
+layer_decay = 1.0  # factor on the learning rate from each block to the one before it
+patience = 0  # stop after so many epochs without a better validation score; 0 never stops
 max_test_images = 0  # 0 evaluates all test images
 seed = 0
 profile = "full"  # "quick" marks every figure as meaningless
@@ -84,9 +89,10 @@ uf.parameter_table(model)
 # values above.
 
 # %%
-augmentation = uf.Augmentation(strength=augmentation_strength)
+augmentation = uf.Augmentation(strength=augmentation_strength, scanner=scanner)
 sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-config = uf.TrainConfig(**sizes, seed=seed, augmentation=augmentation)
+further = {"sampling": sampling, "mixup": mixup, "layer_decay": layer_decay, "patience": patience}
+config = uf.TrainConfig(**sizes, **further, seed=seed, augmentation=augmentation)
 found_in = workspace.hyperparams(title)
 params = {}
 if load_existing_hyperparams:

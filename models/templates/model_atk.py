@@ -27,13 +27,18 @@ epsilons = [0, 0.5 / 255, 1 / 255, 0.005, 2 / 255, 4 / 255, 8 / 255]  # radii to
 Epsilon = 2 / 255  # radius for the step-size sweep and for hardening
 num_iter = 20  # PGD steps when measuring
 alphas = [0.0002, 0.0005, 0.001, 0.002]  # step sizes to compare at Epsilon
-Alpha = 0  # step size when hardening; 0 is 2.5 * Epsilon / train_steps
+Alpha = 0.0  # step size when hardening; 0 is 2.5 * Epsilon / train_steps
 train_steps = 2  # PGD steps when hardening
-adv_weight = 0.5  # loss = (1 - adv_weight) * clean + adv_weight * attacked
+recipe = "adversarial"  # "adversarial", "trades", "mart" or "n_fgsm"
+adv_weight = 0.5  # of "adversarial": loss = (1 - adv_weight) * clean + adv_weight * attacked
+beta = 0.0  # of "trades" and "mart": weight of the divergence; 0 is 6 and 5
+curriculum = 0.0  # share of the training over which the PGD steps grow from 1 to train_steps
 load_existing_hyperparams = False  # take those that the clean model's search has saved
 n_trials = 0  # Optuna trials of hardening; 0 searches nothing and keeps the values below
 search_epochs = 3  # epochs a trial
-search_space = []  # names out of SEARCH_SPACE in utils/optuna_search.py; [] takes all of them
+search_space = []  # names out of SEARCH_SPACE and HARDENING_SPACE in utils/optuna_search.py; [] takes all of the first
+clean_floor = 0.0  # least balanced accuracy without attack of a trial that may win
+pareto = False  # search for accuracy with and without attack together
 load_existing_params = False  # load the hardened weights in checkpoints instead of hardening anew
 train_loaded_model = False  # harden the loaded weights further
 num_epochs = 10
@@ -41,6 +46,12 @@ batch_size = 64
 trainable = "all"  # "all", "head", or a number: that many last blocks
 learning_rate = __ATK_RATE__
 augmentation_strength = 1.0
+scanner = 0.0  # probability of each of bias field, Rician noise, motion and gain
+sampling = "shuffled"  # "class" draws classes equally often, "patient" spreads patients over batches
+freeze_batchnorm = False  # keep the clean model's BatchNorm statistics
+ema_decay = 0.0  # of the averaged weights that are kept; 0 keeps the weights themselves
+awp = 0.0  # size of the adversarial weight perturbation, 0.005 for instance
+patience = 0  # stop after so many epochs without a better robust accuracy; 0 never stops
 validation_images = 512  # so many validation images are attacked after each epoch
 max_test_images = 0  # 0 attacks all test images
 panel_images = 128  # on so many of them the gradients are checked for masking; 0 leaves that out
@@ -187,13 +198,18 @@ uf.attack_explorer(model, test, note=note)
 # ## Adversarial training
 #
 # Every training image is attacked before each step, at a radius that grows from zero to `Epsilon`. The weights of the
-# epoch with the best balanced accuracy under PGD-10 on validation patients are kept.
+# epoch with the best balanced accuracy under PGD-10 on validation patients are kept. Where the model learns to stand
+# the training's own attack alone (catastrophic overfitting), the best weights so far are taken back and the training
+# goes on with more steps.
 
 # %%
-augmentation = uf.Augmentation(strength=augmentation_strength)
+augmentation = uf.Augmentation(strength=augmentation_strength, scanner=scanner)
 sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-config = uf.TrainConfig(**sizes, seed=seed, augmentation=augmentation, validation_images=validation_images)
-objective = uf.Adversarial(eps=Epsilon, alpha=Alpha or None, steps=train_steps, adv_weight=adv_weight)
+further = {"sampling": sampling, "ema_decay": ema_decay, "awp": awp, "patience": patience}
+further |= {"augmentation": augmentation, "validation_images": validation_images, "seed": seed}
+config = uf.TrainConfig(**sizes, **further)
+attack = {"eps": Epsilon, "alpha": Alpha or None, "steps": train_steps, "curriculum": curriculum}
+objective = uf.make_objective(recipe, **attack, adv_weight=adv_weight, beta=beta or None)
 objective
 
 # %% [markdown]
@@ -209,15 +225,18 @@ elif n_trials:
     start_model = partial(uf.load_trainable, pretrained, trainable=trainable, **fits)
     search = {"space": uf.pick_space(search_space), "num_epochs": search_epochs, "n_trials": n_trials}
     search |= {"objective": objective, "config": config, "seed": seed, "out": workspace.hyperparams(hardened_title)}
+    search |= {"clean_floor": clean_floor, "pareto": pareto}
     params = uf.optuna_search(start_model, splits, **search)["params"]
     display(*uf.show_search(search["out"], hardened_title, assets, note=note))
-config = uf.apply_hyperparams(config, params)
+config, objective = uf.apply_hyperparams(config, params), uf.apply_to_objective(objective, params)
 config
 
 # %%
 uf.seed_everything(seed)
 start = checkpoint if load_existing_params else pretrained
 hardened = uf.load_trainable(start, trainable=params.get("trainable", trainable), **fits)
+if freeze_batchnorm:
+    hardened.freeze_batchnorm()
 if not load_existing_params or train_loaded_model:
     run = {"config": config, "objective": objective}
     result = uf.train(hardened, splits, folder=checkpoint, on_epoch=uf.print_epoch, **run)
