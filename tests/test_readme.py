@@ -12,8 +12,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from models.def_models import build_model
 from models.templates import build
 from utils import figures, optuna_search, prepare, reproduce, robustness, utils_funcs
+from utils.checkpoints import save_checkpoint
+from utils.data import load_splits
+from utils.paths import read_json
 from utils.suites import Attack
 from utils.worst_case import adversarial_examples
 
@@ -113,6 +117,20 @@ def _search(command: str) -> Callable[[Path], None]:
     return run
 
 
+def _search_hardening(folder: Path) -> None:
+    """Random weights stand for a trained model."""
+    assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
+    splits = load_splits(folder / "data")
+    model = build_model("resnet34", image_size=32)
+    save_checkpoint(model, {"classes": splits.classes, "data": splits.info}, folder / "ResNet34")
+    arguments = HARDEN.replace("checkpoints/ResNet34", str(folder / "ResNet34"))
+    arguments = arguments.replace("--n-trials 20", "--n-trials 1 --num-epochs 1 --space learning_rate beta")
+    options = ["--data", str(folder / "data"), "--out", str(folder / "found.json")]
+    assert optuna_search.main([*arguments.split()[3:], *options]) == 0
+    found = read_json(folder / "found.json")
+    assert found["objective"]["name"] == "trades" and found["clean_floor"] == 0.45 and "beta" in found["params"]
+
+
 def _figures(command: str) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         """Without trained models the command says so; tests/test_notebooks.py draws with them."""
@@ -143,6 +161,8 @@ ROBUSTNESS = "python -m utils.robustness --model ResNet34 --suite standard"
 PREPARE = "python -m utils.prepare --source PATH --split patient"
 SEARCH = "python -m utils.optuna_search --backbone resnet34 --n-trials 20 --num-epochs 3"
 SEARCH += " --journal runs/resnet34.log --worker 0"
+HARDEN = "python -m utils.optuna_search --backbone resnet34 --start checkpoints/ResNet34 --recipe trades"
+HARDEN += " --n-trials 20 --clean-floor 0.45"
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
     f"{ONE_LINE}python -m pytest": _all_tests,
@@ -159,6 +179,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     ONE: _train_one(ONE, 20, 10),
     PUBLISHED: _train_one(PUBLISHED, 16, 16),
     SEARCH: _search(SEARCH),
+    HARDEN: _search_hardening,
     ROBUSTNESS: _robustness,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
