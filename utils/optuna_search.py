@@ -25,7 +25,7 @@ from utils.metrics import scores
 from utils.objectives import RECIPES, Hardening, Standard, make_objective
 from utils.paths import CHECKPOINTS, DATASET_VARIABLES, read_json, write_json
 from utils.reproducibility import derived_seed, environment_facts, seed_everything
-from utils.suites import Attack
+from utils.suites import SUITES
 from utils.training import train
 from utils.worst_case import robustness_curve
 
@@ -50,7 +50,7 @@ HARDENING_SPACE: dict[str, tuple] = {
     "label_smoothing": ("choice", (0.0, 0.1)),
 }
 #: What the kept epoch of each hardening trial is scored by; PGD-10 alone decides which trials get that far.
-RESCORE = (Attack("fgsm"), Attack("pgd", steps=20), Attack("pgd", steps=20, loss="margin"), Attack("apgd_t", steps=10))
+RESCORE = SUITES["brief"]
 
 
 def pick_space(names: Sequence[str] = (), *, freezing: bool = True) -> dict[str, tuple]:

@@ -184,10 +184,11 @@ _REPORT = (
 )
 
 #: Sets of attacks, cheap before dear: what one breaks, the next ones leave alone.
-#: ``smoke`` only shows that everything runs.
+#: ``smoke`` only shows that everything runs; ``brief`` ranks models while they are developed.
 SUITES: dict[str, tuple[Attack, ...]] = {
     "smoke": (Attack("fgsm"), _pgd(5), Attack("square", steps=20)),
     "quick": (Attack("fgsm"), _pgd(20)),
+    "brief": (Attack("fgsm"), _pgd(20), _pgd(20, loss="margin"), Attack("apgd_t", steps=10)),
     "standard": (*_REPORT, Attack("square", steps=1000)),
     "full": (*_REPORT, Attack("square", steps=5000), Attack("autoattack")),
 }

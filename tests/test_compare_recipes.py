@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from utils import compare_recipes
+from utils.compare_recipes import VARIANTS, main, summarise, summary_figure, summary_table
+from utils.config import TrainConfig
+from utils.objectives import make_objective
+from utils.paths import read_json, write_json
+from utils.prepare import group_by_subject, split_and_save
+
+SIZES = {"clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
+
+
+@pytest.fixture
+def command(phantoms, tmp_path: Path, small_backbone) -> list[str]:
+    split_and_save(phantoms, group_by_subject(phantoms), split="patient", out=tmp_path / "data")
+    arguments = ["--data", str(tmp_path / "data"), "--backbone", "small", "--out", str(tmp_path / "out")]
+    return [*arguments, "--work", str(tmp_path), *(text for k, v in SIZES.items() for text in (f"--{k}", str(v)))]
+
+
+def test_runs_are_done_once_and_summed_up(command: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
+    assert main([*command, "--variants", "trades", "ema", "--seeds", "0", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "TRADES" in printed and "1-NN, raw pixels" in printed and "±" in printed
+    files = sorted(path.name for path in (tmp_path / "out").glob("*_seed*.json"))
+    assert files == [f"{name}_seed{seed}.json" for name in ("clean", "ema", "trades") for seed in (0, 1)]
+    assert (tmp_path / "out" / "summary.png").is_file()
+    run = read_json(tmp_path / "out" / "trades_seed1.json")
+    assert run["training"]["objective"]["name"] == "trades" and run["training"]["config"]["seed"] == 1
+    assert run["test"]["n_images"] == 8 and len(run["test"]["metrics"]) == 3
+    monkeypatch.setattr(compare_recipes, "train", None)
+    assert main([*command, "--variants", "trades", "ema", "--seeds", "0", "1"]) == 0
+    with pytest.raises(TypeError):
+        main([*command, "--variants", "mart", "--seeds", "0"])
+
+
+def _run(name: str, seed: int, validation: float, test: float) -> dict:
+    def metrics(value: float) -> dict:
+        level = {"n": 8, "accuracy": value, "balanced_accuracy": value, "macro_f1": value, "auroc": value}
+        return {question: {"image": level, "patient": level} for question in ("4 classes", "binary")}
+
+    side = {"epsilons": [0, 1 / 255, 2 / 255], "attacks": ["FGSM"], "n_images": 8, "n_subjects": 4}
+    return {
+        "variant": name,
+        "title": VARIANTS[name].title,
+        "seed": seed,
+        "model": {"backbone": "resnet34", "image_size": 32},
+        "training": {"seconds": 60.0, "history": [{"epoch": 0}]},
+        "budget": {"epochs": 1},
+        "validation": side | {"metrics": [metrics(validation)] * 3},
+        "test": side | {"metrics": [metrics(test)] * 3},
+        "data": {"fingerprint": "x", "protocol": "patient"},
+    }
+
+
+def test_the_winner_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> None:
+    for seed, (good, bad) in enumerate(((0.5, 0.4), (0.7, 0.6))):
+        write_json(tmp_path / f"trades_seed{seed}.json", _run("trades", seed, validation=good, test=0.1))
+        write_json(tmp_path / f"mart_seed{seed}.json", _run("mart", seed, validation=bad, test=0.9))
+    summary = summarise(tmp_path, {})
+    table = summary_table(summary)
+    assert summary["winner"] == "trades" and list(table.index) == ["TRADES *", "MART"]
+    sd = np.std([50, 70], ddof=1)
+    assert table.loc["TRADES *", "validation balanced, 2/255"] == f"60.0 ± {sd:.1f}"
+    figure = summary_figure(summary)
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["TRADES (chosen on validation)", "MART"]
+    plt.close(figure)
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no finished runs"):
+        summarise(tmp_path)
+    write_json(tmp_path / "trades_seed0.json", _run("trades", 0, 0.5, 0.5))
+    write_json(tmp_path / "trades_seed1.json", _run("trades", 1, 0.5, 0.5) | {"budget": {"epochs": 2}})
+    with pytest.raises(ValueError, match="use a folder for each"):
+        summarise(tmp_path)
+
+
+def test_an_unknown_variant_is_refused_before_anything_runs(command: list[str], tmp_path: Path, capsys) -> None:
+    assert main([*command, "--variants", "tradse"]) == 1
+    assert "known: adversarial" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_made_of_real_settings(name: str) -> None:
+    variant = VARIANTS[name]
+    objective = make_objective(variant.recipe, eps=0.01, steps=2, **variant.objective)
+    assert all(getattr(objective, key) == value for key, value in variant.objective.items())
+    TrainConfig(**variant.config)
+    compare_recipes.replace(compare_recipes.Augmentation(), **variant.augmentation)

@@ -1,0 +1,367 @@
+"""Which way of hardening holds best on unknown patients, over several seeds, chosen by validation patients alone.
+
+    python -m utils.compare_recipes --data dataset/dataset_variables --image-size 32 --seeds 0 1 2 --out FOLDER
+
+For each seed a clean model is trained, and each variant hardens it. Every run leaves a small JSON file in FOLDER and is
+not done again; several processes may work on different seeds or variants of one FOLDER. ``summary.json`` and
+``summary.png`` are made from these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from models.def_models import BACKBONES, MRIClassifier, build_model
+from utils.augment import Augmentation
+from utils.baselines import BASELINES
+from utils.checkpoints import RECORD, load_checkpoint, load_trainable
+from utils.config import TrainConfig
+from utils.data import DataSplits, ImageSet, load_splits
+from utils.intervals import report
+from utils.objectives import Standard, make_objective
+from utils.paths import DATASET_VARIABLES, ROOT, read_json, write_json
+from utils.plots import COLOURS, axes_of, finish, save_figure
+from utils.reproducibility import environment_facts, seed_everything
+from utils.results import save_trained
+from utils.suites import SUITES, describe
+from utils.training import print_epoch, train
+from utils.workspace import pick_device
+from utils.worst_case import robustness_curve
+
+SUITE = "brief"
+EPSILONS = (1 / 255, 2 / 255)
+_KEPT = ("n", "accuracy", "balanced_accuracy", "macro_f1", "auroc")
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to harden.
+
+    Attributes:
+        title: for tables.
+        recipe: a key of :data:`utils.objectives.RECIPES`.
+        objective, config, augmentation: what differs from the defaults.
+        freeze_batchnorm: keep the clean model's BatchNorm.
+    """
+
+    title: str
+    recipe: str = "adversarial"
+    objective: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    freeze_batchnorm: bool = False
+
+
+_FULL = {"adv_weight": 1.0}
+#: The recipes, each with its authors' weight of the second term.
+RECIPE_VARIANTS = {
+    "adversarial": Variant("adversarial, half clean"),
+    "adversarial_full": Variant("adversarial, all attacked", objective=_FULL),
+    "trades": Variant("TRADES", "trades"),
+    "mart": Variant("MART", "mart"),
+    "n_fgsm": Variant("N-FGSM", "n_fgsm"),
+}
+#: One change at a time to ``adversarial_full``.
+CHANGE_VARIANTS = {
+    "curriculum": Variant("+ curriculum", objective=_FULL | {"curriculum": 0.5}),
+    "ema": Variant("+ averaged weights", objective=_FULL, config={"ema_decay": 0.99}),
+    "awp": Variant("+ weight perturbation", objective=_FULL, config={"awp": 0.005}),
+    "label_smoothing": Variant("+ label smoothing", objective=_FULL, config={"label_smoothing": 0.1}),
+    "frozen_batchnorm": Variant("+ frozen BatchNorm", objective=_FULL, freeze_batchnorm=True),
+    "layer_decay": Variant("+ layer-wise rates", objective=_FULL, config={"layer_decay": 0.7}),
+    "class_sampling": Variant("+ classes drawn alike", objective=_FULL, config={"sampling": "class"}),
+    "patient_batches": Variant("+ patients spread", objective=_FULL, config={"sampling": "patient"}),
+    "mixup": Variant("+ mixup", objective=_FULL, config={"mixup": 0.2}),
+    "cutmix": Variant("+ CutMix", objective=_FULL, config={"cutmix": 1.0}),
+    "scanner": Variant("+ scanner changes", objective=_FULL, augmentation={"scanner": 0.3}),
+    "weight_decay": Variant("+ weight decay x 4", objective=_FULL, config={"weight_decay": 0.2}),
+}
+VARIANTS = RECIPE_VARIANTS | CHANGE_VARIANTS
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is spent on each run; the same for all variants.
+
+    Attributes:
+        clean_epochs, clean_rate: of the clean model; ``epochs`` and ``rate`` are of hardening.
+        train_steps, eps: PGD steps and radius of hardening.
+        validation_images: at most so many are attacked after each epoch.
+        max_images: at most so many test and so many validation images are attacked in the end, spread over patients.
+    """
+
+    image_size: int = 32
+    clean_epochs: int = 14
+    epochs: int = 8
+    train_steps: int = 2
+    eps: float = 2 / 255
+    batch_size: int = 64
+    clean_rate: float = 1e-3
+    rate: float = 5e-4
+    validation_images: int = 512
+    max_images: int = 640
+
+
+def run_seed(
+    splits: DataSplits,
+    *,
+    backbone: str,
+    variants: Sequence[str],
+    seed: int,
+    budget: Budget,
+    out: Path,
+    work: Path,
+) -> None:
+    """Train and score the clean model and each variant of one seed, as far as that is not done yet.
+
+    Args:
+        variants: keys of ``VARIANTS``.
+        out: folder of the JSON files.
+        work: folder of weights and unfinished runs.
+    """
+    clean_folder = work / f"{CLEAN}_seed{seed}"
+    if not (clean_folder / RECORD).is_file():
+        _train_clean(splits, backbone, seed, budget, clean_folder)
+    for name in (CLEAN, *variants):
+        target = out / f"{name}_seed{seed}.json"
+        if target.is_file():
+            continue
+        print(f"{name}, seed {seed}", flush=True)
+        folder = work / f"{name}_seed{seed}"
+        if not (folder / RECORD).is_file():
+            _harden(splits, VARIANTS[name], seed, budget, clean_folder, folder)
+        model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        write_json(target, _score_run(name, seed, model, record, splits, budget))
+
+
+def _train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
+    seed_everything(seed)
+    model = build_model(backbone, num_classes=len(splits.classes), image_size=budget.image_size)
+    sizes = {"num_epochs": budget.clean_epochs, "batch_size": budget.batch_size, "learning_rate": budget.clean_rate}
+    _train(model, splits, TrainConfig(**sizes, seed=seed), Standard(), folder, "scratch")
+
+
+def _harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, start: Path, folder: Path) -> None:
+    seed_everything(seed)
+    model = load_trainable(start, classes=splits.classes, fingerprint=splits.fingerprint)
+    if variant.freeze_batchnorm:
+        model.freeze_batchnorm()
+    config = TrainConfig(
+        num_epochs=budget.epochs,
+        batch_size=budget.batch_size,
+        learning_rate=budget.rate,
+        validation_images=budget.validation_images,
+        augmentation=replace(Augmentation(), **variant.augmentation),
+        seed=seed,
+    )
+    objective = make_objective(variant.recipe, **{"eps": budget.eps, "steps": budget.train_steps} | variant.objective)
+    _train(model, splits, replace(config, **variant.config), objective, folder, start.name)
+
+
+def _train(
+    model: MRIClassifier, splits: DataSplits, config: TrainConfig, objective: Standard, folder: Path, start: str
+) -> None:
+    run = {"config": config, "objective": objective}
+    result = train(model, splits, folder=folder, on_epoch=print_epoch, **run)
+    save_trained(model, folder, splits=splits, result=result, start=start, **run)
+
+
+def _score_run(
+    name: str, seed: int, model: MRIClassifier, record: Mapping[str, Any], splits: DataSplits, budget: Budget
+) -> dict[str, Any]:
+    return {
+        "variant": name,
+        "title": VARIANTS[name].title if name in VARIANTS else "not hardened",
+        "seed": seed,
+        "model": record["model"],
+        "training": record["training"],
+        "budget": asdict(budget),
+        "validation": _attacked(model, splits.validation.balanced_subset(budget.max_images), seed),
+        "test": _attacked(model, splits.test.balanced_subset(budget.max_images), seed),
+        "data": splits.info,
+        "environment": environment_facts(),
+    }
+
+
+def _attacked(model: MRIClassifier, images: ImageSet, seed: int) -> dict[str, Any]:
+    """Metrics without attack and under the worst case of ``SUITE`` at each of ``EPSILONS``."""
+    device = pick_device()
+    options = {"attack": SUITES[SUITE], "epsilons": EPSILONS, "seed": seed, "device": device}
+    curve = robustness_curve(model.to(device), images, **options)
+    return {
+        "epsilons": curve.epsilons,
+        "attacks": [attack["title"] for attack in describe(SUITES[SUITE])],
+        "n_images": curve.n_images,
+        "n_subjects": curve.n_subjects,
+        "metrics": [_short(logits, images) for logits in curve.logits],
+    }
+
+
+def _short(logits: torch.Tensor, images: ImageSet) -> dict[str, Any]:
+    found = report(logits, images)
+    return {
+        question: {level: {key: own[key] for key in _KEPT} if own else None for level, own in levels.items()}
+        for question, levels in found.items()
+    }
+
+
+def score_baselines(splits: DataSplits) -> dict[str, dict[str, Any]]:
+    """Name -> metrics of each baseline on all test images, learnt from training and validation patients."""
+    known = splits.train.join(splits.validation)
+    return {name: _short(baseline(known, splits.test), splits.test) for name, baseline in BASELINES.items()}
+
+
+#: Column -> where its value is in a run's file: side, radius (index), question, level, metric.
+COLUMNS: dict[str, tuple[str, int, str, str, str]] = {
+    "validation balanced, 2/255": ("validation", 2, "4 classes", "image", "balanced_accuracy"),
+    "clean": ("test", 0, "4 classes", "image", "accuracy"),
+    "1/255": ("test", 1, "4 classes", "image", "accuracy"),
+    "2/255": ("test", 2, "4 classes", "image", "accuracy"),
+    "clean, balanced": ("test", 0, "4 classes", "image", "balanced_accuracy"),
+    "2/255, balanced": ("test", 2, "4 classes", "image", "balanced_accuracy"),
+    "patient AUROC, clean": ("test", 0, "binary", "patient", "auroc"),
+    "patient AUROC, 1/255": ("test", 1, "binary", "patient", "auroc"),
+}
+CHOSEN_BY = next(iter(COLUMNS))
+
+
+def summarise(out: Path, baselines: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Mean and standard deviation over seeds of each variant whose runs lie in ``out``, and the winner.
+
+    Args:
+        baselines: of :func:`score_baselines`; None takes those of the last summary.
+
+    Raises:
+        FileNotFoundError: no runs there.
+        ValueError: runs over other data or budgets among them.
+    """
+    runs = [read_json(path) for path in sorted(out.glob("*_seed*.json"))]
+    if not runs:
+        raise FileNotFoundError(f"no finished runs in {out}")
+    if len({(run["data"]["fingerprint"], str(run["budget"]), str(run["model"])) for run in runs}) > 1:
+        raise ValueError(f"{out} holds runs over other data, models or budgets; use a folder for each")
+    old = read_json(out / SUMMARY)["baselines"] if baselines is None and (out / SUMMARY).is_file() else {}
+    order = [CLEAN, *VARIANTS]
+    rows = {}
+    for name in sorted({run["variant"] for run in runs}, key=order.index):
+        own = [run for run in runs if run["variant"] == name]
+        rows[name] = {
+            "title": own[0]["title"],
+            "seeds": [run["seed"] for run in own],
+            "minutes": float(np.mean([run["training"]["seconds"] for run in own])) / 60,
+            "collapsed": sum(any(entry.get("collapsed") for entry in run["training"]["history"]) for run in own),
+            "values": {column: [_value(run, *place) for run in own] for column, place in COLUMNS.items()},
+        }
+    hardened = {name: np.mean(row["values"][CHOSEN_BY]) for name, row in rows.items() if name != CLEAN}
+    first = runs[0]
+    return {
+        "winner": max(hardened, key=hardened.__getitem__) if hardened else None,
+        "chosen_by": CHOSEN_BY,
+        "variants": rows,
+        "baselines": dict(baselines) if baselines is not None else old,
+        "attacks": first["test"]["attacks"],
+        "n_images": first["test"]["n_images"],
+        "n_subjects": first["test"]["n_subjects"],
+        "model": first["model"],
+        "budget": first["budget"],
+        "data": first["data"],
+        "environment": environment_facts(),
+    }
+
+
+def _value(run: Mapping[str, Any], side: str, step: int, question: str, level: str, metric: str) -> float | None:
+    found = run[side]["metrics"][step].get(question, {}).get(level)
+    return found[metric] if found else None
+
+
+def summary_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Mean ± standard deviation over seeds in percent, a row a variant, the baselines below; the winner has a star."""
+    rows = {}
+    for name, row in summary["variants"].items():
+        cells = {column: _mean_and_sd(values) for column, values in row["values"].items()}
+        title = row["title"] + (" *" if name == summary["winner"] else "")
+        rows[title] = {"seeds": len(row["seeds"]), **cells, "minutes": f"{row['minutes']:.1f}"}
+    for name, metrics in summary["baselines"].items():
+        found = {"test": {"metrics": [metrics]}}
+        places = {column: place for column, place in COLUMNS.items() if place[:2] == ("test", 0)}
+        rows[name] = {column: _mean_and_sd([_value(found, *place)]) for column, place in places.items()}
+    return pd.DataFrame.from_dict(rows, orient="index").astype(object).fillna("-")
+
+
+def _mean_and_sd(values: Sequence[float | None]) -> str:
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "-"
+    return f"{np.mean(known):.1f}" + (f" ± {np.std(known, ddof=1):.1f}" if len(known) > 1 else "")
+
+
+def summary_figure(summary: Mapping[str, Any]) -> Figure:
+    """Test accuracy without and under attack of each variant, mean and standard deviation over seeds."""
+    figure, axes = axes_of(size=(8.4, 5.2))
+    ax = axes[0, 0]
+    for index, (name, row) in enumerate(summary["variants"].items()):
+        clean, robust = (100 * np.array(row["values"][column]) for column in ("clean", "2/255"))
+        spread = [values.std(ddof=1) if len(values) > 1 else 0 for values in (clean, robust)]
+        label = row["title"] + (" (chosen on validation)" if name == summary["winner"] else "")
+        style = {"color": COLOURS[index % len(COLOURS)], "marker": "osD^vPX*"[index // len(COLOURS) % 8]}
+        ax.errorbar(clean.mean(), robust.mean(), xerr=spread[0], yerr=spread[1], capsize=2, label=label, **style)
+    ax.set(xlabel="accuracy without attack (%)", ylabel="accuracy, worst case at 2/255 (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+    model = f"{BACKBONES[summary['model']['backbone']].title}, {summary['model']['image_size']} px"
+    title = f"{model}, split by {summary['data']['protocol']}: {summary['n_images']} test images"
+    seeds = max(len(row["seeds"]) for row in summary["variants"].values())
+    return finish(figure, title, f"bars: standard deviation over {seeds} seeds" if seeds > 1 else "one seed")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = _parse(arguments)
+    try:
+        splits = load_splits(args.data)
+        names = list(VARIANTS) if args.variants == ["all"] else args.variants
+        unknown = set(names) - set(VARIANTS)
+        if unknown:
+            raise ValueError(f"no variant {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
+        budget = Budget(**{name: getattr(args, name) for name in Budget.__dataclass_fields__ if hasattr(args, name)})
+        for seed in args.seeds:
+            places = {"out": args.out, "work": args.work / args.out.name}
+            run_seed(splits, backbone=args.backbone, variants=names, seed=seed, budget=budget, **places)
+        summary = summarise(args.out, score_baselines(splits))
+        write_json(args.out / SUMMARY, summary)
+        save_figure(summary_figure(summary), (args.out / SUMMARY).with_suffix(".png"))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(summary_table(summary).to_string())
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m utils.compare_recipes", description="Compare ways of hardening")
+    add = parser.add_argument
+    add("--data", type=Path, default=DATASET_VARIABLES, help="folder of prepared *_set.pt")
+    add("--backbone", choices=sorted(BACKBONES), default="resnet34")
+    add("--variants", nargs="+", default=list(RECIPE_VARIANTS), metavar="NAME", help=f"all, or of {' '.join(VARIANTS)}")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--out", type=Path, required=True, help="folder of the results")
+    add("--work", type=Path, default=ROOT / "runs" / "compare_recipes", help="folder of weights and unfinished runs")
+    for name, default in asdict(Budget()).items():
+        if name != "eps":
+            add(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
