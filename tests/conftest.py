@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,13 @@ def small_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
         net.add_module("out", nn.Linear(128, num_classes))
         return net
 
-    entry = Backbone("Small", build, "out", lambda net: [net[0]], lambda net: [net[0][0]], dict)
-    monkeypatch.setitem(def_models.BACKBONES, "small", entry)
+    add_backbone(monkeypatch, "small", build)
+
+
+def add_backbone(monkeypatch: pytest.MonkeyPatch, name: str, build: Callable[[int, int], nn.Module]) -> None:
+    """For one test, a backbone whose first module is its body and whose head is called ``out``."""
+    entry = Backbone(name.title(), build, "out", lambda net: [net[0]], lambda net: [net[0][0]], dict)
+    monkeypatch.setitem(def_models.BACKBONES, name, entry)
 
 
 def small_model(seed: int = 0) -> MRIClassifier:

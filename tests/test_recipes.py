@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small_model
+from conftest import add_backbone, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -20,6 +20,7 @@ from models.def_models import build_model
 from tests.toy import toy_images
 from utils.augment import NO_AUGMENTATION, Augmentation
 from utils.baselines import BASELINES, fluid_shares
+from utils.checkpoints import load_resume_state
 from utils.config import SAMPLINGS, TrainConfig
 from utils.data import DataSplits
 from utils.objectives import RECIPES, Adversarial, Hardening, Mart, NFgsm, Step, Trades, divergence, make_objective
@@ -352,3 +353,45 @@ def test_an_interrupted_run_with_every_option_ends_as_an_uninterrupted_one(split
     one, first = _interrupted(splits, tmp_path / "a", None, **options)
     two, second = _interrupted(splits, tmp_path / "b", 1, **options)
     assert first == second and all(torch.equal(one[name], two[name]) for name in one)
+
+
+class _Enough(Exception):
+    """Ends a training from its callback."""
+
+
+def _wide(num_classes: int, image_size: int) -> nn.Module:
+    """Enough weights to learn what the single step looks like."""
+    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()]
+    for before, after in ((32, 32), (32, 64), (64, 64)):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+    net = nn.Sequential(nn.Sequential(*layers), nn.Flatten())
+    net.add_module("out", nn.Linear(64 * 16, num_classes))
+    return net
+
+
+def test_a_run_made_to_collapse_is_noticed_and_goes_on_with_more_steps(tmp_path: Path, monkeypatch) -> None:
+    """FGSM without noise and without decay of the rate, until the model stands FGSM alone."""
+    add_backbone(monkeypatch, "wide", _wide)
+    splits = DataSplits(toy_images(768, seed=1), toy_images(96, seed=3), toy_images(96, seed=4))
+    config = TrainConfig(num_epochs=80, learning_rate=0.01, scheduler="constant", weight_decay=0.0)
+    config = replace(config, augmentation=NO_AUGMENTATION, validation_images=96)
+    torch.manual_seed(0)
+    model = build_model("wide", image_size=32)
+    history, weights = [], []
+
+    def watch(entry: dict) -> None:
+        history.append(entry)
+        weights.append(model.backbone.out.weight.detach().clone())
+        if len(history) > 4 and history[-5].get("collapsed"):
+            raise _Enough
+
+    objective = NFgsm(eps=10 / 255, noise=0.0, ramp=0.05)
+    with pytest.warns(UserWarning, match=r"catastrophic overfitting.*Adversarial\(.*steps=3"), pytest.raises(_Enough):
+        train(model, splits, objective=objective, config=config, folder=tmp_path, on_epoch=watch)
+    first = next(number for number, entry in enumerate(history) if entry.get("collapsed"))
+    robust = [entry["validation_robust_accuracy"] for entry in history]
+    best = int(np.argmax(robust[:first]))
+    assert history[first]["validation_fgsm_accuracy"] - robust[first] > 0.15 and robust[best] - robust[first] > 0.15
+    assert torch.equal(weights[first], weights[best])
+    assert max(robust[first + 1 :]) > robust[first] + 0.1
+    assert load_resume_state(tmp_path, {})["progress"]["collapsed_at"] == first
