@@ -39,6 +39,8 @@ from utils.sampling import epoch_order, mix
 VALIDATION_STEPS = 10
 #: Catastrophic overfitting: accuracy under PGD falls this far below its best, and this far below that under FGSM.
 COLLAPSE = 0.15
+#: On n images it must fall by at least this over the root of n, about two standard errors of a difference.
+COLLAPSE_NOISE = 1.5
 
 
 @dataclass
@@ -297,8 +299,9 @@ class _Run:
     def _collapsed(self, entry: dict[str, float]) -> bool:
         if not self.objective.attack_steps:
             return False
-        robust = entry["validation_robust_accuracy"]
-        return min(self.state.best_score, entry["validation_fgsm_accuracy"]) - robust > COLLAPSE
+        n_images = min(len(self.validation), self.config.validation_images)
+        fallen = min(self.state.best_score, entry["validation_fgsm_accuracy"]) - entry["validation_robust_accuracy"]
+        return fallen > max(COLLAPSE, COLLAPSE_NOISE / math.sqrt(n_images))
 
     def _fall_back(self) -> None:
         """Take the best weights back and attack harder from here on."""
