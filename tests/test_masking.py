@@ -79,6 +79,18 @@ def test_too_few_steps_are_noticed(toy_nets, toy_test) -> None:
     assert "PGD-4 is not weaker than FGSM" in failed and "ten times the steps change nothing" in failed
 
 
+def test_square_is_held_against_all_gradient_attacks_of_the_number(toy_nets, toy_test) -> None:
+    """One PGD may stall where another loss does not: only what every gradient leaves betrays a masked one."""
+    stalled = Attack("pgd", steps=1, alpha=EPS / 100, random_start=False)
+    with pytest.warns(UserWarning, match="cannot reach"):
+        panel = masking_panel(
+            toy_nets["plain"], toy_test, **RUN | {"attacks": (stalled, Attack("apgd_t", steps=30)), "queries": 500}
+        )
+    assert panel.alone["Square-500"] < panel.alone[stalled.title] - 0.1
+    square = next(check for check in panel.checks if check.question.startswith("Square-500"))
+    assert square.passed, square
+
+
 def test_the_panel_needs_a_radius_and_a_pgd(toy_test) -> None:
     for wrong in ({"eps": 0}, {"attacks": (Attack("fgsm"),)}):
         with pytest.raises(ValueError, match="panel needs"):
