@@ -13,7 +13,7 @@ from utils.objectives import make_objective
 from utils.paths import read_json, write_json
 from utils.prepare import group_by_subject, split_and_save
 
-SIZES = {"clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
+SIZES = {"trainable": "head", "clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def test_runs_are_done_once_and_summed_up(command: list[str], tmp_path: Path, mo
     assert (tmp_path / "out" / "summary.png").is_file()
     run = read_json(tmp_path / "out" / "trades_seed1.json")
     assert run["training"]["objective"]["name"] == "trades" and run["training"]["config"]["seed"] == 1
+    assert run["budget"]["trainable"] == "head" and run["training"]["start"] == "clean_seed1"
     assert run["test"]["n_images"] == 8 and len(run["test"]["metrics"]) == 3
     monkeypatch.setattr(compare_recipes, "train", None)
     assert main([*command, "--variants", "trades", "ema", "--seeds", "0", "1"]) == 0

@@ -205,6 +205,12 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(toy_nets, toy_test, tmp_p
     assert resumed == fresh
 
 
+def test_time_that_an_earlier_run_spent_is_counted(toy_nets, toy_test, tmp_path) -> None:
+    run = {"attack": Attack("pgd", steps=40), "epsilons": [EPS], "cache": tmp_path}
+    first, again = (robustness_curve(toy_nets["plain"], toy_test, **run).seconds for _ in range(2))
+    assert again > 0.5 * first > 0
+
+
 def test_bad_models_and_labels_are_refused(toy_nets, toy_test) -> None:
     net, run = toy_nets["plain"], {"attack": Attack("fgsm"), "epsilons": [EPS]}
     with pytest.raises(ValueError, match="probabilities"):

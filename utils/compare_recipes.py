@@ -100,6 +100,8 @@ class Budget:
         train_steps, eps: PGD steps and radius of hardening.
         validation_images: at most so many are attacked after each epoch.
         max_images: at most so many test and so many validation images are attacked in the end, spread over patients.
+        weights, trainable: of the clean model, see :func:`models.def_models.build_model`; hardening trains the same
+            blocks.
     """
 
     image_size: int = 32
@@ -112,6 +114,8 @@ class Budget:
     rate: float = 5e-4
     validation_images: int = 512
     max_images: int = 640
+    weights: str = "scratch"
+    trainable: str | int = "all"
 
 
 def run_seed(
@@ -148,14 +152,15 @@ def run_seed(
 
 def _train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
     seed_everything(seed)
-    model = build_model(backbone, num_classes=len(splits.classes), image_size=budget.image_size)
+    shape = {"num_classes": len(splits.classes), "image_size": budget.image_size}
+    model = build_model(backbone, **shape, weights=budget.weights, trainable=budget.trainable)
     sizes = {"num_epochs": budget.clean_epochs, "batch_size": budget.batch_size, "learning_rate": budget.clean_rate}
-    _train(model, splits, TrainConfig(**sizes, seed=seed), Standard(), folder, "scratch")
+    _train(model, splits, TrainConfig(**sizes, seed=seed), Standard(), folder, _named(budget.weights))
 
 
 def _harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, start: Path, folder: Path) -> None:
     seed_everything(seed)
-    model = load_trainable(start, classes=splits.classes, fingerprint=splits.fingerprint)
+    model = load_trainable(start, trainable=budget.trainable, classes=splits.classes, fingerprint=splits.fingerprint)
     if variant.freeze_batchnorm:
         model.freeze_batchnorm()
     config = TrainConfig(
@@ -178,6 +183,11 @@ def _train(
     save_trained(model, folder, splits=splits, result=result, start=start, **run)
 
 
+def _named(weights: str) -> str:
+    """Weights without the place where they lie."""
+    return Path(weights).name
+
+
 def _score_run(
     name: str, seed: int, model: MRIClassifier, record: Mapping[str, Any], splits: DataSplits, budget: Budget
 ) -> dict[str, Any]:
@@ -187,7 +197,7 @@ def _score_run(
         "seed": seed,
         "model": record["model"],
         "training": record["training"],
-        "budget": asdict(budget),
+        "budget": asdict(budget) | {"weights": _named(budget.weights)},
         "validation": _attacked(model, splits.validation.balanced_subset(budget.max_images), seed),
         "test": _attacked(model, splits.test.balanced_subset(budget.max_images), seed),
         "data": splits.info,
@@ -358,8 +368,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="folder of the results")
     add("--work", type=Path, default=ROOT / "runs" / "compare_recipes", help="folder of weights and unfinished runs")
     for name, default in asdict(Budget()).items():
-        if name != "eps":
+        if name not in ("eps", "trainable"):
             add(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    trainable = {"type": lambda text: int(text) if text.isdigit() else text, "default": "all"}
+    add("--trainable", metavar="all|head|N", help="what is trained; N: the last N blocks", **trainable)
     return parser.parse_args(arguments)
 
 

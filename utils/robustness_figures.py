@@ -166,7 +166,7 @@ def vote_table(record: Record) -> pd.DataFrame:
 def _with_interval(value: float | None, bounds: list[float] | None) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.1f}" + (f" [{100 * bounds[0]:.0f}, {100 * bounds[1]:.0f}]" if bounds else "")
+    return f"{100 * value:.1f}" + (f" [{round(100 * bounds[0])}, {round(100 * bounds[1])}]" if bounds else "")
 
 
 def model_figures(title: str, records: Mapping[str, Record]) -> dict[str, Figure]:

@@ -45,7 +45,7 @@ class RobustnessCurve:
         broken_by: for each image the index into ``attacks`` of the one that broke it, ``NEVER`` if none did.
         n_images, n_subjects: how many.
         max_norm: largest size that a perturbation had at each radius, in the threat's norm.
-        seconds: wall time.
+        seconds: wall time of all batches, those from the cache of an interrupted evaluation too.
         first_rounded: int64 tensor N like ``first_broken``, for ``rounded_accuracy``. Not part of the record.
         logits: radii x N x K, float32, the model's answers to the worst image found at each radius: the one
             that broke it, or else the one that came closest. Not part of the record.
@@ -134,7 +134,6 @@ class _Run:
         check_batch(self.model, self.threat.images(self.images, first, "cpu"), self.images.labels[first])
 
     def curve(self, radii: list[float], title: str, folder: Path | None) -> RobustnessCurve:
-        begun = time.perf_counter()
         self._start()
         title = title or (self.attacks[0].title if len(self.attacks) == 1 else "worst case")
         logits = [self.worst.clone()]
@@ -163,7 +162,7 @@ class _Run:
             n_images=len(self.images),
             n_subjects=len(self.images.subjects.unique()),
             max_norm=self.norms,
-            seconds=time.perf_counter() - begun,
+            seconds=self.seconds,
             first_rounded=self.first_rounded,
             logits=torch.stack(logits),
         )
@@ -183,6 +182,7 @@ class _Run:
         )
 
     def _start(self) -> None:
+        begun = time.perf_counter()
         parts = torch.arange(len(self.images)).split(self.batch_size)
         clean = [predict_batch(self.model, self.threat.images(self.images, part, self.device)) for part in parts]
         self.worst = torch.cat(clean).cpu()
@@ -192,6 +192,7 @@ class _Run:
         self.broken_by = torch.full_like(self.first_broken, NEVER)
         self.margin = margin(self.worst, self.images.labels)
         self.norms = [0.0]
+        self.seconds = time.perf_counter() - begun
 
     def _rounds(self, eps: float) -> bool:
         return self.threat == Threat() and eps <= ROUNDED_UP_TO * (1 + 1e-9)
@@ -213,6 +214,7 @@ class _Run:
 
     def _attack(self, attack: Attack, index: torch.Tensor, eps: float, restart: int) -> dict[str, torch.Tensor]:
         """Attack one batch; what the model answers to the attacked images, also once they are rounded."""
+        begun = time.perf_counter()
         clean, labels = self.threat.images(self.images, index, self.device), self.images.labels[index].to(self.device)
         source = self.surrogates.get(attack.surrogate, self.model)
         # drawn for each image by itself: it meets the same start whoever else stands and whatever ran before
@@ -225,7 +227,8 @@ class _Run:
         if self._rounds(eps):
             found["rounded"] = predict_batch(self.model, round_to_8_bits(attacked, clean, eps))
         found["broken"] = attacked[found["logits"].argmax(1) != labels]
-        return {key: value.cpu() for key, value in found.items()}
+        plain = {key: value.cpu() for key, value in found.items()}
+        return plain | {"seconds": torch.tensor(time.perf_counter() - begun)}
 
     def _note(self, found: dict[str, torch.Tensor], index: torch.Tensor, number: int, step: int) -> None:
         labels = self.images.labels[index]
@@ -235,6 +238,7 @@ class _Run:
         self.margin[index] = torch.where(closer, reached, self.margin[index])
         self.worst[index] = torch.where(closer[:, None], found["logits"], self.worst[index])
         self.first_broken[index[fooled]], self.broken_by[index[fooled]] = step, number
+        self.seconds += found["seconds"].item()
         self.norms[step] = max(self.norms[step], found["norm"].max().item())
         if "rounded" in found:
             wrong = (found["rounded"].argmax(1) != labels) & (self.first_rounded[index] == NEVER)
