@@ -90,7 +90,7 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel:
 
 @contextmanager
 def perturbed_weights(model: nn.Module, loss: Callable[[], torch.Tensor], gamma: float) -> Iterator[None]:
-    """Adversarial weight perturbation (Wu et al., 2020, arXiv:2004.05884, equations 8 to 10), with one step.
+    """Adversarial weight perturbation (Wu et al., 2020, arXiv:2004.05884), with one step.
 
     Inside, each trainable weight matrix is moved up the slope of ``loss`` by ``gamma`` times its own norm; biases and
     norms stay. Afterwards the weights are exactly what they were, and what was added to ``.grad`` inside is kept.

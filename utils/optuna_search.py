@@ -199,7 +199,7 @@ def _suggest(trial: optuna.Trial, name: str, bounds: tuple) -> Any:
 
 
 def _sampler(seed: int, clean_floor: float) -> optuna.samplers.TPESampler:
-    """TPE; with a floor, trials below it count as worse than any above (Watanabe and Hutter, 2022)."""
+    """TPE; with a floor, trials below it count as worse than any above."""
     if not clean_floor:
         return optuna.samplers.TPESampler(seed=seed)
     with warnings.catch_warnings():
@@ -238,16 +238,8 @@ def _score(
     if not objective.attack_steps:
         return clean, None
     part = splits.validation.balanced_subset(config.validation_images, seed=config.seed)
-    device = next(model.parameters()).device
-    curve = robustness_curve(
-        model,
-        part,
-        attack=RESCORE,
-        epsilons=[objective.eps],
-        seed=config.seed,
-        batch_size=config.batch_size,
-        device=device,
-    )
+    options = {"seed": config.seed, "batch_size": config.batch_size, "device": next(model.parameters()).device}
+    curve = robustness_curve(model, part, attack=RESCORE, epsilons=[objective.eps], **options)
     robust = scores(curve.logits[1].softmax(1), part.labels, part.classes)["balanced_accuracy"]
     trial.set_user_attr("robust", robust)
     return clean, robust
@@ -362,9 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--worker", type=int, default=0, help="number of this process")
     parser.add_argument("--out", type=Path, help="default: checkpoints/optuna_params/<Model>.json")
     harden = parser.add_argument_group("hardening")
-    harden.add_argument(
-        "--start", type=Path, help="folder of the trained model to harden; without it, models are trained"
-    )
+    harden.add_argument("--start", type=Path, help="folder of the model to harden; default: train new ones")
     harden.add_argument("--recipe", choices=RECIPES, default="adversarial")
     harden.add_argument("--eps", type=float, default=2.0, help="radius in grey levels of 255 (default 2)")
     harden.add_argument("--train-steps", type=int, default=2, help="PGD steps a training step (default 2)")

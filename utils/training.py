@@ -93,7 +93,7 @@ def train(
     the highest robust balanced accuracy (PGD-10) where the objective attacks. The test side of
     ``splits`` is never looked at.
 
-    Catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994, section 5) is looked for after each epoch of
+    Catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994) is looked for after each epoch of
     hardening: a model that has learnt to fool the single step of its own training stands FGSM and falls to PGD.
     Then the best weights so far are taken back, and the training goes on with the recipe's ``multi_step()``.
 
