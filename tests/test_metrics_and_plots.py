@@ -112,3 +112,13 @@ def test_sliders_attack_again(splits, small_net, monkeypatch) -> None:
     strength, number, output = box.children
     strength.value, number.value = 4.0, 1
     assert output is not None and strength.max == pytest.approx(8)
+
+
+def test_collapsed_epochs_are_marked_once_in_the_legend() -> None:
+    keys = ("train_accuracy", "validation_accuracy", "validation_robust_accuracy", "validation_fgsm_accuracy")
+    history = [{"epoch": epoch, **dict.fromkeys(keys, 0.5), "collapsed": epoch in (1, 3)} for epoch in range(5)]
+    ax = plots.plot_accuracy_curve(history, title="t").axes[0]
+    shown = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert shown.count("collapsed, taken back") == 1 and "validation, balanced, FGSM" in shown
+    marked = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
+    assert marked == [2, 4]

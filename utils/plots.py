@@ -104,6 +104,7 @@ def plot_accuracy_curve(
         "train_accuracy": "training" + (" (attacked)" if "validation_robust_accuracy" in history[0] else ""),
         "validation_accuracy": "validation",
         "validation_balanced_accuracy": "validation, balanced",
+        "validation_fgsm_accuracy": "validation, balanced, FGSM",
         "validation_robust_accuracy": "validation, balanced, PGD-10",
     }
     return _plot_history(history, lines, "accuracy (%)", title, best_epoch, note, percent=True)
@@ -118,7 +119,7 @@ def _plot_history(
     note: str,
     percent: bool = False,
 ) -> Figure:
-    figure, axes = axes_of(size=(6.4, 4))
+    figure, axes = axes_of(size=(8.4, 4))
     epochs = [entry["epoch"] + 1 for entry in history]
     for index, (key, label) in enumerate(lines.items()):
         if key in history[0]:
@@ -126,13 +127,17 @@ def _plot_history(
             axes[0, 0].plot(epochs, values, label=label, **line_style(index))
     if best_epoch is not None:
         axes[0, 0].axvline(best_epoch + 1, color="grey", linestyle=":", label="kept weights")
+    collapsed = [entry["epoch"] + 1 for entry in history if entry.get("collapsed")]
+    for place in collapsed:
+        label = "collapsed, taken back" if place == collapsed[0] else "_again"
+        axes[0, 0].axvline(place, color=COLOURS[1], linestyle="--", label=label)
     axes[0, 0].set(xlabel="epoch", ylabel=unit)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     if percent:
         axes[0, 0].set_ylim(0, 102)
     else:
         axes[0, 0].set_ylim(bottom=0)
-    axes[0, 0].legend()
+    legend_of_curves(axes[0, 0])
     return finish(figure, title, note)
 
 
@@ -150,6 +155,10 @@ def plot_member_curves(
     for index, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] + 1 for entry in history]
         axes[0, 0].plot(epochs, [factor * entry[key] for entry in history], label=name, **line_style(index))
+    collapsed = [entry["epoch"] + 1 for entry in history if entry.get("collapsed")]
+    for place in collapsed:
+        label = "collapsed, taken back" if place == collapsed[0] else "_again"
+        axes[0, 0].axvline(place, color=COLOURS[1], linestyle="--", label=label)
     axes[0, 0].set(xlabel="epoch", ylabel=unit)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylim(bottom=0, top=102 if factor == 100 else None)
