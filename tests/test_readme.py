@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from models.def_models import build_model
 from models.templates import build
-from utils import figures, optuna_search, prepare, reproduce, robustness, utils_funcs
+from utils import compare_recipes, figures, optuna_search, prepare, reproduce, robustness, utils_funcs
 from utils.checkpoints import save_checkpoint
 from utils.data import load_splits
 from utils.paths import read_json
@@ -131,6 +131,15 @@ def _search_hardening(folder: Path) -> None:
     assert found["objective"]["name"] == "trades" and found["clean_floor"] == 0.45 and "beta" in found["params"]
 
 
+def _compare(folder: Path) -> None:
+    assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
+    arguments = COMPARE.replace("runs/", f"{folder}/").replace("--seeds 0 1 2", "--seeds 0 --variants n_fgsm")
+    small = ["--epochs", "1", "--clean-epochs", "1", "--max-images", "8", "--validation-images", "8"]
+    options = ["--data", str(folder / "data"), "--work", str(folder / "work")]
+    assert compare_recipes.main([*arguments.split()[3:], *small, *options]) == 0
+    assert (folder / "recipes" / "resnet34_32px" / "summary.json").is_file()
+
+
 def _figures(command: str) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         """Without trained models the command says so; tests/test_notebooks.py draws with them."""
@@ -163,6 +172,7 @@ SEARCH = "python -m utils.optuna_search --backbone resnet34 --n-trials 20 --num-
 SEARCH += " --journal runs/resnet34.log --worker 0"
 HARDEN = "python -m utils.optuna_search --backbone resnet34 --start checkpoints/ResNet34 --recipe trades"
 HARDEN += " --n-trials 20 --clean-floor 0.45"
+COMPARE = "python -m utils.compare_recipes --image-size 32 --seeds 0 1 2 --out runs/recipes/resnet34_32px"
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
     f"{ONE_LINE}python -m pytest": _all_tests,
@@ -180,6 +190,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     PUBLISHED: _train_one(PUBLISHED, 16, 16),
     SEARCH: _search(SEARCH),
     HARDEN: _search_hardening,
+    COMPARE: _compare,
     ROBUSTNESS: _robustness,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
