@@ -122,3 +122,6 @@ def test_collapsed_epochs_are_marked_once_in_the_legend() -> None:
     assert shown.count("collapsed, taken back") == 1 and "validation, balanced, FGSM" in shown
     marked = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2]
     assert marked == [2, 4]
+    # of several members a line would not say whose epoch it marks
+    members = plots.plot_member_curves({"a": history}, "validation_accuracy", title="t", unit="u").axes[0]
+    assert [line.get_label() for line in members.lines] == ["a"]

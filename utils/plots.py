@@ -155,10 +155,6 @@ def plot_member_curves(
     for index, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] + 1 for entry in history]
         axes[0, 0].plot(epochs, [factor * entry[key] for entry in history], label=name, **line_style(index))
-    collapsed = [entry["epoch"] + 1 for entry in history if entry.get("collapsed")]
-    for place in collapsed:
-        label = "collapsed, taken back" if place == collapsed[0] else "_again"
-        axes[0, 0].axvline(place, color=COLOURS[1], linestyle="--", label=label)
     axes[0, 0].set(xlabel="epoch", ylabel=unit)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylim(bottom=0, top=102 if factor == 100 else None)
