@@ -168,7 +168,8 @@ class MRIClassifier(nn.Module):
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=True)
         normalised = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
-        return self.backbone(normalised.contiguous(memory_format=torch.channels_last))
+        # under autocast the loss is still to be float32
+        return self.backbone(normalised.contiguous(memory_format=torch.channels_last)).to(images.dtype)
 
     def train(self, mode: bool = True) -> MRIClassifier:
         """As in torch, but normalisation layers whose parameters are frozen keep their statistics."""

@@ -320,3 +320,27 @@ def test_augmentation_leaves_the_background_black() -> None:
     images[:, :, 12:28, 12:28] = 0.7
     changed = Augmentation(affine=0.0, flip=0.0, intensity=1.0, strength=2.0)(images, torch.Generator().manual_seed(0))
     assert (changed[:, :, :10] == 0).all() and (changed[:, :, 15, 15] != 0.7).any()
+
+
+def test_bf16_computes_in_bf16_and_leaves_a_float32_model(splits) -> None:
+    model = small_model()
+    seen = []
+    layer = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    layer.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    config = TrainConfig(num_epochs=1, precision="bf16")
+    train(model, splits, objective=Adversarial(eps=2 / 255, steps=1), config=config)
+    assert torch.bfloat16 in seen
+    assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    seen.clear()
+    assert model(torch.rand(2, 1, 32, 32)).dtype == torch.float32
+    assert seen == [torch.float32]
+
+
+def test_bf16_does_not_hide_the_weight_perturbation(splits) -> None:
+    weights = {}
+    for awp in (0.0, 0.5):
+        config = TrainConfig(num_epochs=1, precision="bf16", awp=awp)
+        model = small_model()
+        result = train(model, splits, objective=Adversarial(eps=2 / 255, steps=1, ramp=0), config=config)
+        weights[awp] = result.history[0]["train_loss"]
+    assert weights[0.5] > 1.05 * weights[0.0]

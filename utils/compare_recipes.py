@@ -102,6 +102,7 @@ class Budget:
         max_images: at most so many test and so many validation images are attacked in the end, spread over patients.
         weights, trainable: of the clean model, see :func:`models.def_models.build_model`; hardening trains the same
             blocks.
+        precision: see :class:`utils.config.TrainConfig`; attacks that score a model compute in float32.
     """
 
     image_size: int = 32
@@ -116,6 +117,7 @@ class Budget:
     max_images: int = 640
     weights: str = "scratch"
     trainable: str | int = "all"
+    precision: str = "auto"
 
 
 def run_seed(
@@ -154,8 +156,14 @@ def _train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, f
     seed_everything(seed)
     shape = {"num_classes": len(splits.classes), "image_size": budget.image_size}
     model = build_model(backbone, **shape, weights=budget.weights, trainable=budget.trainable)
-    sizes = {"num_epochs": budget.clean_epochs, "batch_size": budget.batch_size, "learning_rate": budget.clean_rate}
-    _train(model, splits, TrainConfig(**sizes, seed=seed), Standard(), folder, _named(budget.weights))
+    config = TrainConfig(
+        num_epochs=budget.clean_epochs,
+        batch_size=budget.batch_size,
+        learning_rate=budget.clean_rate,
+        precision=budget.precision,
+        seed=seed,
+    )
+    _train(model, splits, config, Standard(), folder, _named(budget.weights))
 
 
 def _harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, start: Path, folder: Path) -> None:
@@ -169,6 +177,7 @@ def _harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, sta
         learning_rate=budget.rate,
         validation_images=budget.validation_images,
         augmentation=replace(Augmentation(), **variant.augmentation),
+        precision=budget.precision,
         seed=seed,
     )
     objective = make_objective(variant.recipe, **{"eps": budget.eps, "steps": budget.train_steps} | variant.objective)
@@ -198,17 +207,17 @@ def _score_run(
         "model": record["model"],
         "training": record["training"],
         "budget": asdict(budget) | {"weights": _named(budget.weights)},
-        "validation": _attacked(model, splits.validation.balanced_subset(budget.max_images), seed),
-        "test": _attacked(model, splits.test.balanced_subset(budget.max_images), seed),
+        "validation": _attacked(model, splits.validation.balanced_subset(budget.max_images), EPSILONS[-1:], seed),
+        "test": _attacked(model, splits.test.balanced_subset(budget.max_images), EPSILONS, seed),
         "data": splits.info,
         "environment": environment_facts(),
     }
 
 
-def _attacked(model: MRIClassifier, images: ImageSet, seed: int) -> dict[str, Any]:
-    """Metrics without attack and under the worst case of ``SUITE`` at each of ``EPSILONS``."""
+def _attacked(model: MRIClassifier, images: ImageSet, epsilons: Sequence[float], seed: int) -> dict[str, Any]:
+    """Metrics without attack and under the worst case of ``SUITE`` at each radius."""
     device = pick_device()
-    options = {"attack": SUITES[SUITE], "epsilons": EPSILONS, "seed": seed, "device": device}
+    options = {"attack": SUITES[SUITE], "epsilons": epsilons, "seed": seed, "device": device}
     curve = robustness_curve(model.to(device), images, **options)
     return {
         "epsilons": curve.epsilons,
@@ -235,7 +244,7 @@ def score_baselines(splits: DataSplits) -> dict[str, dict[str, Any]]:
 
 #: Column -> where its value is in a run's file: side, radius (index), question, level, metric.
 COLUMNS: dict[str, tuple[str, int, str, str, str]] = {
-    "validation balanced, 2/255": ("validation", 2, "4 classes", "image", "balanced_accuracy"),
+    "validation balanced, 2/255": ("validation", 1, "4 classes", "image", "balanced_accuracy"),
     "clean": ("test", 0, "4 classes", "image", "accuracy"),
     "1/255": ("test", 1, "4 classes", "image", "accuracy"),
     "2/255": ("test", 2, "4 classes", "image", "accuracy"),

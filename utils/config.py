@@ -11,6 +11,7 @@ from utils.augment import Augmentation
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULERS = ("cosine", "onecycle", "step", "constant")
 SAMPLINGS = ("shuffled", "class", "patient")
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class TrainConfig:
         clip_norm: largest gradient norm.
         patience: epochs without a better validation score before stopping; 0 never stops.
         validation_images: at most so many validation images are attacked an epoch when hardening.
+        precision: ``fp32``; ``bf16``, bfloat16 inside the model, while images, weights and loss stay float32; or
+            ``auto``, bf16 on a GPU that has it. Never float16: an attack's input gradient would underflow in it.
         seed: of initial weights, order, augmentation and random starts.
         augmentation: see :class:`utils.augment.Augmentation`.
     """
@@ -56,6 +59,7 @@ class TrainConfig:
     clip_norm: float = 5.0
     patience: int = 0
     validation_images: int = 512
+    precision: str = "auto"
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -78,7 +82,12 @@ class TrainConfig:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
         if not 0 < self.layer_decay <= 1 or not 0 <= self.ema_decay < 1:
             raise ValueError("layer_decay must be in (0, 1] and ema_decay in [0, 1)")
-        for name, known in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS), ("sampling", SAMPLINGS)):
+        for name, known in (
+            ("optimizer", OPTIMIZERS),
+            ("scheduler", SCHEDULERS),
+            ("sampling", SAMPLINGS),
+            ("precision", PRECISIONS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if not 0 <= self.label_smoothing < 1 or not 0 <= self.class_balance <= 1:

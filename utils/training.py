@@ -130,7 +130,7 @@ class _Run:
             raise ValueError("no parameter of the model is trainable; set requires_grad or freeze('head')")
         if len(splits.train) < 2 or not len(splits.validation):
             raise ValueError("training needs two training images and one validation image; prepare other ratios")
-        self.accelerator = Accelerator(mixed_precision=_precision())
+        self.accelerator = Accelerator()
         self.config, self.objective = config, objective
         self.folder = Path(folder) if folder else None
         self.save_every = save_every
@@ -159,6 +159,15 @@ class _Run:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    def autocast(self) -> torch.autocast:
+        """What training and its attacks compute in.
+
+        Not Accelerate's own, which stays on the model after the training and would weaken its evaluation; without
+        a cache of cast weights, which would hide :func:`perturbed_weights`' change of them.
+        """
+        bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and _gpu_has_bf16())
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
     @property
     def judged(self) -> MRIClassifier:
@@ -252,7 +261,7 @@ class _Run:
         # attacks want one label an image; the loss of mixed images takes the shares of both
         criterion = self.criterion if targets is None else lambda logits, _: self.criterion(logits, targets)
         step = Step(criterion, progress, starts, self.plain)
-        with self.accelerator.autocast():
+        with self.autocast():
             attacked = self.objective.attack(images, labels, step)
             loss_of = partial(self.objective.loss, images=images, attacked=attacked, labels=labels, step=step)
             with perturbed_weights(self.plain, lambda: loss_of(self.plain)[0], config.awp):
@@ -344,7 +353,8 @@ class _Run:
         model = self.judged.eval()
         probabilities = []
         for images, labels in part.batches(self.config.batch_size, self.device):
-            attacked = attack(model, images, labels, eps=self.objective.eps)
+            with self.autocast():
+                attacked = attack(model, images, labels, eps=self.objective.eps)
             with torch.no_grad():
                 probabilities.append(model(attacked).float().softmax(1).cpu())
         return scores(torch.cat(probabilities), part.labels, part.classes)["balanced_accuracy"]
@@ -387,10 +397,8 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _precision() -> str:
-    """bfloat16 where the GPU has it. Not float16: an attack's input gradient would underflow in it."""
-    fits = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if fits else "no"
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def print_epoch(entry: dict[str, float]) -> None:
