@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from safetensors.torch import load_file
 from torch import nn
 
@@ -50,9 +49,20 @@ class Backbone:
     cam_map: Callable[[torch.Tensor], torch.Tensor] = lambda output: output
 
 
-def _torchvision_weights(name: str) -> Callable[[], dict[str, torch.Tensor]]:
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    return lambda: weights.get_state_dict(progress=True, check_hash=True)
+def _torchvision(name: str) -> dict[str, Any]:
+    """What ``Backbone`` asks for building a CNN; torchvision is slow to import, and only who builds one waits."""
+
+    def build(num_classes: int, image_size: int) -> nn.Module:
+        from torchvision.models import get_model
+
+        return get_model(name, weights=None, num_classes=num_classes)
+
+    def pretrained() -> dict[str, torch.Tensor]:
+        from torchvision.models import get_model_weights
+
+        return get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+
+    return {"build": build, "pretrained": pretrained}
 
 
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"
@@ -109,19 +119,17 @@ BACKBONES: dict[str, Backbone] = {
     ),
     "resnet34": Backbone(
         title="ResNet34",
-        build=lambda num_classes, _: torchvision.models.resnet34(num_classes=num_classes),
         head="fc",
         blocks=lambda net: [nn.ModuleList([net.conv1, net.bn1]), net.layer1, net.layer2, net.layer3, net.layer4],
         cam_layers=lambda net: [net.layer4[-1], net.layer3[-1], net.layer2[-1]],
-        pretrained=_torchvision_weights("resnet34"),
+        **_torchvision("resnet34"),
     ),
     "efficientnet_b0": Backbone(
         title="EfficientNetB0",
-        build=lambda num_classes, _: torchvision.models.efficientnet_b0(num_classes=num_classes),
         head="classifier",
         blocks=lambda net: list(net.features),
         cam_layers=lambda net: [net.features[8], net.features[5], net.features[3]],
-        pretrained=_torchvision_weights("efficientnet_b0"),
+        **_torchvision("efficientnet_b0"),
     ),
 }
 

@@ -64,3 +64,11 @@ def test_not_for_clinical_use_stands_in_the_readme() -> None:
 def test_importing_has_no_side_effects() -> None:
     script = "import sys, utils.utils_funcs; assert not {'torchattacks', 'kagglehub'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_the_one_import_leaves_slow_libraries_for_later() -> None:
+    slow = {"accelerate", "IPython", "ipywidgets", "pytorch_grad_cam", "scipy.ndimage", "scipy.stats", "seaborn"}
+    slow |= {"sklearn", "timm", "torch._dynamo", "torchattacks", "torchmetrics", "torchvision"}
+    code = f"import sys, utils.utils_funcs; print(*({slow!r} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout.split()

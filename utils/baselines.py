@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import scipy  # loads its parts at their first use
 import torch
-from scipy import ndimage
 
 from utils.data import ImageSet
 from utils.leak_audit import nearest_neighbours, raw_pixels
@@ -69,10 +69,10 @@ def fluid_shares(images: np.ndarray) -> np.ndarray:
 
 
 def _fluid_shares(image: np.ndarray) -> tuple[float, float]:
-    head = ndimage.binary_fill_holes(image > 5)
+    head = scipy.ndimage.binary_fill_holes(image > 5)
     if not head.any():
         return 0.0, 0.0
-    depth = ndimage.distance_transform_edt(head)
+    depth = scipy.ndimage.distance_transform_edt(head)
     bright = np.percentile(image[head], 98)
     dark = head & (image < DARK * bright)
     rim = head & (depth <= RIM * depth.max())

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import binomtest
 
 from utils.data import ImageSet
 from utils.metrics import merge_by_patient, scores
@@ -163,7 +163,7 @@ def compare(
         "interval": interval(drawn),
         "only_first": only_first,
         "only_second": only_second,
-        "mcnemar_p": float(binomtest(only_first, differ).pvalue) if differ else 1.0,
+        "mcnemar_p": float(scipy.stats.binomtest(only_first, differ).pvalue) if differ else 1.0,
     }
 
 

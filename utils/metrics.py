@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchmetrics.functional.classification as tm
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -66,6 +65,8 @@ def scores(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str]
         plain floats; ``recall`` by class name; ``confusion`` as K rows (true) of K counts
         (predicted).
     """
+    import torchmetrics.functional.classification as tm  # slow to import
+
     k = len(classes)
     present = labels.bincount(minlength=k) > 0
     predicted = probabilities.argmax(1)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
+import scipy  # loads its parts at their first use
 
 from utils.sources import CLASSES, RawImages
 
@@ -112,7 +112,7 @@ class _Anatomy:
         rows, columns = np.mgrid[:_SIDE, :_SIDE].astype(np.float32)
         x, y = (columns - _CENTRE[0]) / _SEMI_AXES[0], (rows - _CENTRE[1]) / _SEMI_AXES[1]
         self.grid = x, y
-        bend = gaussian_filter(rng.standard_normal((2, _SIDE, _SIDE)), (0, 18, 18), mode="wrap")
+        bend = scipy.ndimage.gaussian_filter(rng.standard_normal((2, _SIDE, _SIDE)), (0, 18, 18), mode="wrap")
         bend *= 0.02 / bend.std()
         angle, shift = rng.normal(0, 0.03), rng.normal(0, 0.012, 2)
         x, y = x + bend[0] + shift[0], y + bend[1] + shift[1]
@@ -121,7 +121,7 @@ class _Anatomy:
         self.asymmetry = rng.normal(0, 0.08)
         self.theta = np.arctan2(self.x, -self.y)
         folds = rng.standard_normal((7, 10, _ANGLES))
-        self.folds = gaussian_filter(folds, (1.1, 1.6, 1.1), mode=("nearest", "nearest", "wrap"))
+        self.folds = scipy.ndimage.gaussian_filter(folds, (1.1, 1.6, 1.1), mode=("nearest", "nearest", "wrap"))
         self.folds /= self.folds.std()
         self.phase = rng.uniform(0, _ANGLES)
 
@@ -134,9 +134,9 @@ class _Anatomy:
         tissue = np.minimum(tissue, self._cortex(level, sulcus))
         share = ventricle * (0.55 + 0.9 * np.exp(-(((level - 0.72) / 0.3) ** 2)))
         tissue = _blend(tissue, _VENTRICLE, _share_mask(self._ventricles(level), share, self.brain, 0.02))
-        tissue = gaussian_filter(tissue, 0.5)
+        tissue = scipy.ndimage.gaussian_filter(tissue, 0.5)
         light = _EXPOSURE * (1 + 0.03 * rng.standard_normal())
-        noise = 0.045 * gaussian_filter(rng.standard_normal((_SIDE, _SIDE)), 0.5)
+        noise = 0.045 * scipy.ndimage.gaussian_filter(rng.standard_normal((_SIDE, _SIDE)), 0.5)
         image = (tissue + noise) * light * (1 - 0.06 * self.radius**2)
         return np.where(self.brain, image.clip(2, 255), 0).astype(np.uint8)
 
@@ -155,7 +155,7 @@ class _Anatomy:
         # two extra columns on either side make the interpolation periodic in the angle
         periodic = np.concatenate([self.folds[..., -2:], self.folds, self.folds[..., :2]], axis=-1)
         places = np.stack([np.full_like(turn, 6 * level), 9 * depth, turn + 2])
-        crossing = np.abs(map_coordinates(periodic, places, order=1, mode="nearest"))
+        crossing = np.abs(scipy.ndimage.map_coordinates(periodic, places, order=1, mode="nearest"))
         field = crossing + 1.0 * depth**4 + 0.15 * np.exp(-(((self.radius - 1) / 0.03) ** 2))
         # folds end in the white matter; only fissures may reach further in
         field = np.where(depth >= 1, 5.0, field)

@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -70,6 +69,8 @@ def plot_confusion_matrix(
     counts = np.asarray(confusion)
     shares = counts / counts.sum(1, keepdims=True).clip(min=1)
     labels = np.array([[f"{n}\n{s:.0%}" for n, s in zip(*row)] for row in zip(counts, shares)])
+    import seaborn as sns  # slow to import
+
     figure, axes = axes_of(size=(5.4, 4.6))
     sns.heatmap(
         shares,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from utils.plots import COLOURS, axes_of, finish, legend_of_curves, line_style, mark_radius
@@ -83,6 +82,8 @@ def plot_heat_map(
         values: row -> column -> share 0..1; a missing entry stays blank.
         rows, columns: what they are.
     """
+    import seaborn as sns  # slow to import
+
     across = list(dict.fromkeys(name for row in values.values() for name in row))
     table = np.array([[100 * row.get(name, np.nan) for name in across] for row in values.values()])
     figure, axes = axes_of(size=(0.95 * len(across) + 3, 0.55 * len(values) + 2.2))

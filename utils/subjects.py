@@ -12,9 +12,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy  # loads its parts at their first use
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 #: Correlation above which two images are linked. On the real sets the weakest chain inside a
 #: patient holds at 0.985 and the strongest link between two patients is 0.966.
@@ -163,8 +162,8 @@ def link(features: np.ndarray, mirrored: np.ndarray, threshold: float = LINK_THR
         rows.append(near + start)
         columns.append(far + start)
     edges = (np.ones(sum(map(len, rows)), dtype=bool), (np.concatenate(rows), np.concatenate(columns)))
-    graph = coo_matrix(edges, shape=(len(features),) * 2)
-    return connected_components(graph, directed=False)[1]
+    graph = scipy.sparse.coo_matrix(edges, shape=(len(features),) * 2)
+    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
 
 
 def _slice_order(features: np.ndarray, subject: np.ndarray, area: np.ndarray) -> np.ndarray:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -130,6 +129,8 @@ class _Run:
             raise ValueError("no parameter of the model is trainable; set requires_grad or freeze('head')")
         if len(splits.train) < 2 or not len(splits.validation):
             raise ValueError("training needs two training images and one validation image; prepare other ratios")
+        from accelerate import Accelerator  # slow to import; only training needs it
+
         self.accelerator = Accelerator()
         self.config, self.objective = config, objective
         self.folder = Path(folder) if folder else None
