@@ -10,7 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.attacks import Loss, ascent, attack_mode, check_eps, cross_entropy, default_alpha, margin, pgd, random_point
+from utils.attacks import (
+    Draws,
+    Loss,
+    ascent,
+    attack_mode,
+    check_eps,
+    cross_entropy,
+    default_alpha,
+    margin,
+    pgd,
+    random_point,
+)
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Outcome = tuple[torch.Tensor, torch.Tensor]
@@ -23,13 +34,13 @@ class Step:
     Attributes:
         criterion: mean loss of logits N x K and labels N.
         progress: share of the training that is done, 0..1.
-        generator: source of random starts.
+        draws: source of random starts, see :data:`utils.attacks.Draws`.
         attacked: the model without any wrapper for several processes.
     """
 
     criterion: Criterion
     progress: float
-    generator: torch.Generator
+    draws: Draws
     attacked: nn.Module
 
 
@@ -121,7 +132,7 @@ class Hardening(Standard):
             images,
             labels,
             loss=self.inner_loss(images, step),
-            generator=step.generator,
+            generator=step.draws,
             **self.strength(step.progress),
         )
 
@@ -260,7 +271,7 @@ class NFgsm(Hardening):
     def attack(self, images: torch.Tensor, labels: torch.Tensor, step: Step) -> torch.Tensor:
         """See :meth:`Standard.attack`; the result is up to (noise + 1) * eps away from the image."""
         strength = self.strength(step.progress)
-        noisy = random_point(images, min(1.0, self.noise * strength["eps"]), "linf", step.generator)
+        noisy = random_point(images, min(1.0, self.noise * strength["eps"]), "linf", step.draws)
         with attack_mode(step.attacked):
             gradient = ascent(step.attacked, noisy, labels, cross_entropy).gradient
         size = strength["eps"] if self.alpha is None else strength["alpha"]

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from models.def_models import MRIClassifier
 from utils.config import TrainConfig
 from utils.data import ImageSet
+from utils.processes import total
 
 
 def make_optimizer(model: MRIClassifier, config: TrainConfig) -> torch.optim.Optimizer:
@@ -101,7 +102,7 @@ def perturbed_weights(model: nn.Module, loss: Callable[[], torch.Tensor], gamma:
     if weights:
         gradients = torch.autograd.grad(loss(), weights)
         with torch.no_grad():
-            for weight, gradient in zip(weights, gradients):
+            for weight, gradient in zip(weights, map(total, gradients)):
                 weight.add_(gradient * (gamma * weight.norm() / gradient.norm().clamp(min=1e-12)))
     try:
         yield

@@ -23,6 +23,7 @@ from utils.ensemble import Vote
 from utils.intervals import report, share_interval
 from utils.masking import masking_panel
 from utils.paths import read_json, write_json
+from utils.processes import is_main, join_others
 from utils.reproducibility import environment_facts
 from utils.results import ENSEMBLE, load_vote
 from utils.suites import GRID, SUITES, Attack, Threat, check_suite
@@ -136,6 +137,7 @@ def record_path(folder: Path, suite: str, threat: Threat, n_images: int | None =
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parse(arguments)
+    join_others()
     try:
         workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
         threat = Threat(norm=args.norm, size=args.untied)
@@ -166,8 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     own = {"title": folder.name, "classes": splits.classes, "data": splits.info, "note": stored.get("note", "")}
-    write_json(target, own | found | {"environment": environment_facts()})
-    print(target)
+    if is_main():
+        write_json(target, own | found | {"environment": environment_facts()})
+        print(target)
     return 0
 
 

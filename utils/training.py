@@ -18,7 +18,6 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from models.def_models import MRIClassifier
-from utils.attacks import fgsm, pgd
 from utils.checkpoints import load_resume_state, save_resume_state
 from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet
@@ -32,8 +31,10 @@ from utils.optimization import (
     rate_factor,
     set_rate,
 )
+from utils.processes import rank, share_out, shared_batchnorm, total, world_size
 from utils.reproducibility import derived_seed, generator
 from utils.sampling import epoch_order, mix
+from utils.suites import Attack
 
 VALIDATION_STEPS = 10
 #: Catastrophic overfitting: accuracy under PGD falls this far below its best, and this far below that under FGSM.
@@ -97,7 +98,8 @@ def train(
     Then the best weights so far are taken back, and the training goes on with the recipe's ``multi_step()``.
 
     Every draw depends only on the seed, the epoch and the step, so that a run which was killed
-    and started again with the same arguments ends with the same weights.
+    and started again with the same arguments ends with the same weights. Several processes share each batch and
+    end with the weights of one, up to rounding and to dropout, which each draws for itself.
 
     Args:
         model: trained in place; only parameters with ``requires_grad`` change.
@@ -154,6 +156,8 @@ class _Run:
             "start": _digest(model),
         }
         self.state = TrainState()
+        #: Sums of loss, right answers and images since the last reading.
+        self.unread = torch.zeros(3, device=self.device)
         self.best = _copy(self.plain)
         self._restore()
 
@@ -178,18 +182,18 @@ class _Run:
     @property
     def steps_an_epoch(self) -> int:
         whole, rest = divmod(len(self.data), self.config.batch_size)
-        # BatchNorm cannot train on a single image, so a last batch of one is left out
-        return whole + (rest > 1)
+        # BatchNorm cannot train on a single image, and no process on none: a last batch that is too small is left out
+        return whole + (rest > 1 and rest >= world_size())
 
     @property
     def selected_by(self) -> str:
         return "validation_robust_accuracy" if self.objective.attack_steps else "validation_balanced_accuracy"
 
     def finish(self, on_epoch: Callable[[dict[str, float]], None] | None) -> TrainResult:
-        total = self.config.num_epochs * self.steps_an_epoch
+        steps = self.config.num_epochs * self.steps_an_epoch
         done = self.state.epoch * self.steps_an_epoch + self.state.step
-        main = self.accelerator.is_main_process
-        with tqdm(total=total, initial=done, desc=self.objective.name, disable=not main) as bar:
+        options = {"total": steps, "initial": done, "desc": self.objective.name, "disable": rank() > 0}
+        with tqdm(**options) as bar, shared_batchnorm(self.plain):
             while self.state.epoch < self.config.num_epochs and not self._out_of_patience():
                 self._train_epoch(bar)
                 entry = self._close_epoch()
@@ -215,17 +219,20 @@ class _Run:
             state.step += 1
             state.seconds = before + time.perf_counter() - begun
             bar.update()
-            if state.step % 10 == 0 or state.step == self.steps_an_epoch:
+            last = state.step == self.steps_an_epoch
+            if state.step % 10 == 0 or last:
+                self._read_counts()
                 bar.set_postfix(self._numbers())
+                # the end of an epoch is saved anyway
+                if time.perf_counter() - saved > self.save_every and not last:
+                    self._save()
+                    saved = time.perf_counter()
             if (state.epoch, state.step) == (0, min(5, self.steps_an_epoch)):
                 self._announce(bar)
-            if time.perf_counter() - saved > self.save_every and state.step < self.steps_an_epoch:
-                self._save()
-                saved = time.perf_counter()
 
     def _announce(self, bar: tqdm) -> None:
         minutes = self.state.seconds / self.state.step * bar.total / 60
-        if self.accelerator.is_main_process:
+        if rank() == 0:
             tqdm.write(f"{self.config.num_epochs} epochs of {self.steps_an_epoch} steps, about {minutes:.1f} minutes")
 
     def _numbers(self) -> dict[str, str]:
@@ -240,7 +247,7 @@ class _Run:
     def _train_step(self, index: torch.Tensor) -> None:
         config, state = self.config, self.state
         draws = generator(config.seed, state.epoch, state.step, "augment")
-        torch.manual_seed(derived_seed(config.seed, state.epoch, state.step, "dropout"))
+        torch.manual_seed(derived_seed(config.seed, state.epoch, state.step, "dropout", rank()))
         images = self.images[index.to(self.device)].float() / 255
         labels = self.labels[index.to(self.device)]
         images = config.augmentation(images, draws)
@@ -249,40 +256,58 @@ class _Run:
             shares = {"mixup": config.mixup, "cutmix": config.cutmix}
             draws = generator(config.seed, state.epoch, state.step, "mix")
             images, labels, targets = mix(images, labels, len(self.data.classes), **shares, generator=draws)
-        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         progress = (state.epoch + state.step / self.steps_an_epoch) / config.num_epochs
         set_rate(self.optimizer, config.learning_rate * rate_factor(config.scheduler, progress))
-        self._descend(images[mine], labels[mine], None if targets is None else targets[mine], progress)
+        # drawn for each place in the batch, whichever process attacks it
+        draws = [generator(config.seed, state.epoch, state.step, "attack", place) for place in range(len(index))]
+        mine = slice(rank(), None, world_size())
+        targets = None if targets is None else targets[mine]
+        self._descend(images[mine], labels[mine], targets, draws[mine], progress, len(index))
 
     def _descend(
-        self, images: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor | None, progress: float
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor | None,
+        draws: list[torch.Generator],
+        progress: float,
+        batch: int,
     ) -> None:
-        config, state = self.config, self.state
-        starts = generator(config.seed, state.epoch, state.step, "attack", self.accelerator.process_index)
+        """One step on this process's part of a batch of ``batch`` images."""
+        config = self.config
+        # gradients are averaged over processes: a larger part must count more
+        weight = len(images) * world_size() / batch
         # attacks want one label an image; the loss of mixed images takes the shares of both
         criterion = self.criterion if targets is None else lambda logits, _: self.criterion(logits, targets)
-        step = Step(criterion, progress, starts, self.plain)
+        step = Step(criterion, progress, draws, self.plain)
         with self.autocast():
             attacked = self.objective.attack(images, labels, step)
             loss_of = partial(self.objective.loss, images=images, attacked=attacked, labels=labels, step=step)
-            with perturbed_weights(self.plain, lambda: loss_of(self.plain)[0], config.awp):
+            with perturbed_weights(self.plain, lambda: weight * loss_of(self.plain)[0], config.awp):
                 loss, logits = loss_of(self.model)
                 self.optimizer.zero_grad()
-                self.accelerator.backward(loss)
+                self.accelerator.backward(weight * loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.plain)
-        self._count(loss.item(), logits, labels)
+        self._count(loss.detach(), logits, labels)
 
-    def _count(self, loss: float, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    def _count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add to what was not read yet: reading a number from a GPU at each step would make it wait."""
+        right = (logits.argmax(1) == labels).sum()
+        self.unread += torch.stack([loss.float() * len(labels), right.float(), torch.full_like(loss, len(labels))])
+
+    def _read_counts(self) -> None:
+        loss, right, seen = total(self.unread).tolist()
+        self.unread = torch.zeros_like(self.unread)
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss became {loss} in epoch {self.state.epoch + 1}; lower learning_rate"
             )
-        self.state.loss_sum += loss * len(labels)
-        self.state.correct += int((logits.argmax(1) == labels).sum())
-        self.state.seen += len(labels)
+        self.state.loss_sum += loss
+        self.state.correct += int(right)
+        self.state.seen += int(seen)
 
     def _close_epoch(self) -> dict[str, float]:
         state = self.state
@@ -343,25 +368,28 @@ class _Run:
     def _validate_robustly(self) -> dict[str, float]:
         """Balanced accuracy under PGD-10 and FGSM at the objective's eps on a fixed part of the validation set."""
         part = self.validation.balanced_subset(self.config.validation_images, seed=self.config.seed)
-        draws = generator(self.config.seed, "validation")
         attacks = {
-            "validation_robust_accuracy": partial(pgd, steps=VALIDATION_STEPS, generator=draws),
-            "validation_fgsm_accuracy": fgsm,
+            "validation_robust_accuracy": Attack("pgd", steps=VALIDATION_STEPS),
+            "validation_fgsm_accuracy": Attack("fgsm"),
         }
         return {name: self._accuracy_under(attack, part) for name, attack in attacks.items()}
 
-    def _accuracy_under(self, attack: Callable[..., torch.Tensor], part: ImageSet) -> float:
+    def _accuracy_under(self, attack: Attack, part: ImageSet) -> float:
         model = self.judged.eval()
-        probabilities = []
-        for images, labels in part.batches(self.config.batch_size, self.device):
+
+        def answer(place: torch.Tensor) -> torch.Tensor:
+            images, labels = part.pixels(place, self.device), part.labels[place].to(self.device)
+            draws = [generator(self.config.seed, "validation", image) for image in place.tolist()]
             with self.autocast():
-                attacked = attack(model, images, labels, eps=self.objective.eps)
+                attacked = attack(model, images, labels, eps=self.objective.eps, draws=draws)
             with torch.no_grad():
-                probabilities.append(model(attacked).float().softmax(1).cpu())
+                return model(attacked).float().softmax(1).cpu()
+
+        probabilities = share_out(torch.arange(len(part)).split(self.config.batch_size), answer)
         return scores(torch.cat(probabilities), part.labels, part.classes)["balanced_accuracy"]
 
     def _save(self) -> None:
-        if self.folder and self.accelerator.is_main_process:
+        if self.folder and rank() == 0:
             content = {
                 "config": self.settings,
                 "progress": dict(vars(self.state)),

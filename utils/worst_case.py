@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from utils.attack_cache import AttackCache, cache_for
 from utils.attacks import check_batch, check_eps, check_logits, margin
 from utils.data import ImageSet
 from utils.metrics import predict
+from utils.processes import rank, share_out, world_size
 from utils.reproducibility import generator
 from utils.suites import Attack, Threat, describe
 
@@ -45,7 +47,7 @@ class RobustnessCurve:
         broken_by: for each image the index into ``attacks`` of the one that broke it, ``NEVER`` if none did.
         n_images, n_subjects: how many.
         max_norm: largest size that a perturbation had at each radius, in the threat's norm.
-        seconds: wall time of all batches, those from the cache of an interrupted evaluation too.
+        seconds: of all batches, those from the cache of an interrupted evaluation and of other processes too.
         first_rounded: int64 tensor N like ``first_broken``, for ``rounded_accuracy``. Not part of the record.
         logits: radii x N x K, float32, the model's answers to the worst image found at each radius: the one
             that broke it, or else the one that came closest. Not part of the record.
@@ -88,7 +90,8 @@ def robustness_curve(
 ) -> RobustnessCurve:
     """Run attacks at growing radii, each only on what no earlier attack and no smaller radius has broken.
 
-    Every adversarial image is judged by ``model`` itself in eval mode and full precision, whatever made it.
+    Every adversarial image is judged by ``model`` itself in eval mode and full precision, whatever made it. Several
+    processes share the batches and all return the curve that one would.
 
     Args:
         attack: one, or several in the order to run them.
@@ -139,7 +142,7 @@ class _Run:
         logits = [self.worst.clone()]
         # the total is what a model costs that nothing breaks; images that are broken already pass at once
         passes = len(self.images) * (len(radii) - 1) * sum(attack.passes for attack in self.attacks)
-        with tqdm(total=passes, desc=title, unit="pass", unit_scale=True, leave=False) as bar:
+        with tqdm(total=passes, desc=title, unit="pass", unit_scale=True, leave=False, disable=rank() > 0) as bar:
             for step, eps in enumerate(radii[1:], start=1):
                 self.norms.append(0.0)
                 # its own for each radius: what is found there depends on the smaller ones and not on the larger
@@ -184,8 +187,11 @@ class _Run:
     def _start(self) -> None:
         begun = time.perf_counter()
         parts = torch.arange(len(self.images)).split(self.batch_size)
-        clean = [predict_batch(self.model, self.threat.images(self.images, part, self.device)) for part in parts]
-        self.worst = torch.cat(clean).cpu()
+
+        def answer(part: torch.Tensor) -> torch.Tensor:
+            return predict_batch(self.model, self.threat.images(self.images, part, self.device)).cpu()
+
+        self.worst = torch.cat(share_out(parts, answer))
         check_logits(self.worst, self.images.labels)
         self.first_broken = torch.where(self.worst.argmax(1) == self.images.labels, NEVER, 0)
         self.first_rounded = self.first_broken.clone()
@@ -201,16 +207,28 @@ class _Run:
         for restart, attack in enumerate(self.attacks[number].single()):
             alive = torch.nonzero(self.first_broken == NEVER)[:, 0]
             bar.update(attack.passes * (len(self.images) - len(alive)))
-            for place, index in enumerate(alive.split(self.batch_size) if len(alive) else ()):
-                name = f"eps{step}-attack{number}-start{restart}-batch{place}"
-                found = self.cache.load(name)
-                if found is None:
-                    found = self._attack(attack, index, eps, restart)
-                    self.cache.save(name, found)
-                self._note(found, index, number, step)
-                robust = (self.first_broken == NEVER).float().mean()
-                bar.set_postfix(eps=f"{255 * eps:.3g}/255", attack=attack.title, robust=f"{robust:.1%}")
-                bar.update(attack.passes * len(index))
+            batches = alive.split(self.batch_size) if len(alive) else ()
+            names = [f"eps{step}-attack{number}-start{restart}-batch{place}" for place in range(len(batches))]
+            # in rounds of one batch a process, so that the progress shows
+            for begin in range(0, len(batches), world_size()):
+                turn = list(zip(names, batches))[begin : begin + world_size()]
+                work = partial(self._attack_once, attack=attack, eps=eps, restart=restart)
+                for (_, index), found in zip(turn, share_out(turn, work)):
+                    self._note(found, index, number, step)
+                    robust = (self.first_broken == NEVER).float().mean()
+                    bar.set_postfix(eps=f"{255 * eps:.3g}/255", attack=attack.title, robust=f"{robust:.1%}")
+                    bar.update(attack.passes * len(index))
+
+    def _attack_once(
+        self, job: tuple[str, torch.Tensor], *, attack: Attack, eps: float, restart: int
+    ) -> dict[str, torch.Tensor]:
+        """:meth:`_attack`, unless its result lies in the cache."""
+        name, index = job
+        found = self.cache.load(name)
+        if found is None:
+            found = self._attack(attack, index, eps, restart)
+            self.cache.save(name, found)
+        return found
 
     def _attack(self, attack: Attack, index: torch.Tensor, eps: float, restart: int) -> dict[str, torch.Tensor]:
         """Attack one batch; what the model answers to the attacked images, also once they are rounded."""
