@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +13,20 @@ OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULERS = ("cosine", "onecycle", "step", "constant")
 SAMPLINGS = ("shuffled", "class", "patient")
 PRECISIONS = ("auto", "fp32", "bf16")
+
+
+#: What a value on the command line may be made of.
+_CONSTANT_NODES = (
+    ast.Expression,
+    ast.Constant,
+    ast.List,
+    ast.Tuple,
+    ast.Load,
+    ast.BinOp,
+    ast.Div,
+    ast.UnaryOp,
+    ast.USub,
+)
 
 
 @dataclass(frozen=True)
@@ -96,3 +111,21 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain nested values."""
         return asdict(self)
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Name and value of ``name=value``; the value is a literal, a fraction such as ``2/255``, or else a string.
+
+    Raises:
+        ValueError: no ``=``, or no name before it.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"--set needs name=value, not {text!r}")
+    try:
+        tree = ast.parse(value, mode="eval")
+        if any(not isinstance(node, _CONSTANT_NODES) for node in ast.walk(tree)):
+            return name, value
+        return name, eval(compile(tree, "--set", "eval"), {"__builtins__": {}})  # constants and / only
+    except (ValueError, SyntaxError):
+        return name, value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from types import MethodType
 from typing import TypeVar
 
@@ -25,6 +26,9 @@ def join_others() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         from accelerate import PartialState  # slow to import; picks the backend and this process's device
 
+        if parent_process():
+            # forked by notebook_launcher: the threads of the notebook's OpenMP do not exist here, and are waited for
+            torch.set_num_threads(1)
         PartialState()
 
 

@@ -17,7 +17,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm.auto import tqdm
 
-from utils.config import SAMPLINGS
+from utils.config import PRECISIONS, SAMPLINGS, parse_assignment
 from utils.ensemble import RULES
 from utils.objectives import RECIPES
 from utils.paths import DATASET_VARIABLES, ROOT, atomic_write
@@ -30,18 +30,6 @@ from utils.workspace import PROFILES
 QUICK_FOLDER = ROOT / "quick_run"
 FAILED = ROOT / "runs" / "failed"
 
-_CONSTANT_NODES = (
-    ast.Expression,
-    ast.Constant,
-    ast.List,
-    ast.Tuple,
-    ast.Load,
-    ast.BinOp,
-    ast.Div,
-    ast.UnaryOp,
-    ast.USub,
-)
-
 #: Parameters that have an option of their own, and the option.
 _OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profile": "--profile", "split": "--split"}
 
@@ -52,6 +40,7 @@ _CHOICES = {
     "vote_suite": SUITES,
     "recipe": RECIPES,
     "sampling": SAMPLINGS,
+    "precision": PRECISIONS,
 }
 
 #: What a quick run sets in the notebooks, where they have such a parameter.
@@ -300,8 +289,8 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
         raise ValueError(f"--jobs must be at least 1, not {args.jobs}")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; give a folder")
-    chosen = dict(_assignment(text) for text in args.set)
-    chosen_atk = dict(_assignment(text) for text in args.set_atk)
+    chosen = dict(parse_assignment(text) for text in args.set)
+    chosen_atk = dict(parse_assignment(text) for text in args.set_atk)
     steps = []
     data = _data(args)
     if prepared(data):
@@ -362,19 +351,6 @@ def _check_setting(label: str, name: str, value: Any, known: dict[str, Any]) -> 
 def prepared(data: str) -> bool:
     """True where ``data`` is a folder that ``utils.prepare`` wrote."""
     return (Path(data) / "train_set.pt").is_file()
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ValueError(f"--set needs name=value, not {text!r}")
-    try:
-        tree = ast.parse(value, mode="eval")
-        if any(not isinstance(node, _CONSTANT_NODES) for node in ast.walk(tree)):
-            return name, value
-        return name, eval(compile(tree, "--set", "eval"), {"__builtins__": {}})  # constants and / only
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -8,6 +8,7 @@ from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet, load_manifest, load_splits
 from utils.ensemble import RULES, Vote, validation_weights
 from utils.figures import hardening_cams, member_cams, optuna_figures, recipe, show, show_search
+from utils.fit import fit
 from utils.grad_cam import explain_rows, grad_cam
 from utils.leak_audit import audit_splits, audit_table
 from utils.metrics import evaluate, predict
@@ -118,6 +119,7 @@ __all__ = [
     "evaluate_robustness",
     "explain_rows",
     "fgsm",
+    "fit",
     "grad_cam",
     "group_by_subject",
     "hardening_cams",

@@ -35,6 +35,7 @@ sampling = "shuffled"  # "class" draws classes equally often, "patient" spreads 
 mixup = 0.0  # parameter of the Beta distribution, 0.2 for instance; 0 mixes nothing
 layer_decay = 1.0  # factor on the learning rate from each block to the one before it
 patience = 0  # stop after so many epochs without a better validation score; 0 never stops
+precision = "auto"  # "bf16": bfloat16 inside the model while training; "auto" takes it on a GPU that has it
 max_test_images = 0  # 0 evaluates all test images
 seed = 0
 profile = "full"  # "quick" marks every figure as meaningless
@@ -92,7 +93,8 @@ uf.parameter_table(model)
 augmentation = uf.Augmentation(strength=augmentation_strength, scanner=scanner)
 sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
 further = {"sampling": sampling, "mixup": mixup, "layer_decay": layer_decay, "patience": patience}
-config = uf.TrainConfig(**sizes, **further, seed=seed, augmentation=augmentation)
+further |= {"precision": precision, "seed": seed, "augmentation": augmentation}
+config = uf.TrainConfig(**sizes, **further)
 found_in = workspace.hyperparams(title)
 params = {}
 if load_existing_hyperparams:

@@ -52,6 +52,7 @@ freeze_batchnorm = False  # keep the clean model's BatchNorm statistics
 ema_decay = 0.0  # of the averaged weights that are kept; 0 keeps the weights themselves
 awp = 0.0  # size of the adversarial weight perturbation, 0.005 for instance
 patience = 0  # stop after so many epochs without a better robust accuracy; 0 never stops
+precision = "auto"  # "bf16": bfloat16 inside the model while training; "auto" takes it on a GPU that has it
 validation_images = 512  # so many validation images are attacked after each epoch
 max_test_images = 0  # 0 attacks all test images
 panel_images = 128  # on so many of them the gradients are checked for masking; 0 leaves that out
@@ -206,7 +207,8 @@ uf.attack_explorer(model, test, note=note)
 augmentation = uf.Augmentation(strength=augmentation_strength, scanner=scanner)
 sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
 further = {"sampling": sampling, "ema_decay": ema_decay, "awp": awp, "patience": patience}
-further |= {"augmentation": augmentation, "validation_images": validation_images, "seed": seed}
+further |= {"augmentation": augmentation, "validation_images": validation_images}
+further |= {"precision": precision, "seed": seed}
 config = uf.TrainConfig(**sizes, **further)
 attack = {"eps": Epsilon, "alpha": Alpha or None, "steps": train_steps, "curriculum": curriculum}
 objective = uf.make_objective(recipe, **attack, adv_weight=adv_weight, beta=beta or None)

@@ -1,0 +1,125 @@
+"""Several processes give what one gives. They are started for real, by Accelerate's own launcher."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from conftest import ROOT
+from nbclient import NotebookClient
+from torch import nn
+
+from models.def_models import build_model
+from utils import fit
+from utils.checkpoints import save_checkpoint
+from utils.data import DataSplits
+from utils.paths import read_json
+from utils.prepare import group_by_subject, split_and_save
+from utils.processes import share_out, shared_batchnorm, total
+from utils.sources import RawImages
+
+LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+@pytest.fixture(scope="module")
+def data(phantoms: RawImages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    split_and_save(phantoms, group_by_subject(phantoms), split="patient", out=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clean(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clean") / "ResNet34"
+    torch.manual_seed(0)
+    model = build_model("resnet34", image_size=32)
+    save_checkpoint(model, {"classes": splits.classes, "data": splits.info}, folder)
+    return folder
+
+
+def _launch(processes: int, module: str, *arguments: str) -> None:
+    command = [sys.executable, *LAUNCH, "--num_processes", str(processes), "-m", module, *arguments]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
+
+
+def _free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def test_two_processes_train_as_one(data: Path, clean: Path, tmp_path: Path) -> None:
+    # of 64 images the last batch has 9: 5 for the first process and 4 for the second
+    settings = ["num_epochs=2", "batch_size=11", "learning_rate=1e-4", "eps=2/255", "steps=1", "awp=0.005", "mixup=0.2"]
+    common = ["--backbone", "resnet34", "--data", str(data), "--start", str(clean), "--recipe", "mart"]
+    common += [word for setting in settings for word in ("--set", setting)]
+    for processes in (1, 2):
+        _launch(processes, "utils.fit", *common, "--out", str(tmp_path / str(processes)))
+    one, two = (read_json(tmp_path / name / "record.json") for name in "12")
+    for first, second in zip(one["training"]["history"], two["training"]["history"], strict=True):
+        first.pop("seconds"), second.pop("seconds")
+        assert second == pytest.approx(first, rel=1e-3, abs=1e-4)
+    assert one["test"]["image"]["confusion"] == two["test"]["image"]["confusion"]
+
+
+def test_two_processes_attack_as_one(data: Path, clean: Path, tmp_path: Path) -> None:
+    common = ["--model", str(clean), "--data", str(data), "--root", str(tmp_path), "--suite", "smoke"]
+    common += ["--batch-size", "5", "--panel-images", "0", "--epsilons", "1", "4", "--max-images", "18"]
+    for processes in (1, 2):
+        _launch(processes, "utils.robustness", *common, "--out", str(tmp_path / f"{processes}.json"))
+    one, two = (read_json(tmp_path / f"{name}.json") for name in "12")
+    one["curve"].pop("seconds"), two["curve"].pop("seconds")
+    assert one["curve"] == two["curve"] and one["metrics"] == two["metrics"]
+    assert len(set(one["curve"]["robust_accuracy"])) > 1
+
+
+def test_notebook_launcher_trains_from_a_notebook(data: Path, tmp_path: Path) -> None:
+    source = f"""
+import torch
+torch.set_num_threads(2)
+torch.rand(500, 500) @ torch.rand(500, 500)  # OpenMP's threads run, and are not there after a fork
+from accelerate import notebook_launcher
+from utils import utils_funcs as uf
+settings = {{"num_epochs": 1, "batch_size": 16}}
+folders = {str(data)!r}, {str(tmp_path / "model")!r}
+run = lambda: uf.fit("resnet34", *folders, image_size=32, settings=settings)
+notebook_launcher(run, num_processes=2, use_port="{_free_port()}")
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}}).execute()
+    assert read_json(tmp_path / "model" / "record.json")["training"]["history"][0]["train_loss"] > 0
+
+
+def test_one_process_needs_no_others() -> None:
+    values = torch.arange(3.0)
+    assert share_out([1, 2, 3], lambda job: 2 * job) == [2, 4, 6] and total(values) is values
+    layer = nn.BatchNorm2d(2)
+    with shared_batchnorm(layer):
+        assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "start", "message"),
+    [
+        ({"epochs": 3}, None, "no setting epochs"),
+        ({"beta": 3.0}, None, "no setting beta"),
+        ({}, "somewhere", "eps=2/255"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_read(settings: dict, start: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit.fit("resnet34", "nowhere", "nowhere", start=start, settings=settings)
+
+
+def test_a_finished_model_is_not_replaced_unasked(data: Path, clean: Path, capsys: pytest.CaptureFixture) -> None:
+    before = (clean / "record.json").read_bytes()
+    assert fit.main(["--backbone", "resnet34", "--data", str(data), "--out", str(clean)]) == 1
+    assert "finished model" in capsys.readouterr().err and (clean / "record.json").read_bytes() == before
+    assert json.loads(before)["model"]["backbone"] == "resnet34"

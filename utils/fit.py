@@ -1,0 +1,157 @@
+"""Train or harden one model without a notebook, in one process or in many.
+
+    python -m utils.fit --backbone resnet34 --set num_epochs=20
+    accelerate launch --num_processes 4 -m utils.fit --backbone resnet34 --start checkpoints/ResNet34
+
+Processes share each batch, so the result is that of one process with the same ``batch_size``, up to rounding and
+dropout. A killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from models.def_models import BACKBONES, MRIClassifier, build_model
+from utils.checkpoints import RECORD, load_trainable
+from utils.config import TrainConfig, parse_assignment
+from utils.data import DataSplits, load_splits
+from utils.metrics import evaluate, predict
+from utils.objectives import RECIPES, Standard, make_objective
+from utils.optuna_search import apply_hyperparams
+from utils.paths import CHECKPOINTS, DATASET_VARIABLES
+from utils.processes import is_main, join_others, wait_for_all
+from utils.reproducibility import seed_everything
+from utils.results import HARDENED, save_trained, update_record
+from utils.training import print_epoch, train
+from utils.workspace import pick_device
+
+#: Names of ``settings`` beside the fields of ``TrainConfig``.
+_AUGMENTATION = ("augmentation_strength",)
+
+
+def fit(
+    backbone: str,
+    data: str | Path = DATASET_VARIABLES,
+    folder: str | Path | None = None,
+    *,
+    image_size: int = 224,
+    weights: str = "scratch",
+    trainable: str | int = "all",
+    start: str | Path | None = None,
+    recipe: str = "adversarial",
+    settings: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Train a model, or harden the one in ``start``, and save it with its record.
+
+    May be given to ``accelerate.notebook_launcher`` as it is.
+
+    Args:
+        backbone: key of ``BACKBONES``.
+        data: folder of prepared ``*_set.pt``.
+        folder: where weights and record go; None is the model's own in ``checkpoints/``.
+        image_size, weights, trainable: see :func:`models.def_models.build_model`; of a hardened model only
+            ``trainable`` counts.
+        start: folder of a trained model that is hardened; None trains without attack.
+        recipe: key of ``RECIPES``, for hardening.
+        settings: fields of ``TrainConfig``, ``augmentation_strength``, and fields of the recipe; ``eps`` is needed
+            for hardening.
+        overwrite: False refuses a folder that holds a finished model.
+
+    Returns:
+        the record.
+
+    Raises:
+        FileExistsError: ``folder`` holds a finished model.
+        ValueError: a setting that does not exist or does not fit.
+    """
+    join_others()
+    settings = dict(settings or {})
+    title = BACKBONES[backbone].title + (HARDENED if start else "")
+    folder = Path(folder) if folder else CHECKPOINTS / title
+    if (folder / RECORD).exists() and not overwrite:
+        raise FileExistsError(f"{folder} holds a finished model; name another folder, or allow it to be replaced")
+    objective = _objective(recipe if start else "", settings)
+    config = apply_hyperparams(TrainConfig(), settings)
+    splits = load_splits(data)
+    seed_everything(config.seed)
+    model = _start_model(splits, backbone, image_size, weights, trainable, start)
+    say = print_epoch if is_main() else None
+    result = train(model, splits, objective=objective, config=config, folder=folder, on_epoch=say)
+    device = pick_device()
+    metrics = evaluate(predict(model.to(device), splits.test, device=device), splits.test)
+    record: dict[str, Any] = {}
+    if is_main():
+        origin = Path(start).name if start else Path(weights).name
+        save_trained(model, folder, splits=splits, result=result, config=config, objective=objective, start=origin)
+        record = update_record(folder, test=metrics)
+    wait_for_all()
+    return record
+
+
+def _objective(recipe: str, settings: Mapping[str, Any]) -> Standard:
+    """The recipe with its own settings, after all of them are known to be somebody's."""
+    own = {field.name for field in fields(RECIPES[recipe])} if recipe else set()
+    unknown = set(settings) - own - {*_AUGMENTATION, *TrainConfig.__dataclass_fields__}
+    if unknown:
+        raise ValueError(f"{recipe or 'training'} has no setting {', '.join(sorted(unknown))}")
+    if not recipe:
+        return Standard()
+    if "eps" not in settings:
+        raise ValueError("hardening needs a radius, for instance eps=2/255")
+    return make_objective(recipe, **{name: settings[name] for name in own & set(settings)})
+
+
+def _start_model(
+    splits: DataSplits,
+    backbone: str,
+    image_size: int,
+    weights: str,
+    trainable: str | int,
+    start: str | Path | None,
+) -> MRIClassifier:
+    if start:
+        fits = {"backbone": backbone, "classes": splits.classes, "fingerprint": splits.fingerprint}
+        return load_trainable(start, trainable=trainable, **fits)
+    shape = {"num_classes": len(splits.classes), "image_size": image_size}
+    return build_model(backbone, **shape, weights=weights, trainable=trainable)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = vars(_parse(arguments))
+    try:
+        settings = dict(parse_assignment(text) for text in args.pop("set"))
+        record = fit(**args, settings=settings)
+    except (OSError, ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if record:
+        print(f"test accuracy {record['test']['image']['accuracy']:.1%}, {record['training']['seconds'] / 60:.1f} min")
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m utils.fit", description="Train or harden one model")
+    add = parser.add_argument
+    add("--backbone", choices=sorted(BACKBONES), required=True)
+    add("--data", type=Path, default=DATASET_VARIABLES, help="folder of prepared *_set.pt")
+    add("--out", dest="folder", type=Path, help="default: the model's folder in checkpoints/")
+    add("--image-size", type=int, default=224)
+    add("--weights", default="scratch", help="scratch, pretrained or a path (default scratch)")
+    trainable = {"type": lambda text: int(text) if text.isdigit() else text, "default": "all"}
+    add("--trainable", metavar="all|head|N", help="what is trained; N: the last N blocks", **trainable)
+    add("--start", type=Path, help="folder of the model to harden; default: train a new one")
+    add("--recipe", choices=RECIPES, default="adversarial")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="num_epochs=20, eps=2/255, ...")
+    add("--overwrite", action="store_true", help="replace a finished model")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
