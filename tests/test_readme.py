@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from models.def_models import build_model
 from models.templates import build
-from utils import compare_recipes, figures, optuna_search, prepare, reproduce, robustness, utils_funcs
+from utils import compare_recipes, figures, optuna_search, prepare, readme, reproduce, robustness, utils_funcs
 from utils.checkpoints import save_checkpoint
 from utils.data import load_splits
 from utils.paths import read_json
@@ -231,3 +231,14 @@ def test_every_named_file_exists() -> None:
         r"`((?:models|utils|env|dataset|assets|checkpoints)/[\w/.]+\.(?:py|ipynb|txt|yaml))`", README
     ):
         assert (ROOT / name).is_file(), name
+
+
+def test_every_table_is_what_its_record_says() -> None:
+    assert readme.rebuilt(README) == README
+    assert README.count("<!-- table ") == README.count("<!-- end -->") >= 1
+
+
+def test_a_changed_number_would_be_noticed() -> None:
+    assert readme.rebuilt(README.replace("| 99.9 % |", "| 99.8 % |", 1)) == README
+    with pytest.raises(ValueError, match="no table 'nothing'"):
+        readme.rebuilt("<!-- table nothing assets/Dataset/leak_audit.json -->\n<!-- end -->")

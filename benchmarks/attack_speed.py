@@ -1,0 +1,206 @@
+"""Seconds of our attacks beside those of other libraries, at equal strength.
+
+    python -m benchmarks.attack_speed --root quick_run
+
+measures the models in ``ROOT/checkpoints`` on test images of ``ROOT/data``. All contenders get the same images, radius,
+steps and restarts, take turns in one process, and the accuracy that each leaves stands beside its time: speed that is
+bought by a weaker attack shows. ART and Foolbox take part where ``env/requirements-benchmarks.txt`` is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.measure import FOLDER, Measured, bars, progress, save, take_turns
+from utils.attacks import attack_mode, default_alpha, pgd
+from utils.checkpoints import load_checkpoint
+from utils.data import ImageSet, load_splits
+from utils.results import HARDENED
+from utils.suites import SUITES, Attack
+from utils.workspace import Workspace, pick_device
+from utils.worst_case import predict_batch, robustness_curve
+
+EPS = 2 / 255
+BATCH = 32
+OURS, LOOP, BEST_OTHER = "ours", "ours, every image", "torchattacks"
+Contender = Callable[[], float]
+AttackFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def pgd_contenders(model: nn.Module, images: ImageSet, steps: int, restarts: int, device: str) -> dict[str, Contender]:
+    """Accuracy left by PGD: ours as we evaluate (only on images that still stand), ours on every image, and others."""
+    attack = Attack("pgd", steps=steps, restarts=restarts, stop_when_fooled=True)
+    ours = partial(pgd, model, eps=EPS, steps=steps, restarts=restarts)
+    others = {LOOP: ours, **_others(model, steps, restarts, device)}
+    left = {name: partial(_accuracy_left, model, images, [run], device) for name, run in others.items()}
+    return {OURS: partial(_evaluated, model, images, [attack], device), **left}
+
+
+def suite_contenders(model: nn.Module, images: ImageSet, suite: str, device: str) -> dict[str, Contender]:
+    """Accuracy left by a suite: as we evaluate, and attack by attack on every image."""
+    attacks = SUITES[suite]
+    every = [partial(replace(attack, stop_when_fooled=False), model, eps=EPS) for attack in attacks]
+    return {
+        OURS: partial(_evaluated, model, images, attacks, device),
+        LOOP: partial(_accuracy_left, model, images, every, device),
+    }
+
+
+def _evaluated(model: nn.Module, images: ImageSet, attacks: Sequence[Attack], device: str) -> float:
+    options = {"attack": attacks, "epsilons": [EPS], "batch_size": BATCH, "device": device}
+    return robustness_curve(model, images, **options).robust_accuracy[-1]
+
+
+def _accuracy_left(model: nn.Module, images: ImageSet, attacks: Sequence[AttackFunction], device: str) -> float:
+    """Share of images that are right without attack and after every attack; all attacks see all images."""
+    standing = []
+    for pixels, labels in images.batches(BATCH, device):
+        alive = predict_batch(model, pixels).argmax(1) == labels
+        for attack in attacks:
+            alive &= predict_batch(model, attack(pixels, labels).detach()).argmax(1) == labels
+        standing.append(alive)
+    return torch.cat(standing).double().mean().item()
+
+
+def _others(model: nn.Module, steps: int, restarts: int, device: str) -> dict[str, AttackFunction]:
+    """PGD of other libraries at the same radius and step size, each sample keeping a start that fooled the model."""
+    alpha = default_alpha(EPS, steps)
+    makers = {BEST_OTHER: _torchattacks, "Foolbox": _foolbox, "ART": _art}
+    needs = {BEST_OTHER: "torchattacks", "Foolbox": "foolbox", "ART": "art"}
+    return {
+        name: partial(_restarted, model, make(model, steps, alpha, device), restarts)
+        for name, make in makers.items()
+        if find_spec(needs[name])
+    }
+
+
+def _restarted(
+    model: nn.Module, attack: AttackFunction, restarts: int, images: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    result = attack(images, labels)
+    for _ in range(restarts - 1):
+        again = attack(images, labels)
+        fooled = predict_batch(model, again).argmax(1) != labels
+        result[fooled] = again[fooled]
+    return result
+
+
+def _torchattacks(model: nn.Module, steps: int, alpha: float, device: str) -> AttackFunction:
+    import torchattacks
+
+    return torchattacks.PGD(model, eps=EPS, alpha=alpha, steps=steps)
+
+
+def _foolbox(model: nn.Module, steps: int, alpha: float, device: str) -> AttackFunction:
+    import foolbox
+
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device=device)
+    attack = foolbox.attacks.LinfProjectedGradientDescentAttack(abs_stepsize=alpha, steps=steps, random_start=True)
+    return lambda images, labels: attack(wrapped, images, labels, epsilons=EPS)[1]
+
+
+def _art(model: nn.Module, steps: int, alpha: float, device: str) -> AttackFunction:
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    def attack(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        options = {"loss": nn.CrossEntropyLoss(), "input_shape": tuple(images.shape[1:]), "clip_values": (0.0, 1.0)}
+        kind = "cpu" if device == "cpu" else "gpu"
+        wrapped = PyTorchClassifier(model, nb_classes=model.num_classes, device_type=kind, **options)
+        sizes = {"eps": EPS, "eps_step": alpha, "max_iter": steps, "num_random_init": 1, "batch_size": BATCH}
+        found = ProjectedGradientDescentPyTorch(wrapped, **sizes, verbose=False).generate(
+            images.cpu().numpy(), labels.cpu().numpy()
+        )
+        return torch.from_numpy(found).to(images)
+
+    return attack
+
+
+def _row(found: Mapping[str, Measured], base: str) -> dict[str, Any]:
+    return {
+        name: {
+            "seconds": own.median,
+            "turns": own.seconds,
+            "times_faster": found[base].median / own.median,
+            "robust_accuracy": own.results[-1],
+            "peak_mib": own.peak_mib,
+        }
+        for name, own in found.items()
+    }
+
+
+def measure_model(folder: Path, root: Workspace, args: argparse.Namespace) -> dict[str, Any]:
+    """All comparisons on one trained model; each row is relative to the last contender that every machine has."""
+    splits = load_splits(root.data_dir)
+    device = str(pick_device())
+    model, _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+    model.to(device)
+    many, few = (splits.test.balanced_subset(n) for n in (args.images, args.few_images))
+    rows = {
+        "PGD-10": (pgd_contenders(model, many, 10, 1, device), args.repeats, BEST_OTHER),
+        "PGD-50x5": (pgd_contenders(model, few, 50, 5, device), 1, BEST_OTHER),
+        f"suite {args.suite}": (suite_contenders(model, few, args.suite, device), 1, LOOP),
+    }
+    # torchattacks leaves models in train mode, which the next contender must not meet
+    with attack_mode(model):
+        found = {title: _row(take_turns(runs, repeats), base) for title, (runs, repeats, base) in rows.items()}
+    return {
+        "rows": found,
+        "image_size": model.image_size,
+        "images": {"PGD-10": len(many), "others": len(few)},
+        "hardened": folder.name.endswith(HARDENED),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = _parse(arguments)
+    root = Workspace.open(str(args.root), data_dir=args.data)
+    models = [folder for folder in sorted((args.root / "checkpoints").glob("*")) if folder.name in args.models]
+    if not models:
+        print(f"error: no models {', '.join(args.models)} in {args.root / 'checkpoints'}", file=sys.stderr)
+        return 1
+    found = {folder.name: measure_model(folder, root, args) for folder in progress(models, "attack speed")}
+    content = {"eps": EPS, "batch_size": BATCH, "data": load_splits(root.data_dir).info, "models": found}
+    ratios = {
+        name: {title: row[OURS]["times_faster"] for title, row in own["rows"].items()} for name, own in found.items()
+    }
+    title = "Times faster: PGD than torchattacks, suite than all attacks on every image"
+    figure = bars(ratios, ylabel="times faster", title=title, note=_note(content))
+    save("attack_speed", content, figure, args.out)
+    return 0
+
+
+def _note(content: Mapping[str, Any]) -> str:
+    return f"{content['data']['source']}, eps 2/255; {torch.get_num_threads()} threads"
+
+
+MODELS = [title + suffix for title in ("DINOv2", "EfficientNetB0", "ResNet34") for suffix in ("", HARDENED)]
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.attack_speed", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--root", type=Path, required=True, help="holds checkpoints/ and data/, as quick_run does")
+    add("--data", default="", help="folder of prepared *_set.pt; default: ROOT/data")
+    add("--models", nargs="+", default=MODELS)
+    add("--images", type=int, default=64, help="test images of PGD-10 (default 64)")
+    add("--few-images", type=int, default=16, help="of PGD-50x5 and the suite (default 16)")
+    add("--suite", choices=SUITES, default="standard")
+    add("--repeats", type=int, default=5, help="turns of PGD-10 (default 5); the others take one")
+    add("--out", type=Path, default=FOLDER)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

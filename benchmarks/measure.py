@@ -1,0 +1,143 @@
+"""How the benchmarks measure: contenders take turns in one process, and their medians are compared.
+
+Other load on a machine then meets all of them alike. The first turn warms up and takes the peak memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+from utils.paths import ROOT, write_json
+from utils.plots import COLOURS, axes_of, finish, save_figure
+from utils.reproducibility import environment_facts
+
+FOLDER = ROOT / "benchmarks"
+MIB = 2**20
+
+
+@dataclass
+class Measured:
+    """One contender: seconds of each turn, peak memory in MiB, and what each turn returned."""
+
+    seconds: list[float]
+    peak_mib: float
+    results: list[Any]
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return median(self.seconds)
+
+
+def take_turns(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Measured]:
+    """Run each contender once to warm up, then all of them in turn ``repeats`` times."""
+    found = {}
+    for name, run in contenders.items():
+        found[name] = Measured([], peak_memory(run)[0], [])
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            seconds, result = timed(run)
+            found[name].seconds.append(seconds)
+            found[name].results.append(result)
+    return found
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and what ``run`` returned; waits for the GPU."""
+    _wait_for_gpu()
+    begun = time.perf_counter()
+    result = run()
+    _wait_for_gpu()
+    return time.perf_counter() - begun, result
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory(run: Callable[[], Any]) -> tuple[float, Any]:
+    """MiB that ``run`` needs beyond what was there before (of the GPU, where there is one), and what it returned."""
+    gc.collect()
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        result = run()
+        return (torch.cuda.max_memory_allocated() - before) / MIB, result
+    process, done = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+    highest = [before]
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            highest[0] = max(highest[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        result = run()
+    finally:
+        done.set()
+        watcher.join()
+    return (highest[0] - before) / MIB, result
+
+
+def progress(rows: list[Any], title: str) -> tqdm:
+    """A bar over the rows of a benchmark."""
+    return tqdm(rows, desc=title, unit="row")
+
+
+def save(name: str, content: Mapping[str, Any], figure: Figure, folder: Path = FOLDER) -> None:
+    """Write ``name.json``, with versions and hardware, and ``name.png``."""
+    facts = environment_facts() | {"threads": torch.get_num_threads()}
+    write_json(folder / f"{name}.json", dict(content) | {"environment": facts})
+    print(save_figure(figure, folder / f"{name}.png"))
+
+
+def bars(
+    groups: Mapping[str, Mapping[str, float]],
+    *,
+    ylabel: str,
+    title: str,
+    note: str = "",
+    labels: Mapping[str, Mapping[str, str]] | None = None,
+    goal: float | None = None,
+) -> Figure:
+    """Grouped bars.
+
+    Args:
+        groups: group -> bar -> height.
+        labels: group -> bar -> text above the bar; None writes the height.
+        goal: a line across.
+    """
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    width = 0.8 / len(names)
+    figure, axes = axes_of(size=(max(7.5, 1.1 + 0.62 * len(groups) * len(names)), 4.4))
+    ax = axes[0, 0]
+    for place, name in enumerate(names):
+        at = [index for index, group in enumerate(groups.values()) if name in group]
+        heights = [group[name] for group in groups.values() if name in group]
+        x = np.array(at) + (place - (len(names) - 1) / 2) * width
+        drawn = ax.bar(x, heights, width, label=name, color=COLOURS[place % len(COLOURS)])
+        texts = [(labels or {}).get(group, {}).get(name) for group in np.array(list(groups))[at]]
+        texts = [text or f"{height:.2g}" for text, height in zip(texts, heights)]
+        ax.bar_label(drawn, texts, fontsize=7, padding=1)
+    if goal is not None:
+        ax.axhline(goal, color="grey", linestyle="--", linewidth=1, label="goal")
+    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set(ylabel=ylabel)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return finish(figure, title, note)

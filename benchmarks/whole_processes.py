@@ -1,0 +1,167 @@
+"""Peak memory of whole processes, seconds until the notebooks' one import is there, and time against growth.
+
+    python -m benchmarks.whole_processes --source PATH
+
+Each row starts a process of its own, as a user does, and reads what the system says of it afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import COLOURS, FOLDER, MIB, axes_of, finish, progress, save, timed
+from models.def_models import BACKBONES, build_model
+from utils.data import ImageSet, load_splits
+from utils.metrics import predict
+from utils.paths import ROOT
+from utils.prepare import group_by_subject, splits_in_memory
+from utils.sources import RawImages, load_source
+from utils.suites import Attack
+from utils.worst_case import robustness_curve
+
+IMPORT = ["-c", "import utils.utils_funcs"]
+EPS = 2 / 255
+
+
+def run_process(arguments: list[str], **environment: str) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of ``python ARGUMENTS``.
+
+    Raises:
+        RuntimeError: it failed; the message ends with what it said.
+    """
+    with tempfile.TemporaryFile() as said:
+        begun = time.perf_counter()
+        child = subprocess.Popen(
+            [sys.executable, *arguments], cwd=ROOT, stdout=said, stderr=said, env=os.environ | environment
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+        seconds = time.perf_counter() - begun
+        if status:
+            said.seek(0)
+            raise RuntimeError(f"{' '.join(arguments)} failed: {said.read()[-500:].decode(errors='replace')}")
+    # Linux counts in KiB, macOS in bytes
+    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MIB
+
+
+def start_up(repeats: int) -> dict[str, Any]:
+    """Seconds of ``import utils.utils_funcs`` in new processes, the first of which warms up the disk's cache."""
+    seconds = [run_process(IMPORT)[0] for _ in range(repeats + 1)][1:]
+    return {"seconds": seconds, "median": median(seconds)}
+
+
+def memory(source: str, folder: Path) -> dict[str, float]:
+    """MiB of preparing a source, and of training each backbone at 224 pixels in batches of 32."""
+    out, small = folder / "data", folder / "small"
+    found = {"prepare": run_process(["-m", "utils.prepare", "--source", source, "--out", str(out)])[1]}
+    run_process(["-m", "utils.prepare", "--source", "phantom", "--out", str(small)])
+    common = ["-m", "utils.fit", "--data", str(small), "--set", "num_epochs=1", "--set", "batch_size=32"]
+    common += ["--set", "validation_images=8"]
+    for backbone in sorted(BACKBONES):
+        clean = ["--backbone", backbone, "--out", str(folder / backbone)]
+        hard = ["--backbone", backbone, "--start", str(folder / backbone), "--out", str(folder / f"{backbone}_atk")]
+        found[f"{BACKBONES[backbone].title}, training"] = run_process([*common, *clean])[1]
+        hard += ["--set", f"eps={EPS}", "--set", "steps=1"]
+        found[f"{BACKBONES[backbone].title}, hardening"] = run_process([*common, *hard])[1]
+    return found
+
+
+def growth_by_images(raw: RawImages, sizes: list[int]) -> dict[str, dict[int, float]]:
+    """Seconds of each kind of work on the first part of a shuffled source."""
+    order = np.random.default_rng(0).permutation(len(raw))
+    model = build_model("resnet34", image_size=32).eval()
+    found: dict[str, dict[int, float]] = {"find patients and split": {}, "predict": {}, "FGSM": {}}
+    for n in progress(sizes, "images"):
+        part = _part(raw, np.sort(order[:n]))
+        subjects = group_by_subject(part)
+        images = _all_images(part, subjects)
+        attack = partial(robustness_curve, model, images, attack=Attack("fgsm"), epsilons=[EPS])
+        found["find patients and split"][n] = timed(lambda part=part: _prepare(part))[0]
+        found["predict"][n] = timed(partial(predict, model, images))[0]
+        found["FGSM"][n] = timed(attack)[0]
+    return found
+
+
+def _prepare(raw: RawImages) -> None:
+    splits_in_memory(raw, group_by_subject(raw), "random")
+
+
+def _part(raw: RawImages, index: np.ndarray) -> RawImages:
+    paths, folders = ([values[i] for i in index] for values in (raw.paths, raw.folders))
+    return replace(raw, pixels=raw.pixels[index], labels=raw.labels[index], paths=paths, folders=folders)
+
+
+def _all_images(raw: RawImages, subjects: Any) -> ImageSet:
+    splits = splits_in_memory(raw, subjects, "random")
+    return splits.train.join(splits.validation).join(splits.test)
+
+
+def growth_by_processes(folder: Path, counts: list[int], images: int) -> dict[int, float]:
+    """Seconds of one evaluation shared by so many processes of one thread each."""
+    splits = load_splits(folder / "data")
+    fit = ["-m", "utils.fit", "--backbone", "resnet34", "--data", str(folder / "data"), "--image-size", "64"]
+    run_process([*fit, "--out", str(folder / "grown"), "--set", "num_epochs=1", "--set", "batch_size=64"])
+    command = ["-m", "utils.robustness", "--model", str(folder / "grown"), "--data", str(folder / "data")]
+    command += ["--suite", "quick", "--epsilons", "0.5", "--panel-images", "0", "--batch-size", "32"]
+    command += ["--max-images", str(min(images, len(splits.test)))]
+    found = {}
+    for count in progress(counts, "processes"):
+        # a root of its own: an evaluation never meets the cache of another one
+        place = ["--root", str(folder / f"root{count}"), "--out", str(folder / f"{count}.json")]
+        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", str(count)]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        found[count] = run_process([*launch, *command, *place], OMP_NUM_THREADS="1")[0]
+    return found
+
+
+def growth_figure(images: dict[str, dict[int, float]], processes: dict[int, float], note: str) -> Any:
+    """Time against images and against processes."""
+    figure, axes = axes_of(1, 2, size=(10, 4))
+    for place, (name, seconds) in enumerate(images.items()):
+        axes[0, 0].plot(list(seconds), list(seconds.values()), marker="os^"[place], color=COLOURS[place], label=name)
+    axes[0, 0].set(xlabel="images", ylabel="seconds", xscale="log", yscale="log")
+    axes[0, 0].legend(fontsize=8)
+    axes[0, 1].plot(list(processes), list(processes.values()), marker="o", color=COLOURS[0], label="measured")
+    first = processes[min(processes)]
+    axes[0, 1].plot(list(processes), [first / n for n in processes], linestyle=":", color="grey", label="ideal")
+    axes[0, 1].set(xlabel="processes", ylabel="seconds", xticks=list(processes), ylim=(0, None))
+    axes[0, 1].legend(fontsize=8)
+    return finish(figure, "Time against images (one process) and against processes (one evaluation)", note)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_processes", description=__doc__.splitlines()[0])
+    parser.add_argument("--source", required=True, help="as for utils.prepare")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 2000, 4000, 8000, 11519], metavar="N")
+    parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}), metavar="N")
+    parser.add_argument("--images", type=int, default=640, help="of the evaluation that processes share")
+    parser.add_argument("--repeats", type=int, default=5, help="of the import")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    args = parser.parse_args(arguments)
+    raw = load_source(args.source)
+    sizes = sorted({min(n, len(raw)) for n in args.sizes})
+    with tempfile.TemporaryDirectory() as name:
+        content = {"source": raw.name, "import": start_up(args.repeats), "memory_mib": memory(args.source, Path(name))}
+        content["seconds_by_images"] = growth_by_images(raw, sizes)
+        content["seconds_by_processes"] = growth_by_processes(Path(name), args.processes, args.images)
+    note = f"{raw.name}, ResNet34, {torch.get_num_threads()} threads; processes of one thread"
+    figure = growth_figure(content["seconds_by_images"], content["seconds_by_processes"], note)
+    save("whole_processes", content, figure, args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

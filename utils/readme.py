@@ -1,0 +1,87 @@
+"""The README's tables, made from the records in the repository: ``python -m utils.readme`` writes them anew.
+
+A table stands between ``<!-- table KIND RECORD -->`` and ``<!-- end -->``.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.compare_recipes import summary_table
+from utils.paths import ROOT, atomic_write, read_json
+
+README = ROOT / "README.md"
+_BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.S)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def leak_table(record: Mapping[str, Any]) -> str:
+    """Nearest neighbour on two splits, from ``leak_audit.json``."""
+    rows = {
+        "accuracy on the test images": "accuracy",
+        "the nearest training image is of the same patient": "same_patient",
+        "always answering the most frequent class": "majority",
+    }
+    names = {"published": "published split", "patient": "split by patient"}
+    header = ["raw-pixel 1-nearest-neighbour", *(names[split["protocol"]] for split in record["splits"])]
+    cells = [[label, *(f"{100 * split[key]:.1f} %" for split in record["splits"])] for label, key in rows.items()]
+    return markdown(header, cells)
+
+
+def recipes_table(summary: Mapping[str, Any]) -> str:
+    """What :mod:`utils.compare_recipes` found, with how many images, patients and attacks that was."""
+    table = summary_table(summary).drop(columns="minutes")
+    rows = [[name, *map(str, row)] for name, row in zip(table.index, table.to_numpy())]
+    budget, model = summary["budget"], summary["model"]
+    said = (
+        f"\n{model['backbone']}, {model['image_size']} px, split by {summary['data']['protocol']}: "
+        f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening at "
+        f"{255 * budget['eps']:.3g}/255 with {budget['train_steps']} steps; {summary['n_images']} test images of "
+        f"{summary['n_subjects']} patients; worst case of {', '.join(summary['attacks'])}; %, mean ± standard "
+        f"deviation over seeds; baselines on all test images. *: chosen on validation patients.\n"
+    )
+    return markdown(["hardening", *table.columns], rows) + said
+
+
+KINDS: dict[str, Callable[[Mapping[str, Any]], str]] = {"leak": leak_table, "recipes": recipes_table}
+
+
+def rebuilt(text: str, root: Path = ROOT) -> str:
+    """``text`` with each of its tables made again from its record.
+
+    Raises:
+        ValueError: a kind of table that does not exist.
+        FileNotFoundError: a record that does not.
+    """
+
+    def replace(block: re.Match[str]) -> str:
+        begin, kind, record, _, end = block.groups()
+        if kind not in KINDS:
+            raise ValueError(f"no table {kind!r}; known: {', '.join(KINDS)}")
+        return begin + KINDS[kind](read_json(root / record)) + end
+
+    return _BLOCK.sub(replace, text)
+
+
+def main() -> int:
+    """Write the README anew; returns the exit status."""
+    try:
+        text = rebuilt(README.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    atomic_write(README, lambda path: path.write_text(text, encoding="utf-8"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
