@@ -120,9 +120,17 @@ def growth_by_processes(folder: Path, counts: list[int], images: int) -> dict[in
     for count in progress(counts, "processes"):
         # a root of its own: an evaluation never meets the cache of another one
         place = ["--root", str(folder / f"root{count}"), "--out", str(folder / f"{count}.json")]
-        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", str(count)]
+        launch = [
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_machines",
+            "1",
+            "--num_processes",
+            str(count),
+        ]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-        found[count] = run_process([*launch, *command, *place], OMP_NUM_THREADS="1")[0]
+        found[count] = run_process([*(launch if count > 1 else []), *command, *place], OMP_NUM_THREADS="1")[0]
     return found
 
 

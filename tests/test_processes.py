@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,7 +26,8 @@ from utils.prepare import group_by_subject, split_and_save
 from utils.processes import share_out, shared_batchnorm, total
 from utils.sources import RawImages
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+# without GPUs, too, --multi_gpu is what starts several processes; --cpu starts one
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
 LAUNCH += ["--dynamo_backend", "no", "--main_process_port", "0"]
 
 
@@ -45,7 +48,8 @@ def clean(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _launch(processes: int, module: str, *arguments: str) -> None:
-    command = [sys.executable, *LAUNCH, "--num_processes", str(processes), "-m", module, *arguments]
+    launcher = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", module, *arguments]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=300)
 
 
@@ -55,18 +59,20 @@ def _free_port() -> int:
         return opened.getsockname()[1]
 
 
-def test_two_processes_train_as_one(data: Path, clean: Path, tmp_path: Path) -> None:
-    # of 64 images the last batch has 9: 5 for the first process and 4 for the second
-    settings = ["num_epochs=2", "batch_size=11", "learning_rate=1e-4", "eps=2/255", "steps=1", "awp=0.005", "mixup=0.2"]
-    common = ["--backbone", "resnet34", "--data", str(data), "--start", str(clean), "--recipe", "mart"]
-    common += [word for setting in settings for word in ("--set", setting)]
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
-        _launch(processes, "utils.fit", *common, "--out", str(tmp_path / str(processes)))
-    one, two = (read_json(tmp_path / name / "record.json") for name in "12")
-    for first, second in zip(one["training"]["history"], two["training"]["history"], strict=True):
-        first.pop("seconds"), second.pop("seconds")
-        assert second == pytest.approx(first, rel=1e-3, abs=1e-4)
-    assert one["test"]["image"]["confusion"] == two["test"]["image"]["confusion"]
+        _launch(processes, "tests.shared_work", str(data), str(tmp_path / str(processes)))
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in "12")
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["gradient_error"] < 1e-9
+    assert set(one["runs"]) == set(two["runs"])
+    for name, alone in one["runs"].items():
+        shared = two["runs"][name]
+        for first, second in zip(alone["history"], shared["history"], strict=True):
+            first.pop("seconds"), second.pop("seconds")
+            assert second == pytest.approx(first, rel=1e-3, abs=1e-4), name
+        for key, value in alone["weights"].items():
+            torch.testing.assert_close(shared["weights"][key], value, rtol=2e-2, atol=2e-4, msg=f"{name}, {key}")
 
 
 def test_two_processes_attack_as_one(data: Path, clean: Path, tmp_path: Path) -> None:
@@ -75,26 +81,48 @@ def test_two_processes_attack_as_one(data: Path, clean: Path, tmp_path: Path) ->
     for processes in (1, 2):
         _launch(processes, "utils.robustness", *common, "--out", str(tmp_path / f"{processes}.json"))
     one, two = (read_json(tmp_path / f"{name}.json") for name in "12")
+    assert (one["environment"]["processes"], two["environment"]["processes"]) == (1, 2)
     one["curve"].pop("seconds"), two["curve"].pop("seconds")
     assert one["curve"] == two["curve"] and one["metrics"] == two["metrics"]
     assert len(set(one["curve"]["robust_accuracy"])) > 1
 
 
 def test_notebook_launcher_trains_from_a_notebook(data: Path, tmp_path: Path) -> None:
+    """The README's cell, made small."""
+    block = re.search(r"```python\n(from accelerate.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    small = f'"resnet34", {str(data)!r}, {str(tmp_path / "model")!r}, image_size=32, '
+    block = block.replace('"resnet34", ', small).replace('"num_epochs": 20', '"num_epochs": 1')
+    block = block.replace("num_processes=2", f"num_processes=2, use_port='{_free_port()}'")
     source = f"""
 import torch
 torch.set_num_threads(2)
 torch.rand(500, 500) @ torch.rand(500, 500)  # OpenMP's threads run, and are not there after a fork
-from accelerate import notebook_launcher
-from utils import utils_funcs as uf
-settings = {{"num_epochs": 1, "batch_size": 16}}
-folders = {str(data)!r}, {str(tmp_path / "model")!r}
-run = lambda: uf.fit("resnet34", *folders, image_size=32, settings=settings)
-notebook_launcher(run, num_processes=2, use_port="{_free_port()}")
-"""
+{block}"""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}}).execute()
-    assert read_json(tmp_path / "model" / "record.json")["training"]["history"][0]["train_loss"] > 0
+    assert read_json(tmp_path / "model" / "record.json")["environment"]["processes"] == 2
+
+
+#: Stand-ins for Slurm's commands: two nodes, which are this machine twice.
+SLURM = {
+    "scontrol": "echo 127.0.0.1; echo 127.0.0.1",
+    "srun": 'export SLURM_NNODES=2; SLURM_NODEID=1 "$@" & SLURM_NODEID=0 "$@"; first=$?; wait $! && exit $first',
+    "python": f'exec {sys.executable} "$@"',
+}
+
+
+def test_slurm_job_trains_on_two_nodes(data: Path, tmp_path: Path) -> None:
+    for name, body in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "two", "PROCESSES_PER_NODE": "1"}
+    own |= {"MAIN_PORT": str(_free_port())}
+    command = ["bash", "env/train.slurm", "--backbone", "resnet34", "--data", str(data), "--image-size", "32"]
+    command += ["--out", str(tmp_path / "model"), "--set", "num_epochs=1"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("test accuracy") == 1
+    assert read_json(tmp_path / "model" / "record.json")["environment"]["processes"] == 2
 
 
 def test_one_process_needs_no_others() -> None:

@@ -29,7 +29,8 @@ def join_others() -> None:
         if parent_process():
             # forked by notebook_launcher: the threads of the notebook's OpenMP do not exist here, and are waited for
             torch.set_num_threads(1)
-        PartialState()
+        # without a GPU Accelerate must be told so, or it starts the processes and does not make them share gradients
+        PartialState(cpu=not torch.cuda.is_available())
 
 
 def rank() -> int:
@@ -97,7 +98,7 @@ def _normalise(layer: _BatchNorm, batch: torch.Tensor) -> torch.Tensor:
         return type(layer).forward(layer, batch)
     from torch.distributed.nn.functional import all_reduce  # unlike dist's, it passes gradients back
 
-    values = batch.float()
+    values = batch.float() if batch.dtype in (torch.float16, torch.bfloat16) else batch
     axes = [axis for axis in range(values.ndim) if axis != 1]
     local = values.sum(axes)
     counted = all_reduce(torch.cat([local, local.new_tensor([values.numel() / values.shape[1]])]))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from utils.paths import ROOT
+from utils.processes import world_size
 
 _RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "accelerate", "timm", "torchattacks")
 
@@ -77,6 +78,7 @@ def environment_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in _RECORDED_PACKAGES},
         "hardware": hardware(),
+        "processes": world_size(),
         "commit": git_commit(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -31,7 +31,7 @@ from utils.optimization import (
     rate_factor,
     set_rate,
 )
-from utils.processes import rank, share_out, shared_batchnorm, total, world_size
+from utils.processes import join_others, rank, share_out, shared_batchnorm, total, world_size
 from utils.reproducibility import derived_seed, generator
 from utils.sampling import epoch_order, mix
 from utils.suites import Attack
@@ -133,6 +133,7 @@ class _Run:
             raise ValueError("training needs two training images and one validation image; prepare other ratios")
         from accelerate import Accelerator  # slow to import; only training needs it
 
+        join_others()
         self.accelerator = Accelerator()
         self.config, self.objective = config, objective
         self.folder = Path(folder) if folder else None
