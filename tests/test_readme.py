@@ -10,11 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 
 from models.def_models import build_model
 from models.templates import build
-from utils import compare_recipes, figures, optuna_search, prepare, readme, reproduce, robustness, utils_funcs
+from utils import compare_recipes, figures, fit, optuna_search, prepare, readme, reproduce, robustness, utils_funcs
 from utils.checkpoints import save_checkpoint
 from utils.data import load_splits
 from utils.paths import read_json
@@ -140,6 +141,23 @@ def _compare(folder: Path) -> None:
     assert (folder / "recipes" / "resnet34_32px" / "summary.json").is_file()
 
 
+def _launch(command: str) -> Callable[[Path], None]:
+    """Both parsers take it; tests/test_processes.py starts several processes for real."""
+
+    def run(folder: Path) -> None:
+        launched = launch_command_parser().parse_args(command.split()[2:])
+        module = {"utils.fit": fit, "utils.robustness": robustness}[launched.training_script]
+        assert launched.multi_gpu and launched.module and module._parse(launched.training_script_args)
+
+    return run
+
+
+def _slurm(folder: Path) -> None:
+    """tests/test_processes.py runs it with stand-ins for Slurm's commands."""
+    _shell("bash", "-n", "env/train.slurm")
+    assert fit._parse(SLURM.split()[2:]).backbone == "resnet34"
+
+
 def _figures(command: str) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         """Without trained models the command says so; tests/test_notebooks.py draws with them."""
@@ -173,6 +191,9 @@ SEARCH += " --journal runs/resnet34.log --worker 0"
 HARDEN = "python -m utils.optuna_search --backbone resnet34 --start checkpoints/ResNet34 --recipe trades"
 HARDEN += " --n-trials 20 --clean-floor 0.45"
 COMPARE = "python -m utils.compare_recipes --image-size 32 --seeds 0 1 2 --out runs/recipes/resnet34_32px"
+SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
+#: Read from the README itself: what matters is that whatever stands there is understood.
+LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
     f"{ONE_LINE}python -m pytest": _all_tests,
@@ -191,6 +212,8 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     SEARCH: _search(SEARCH),
     HARDEN: _search_hardening,
     COMPARE: _compare,
+    **{command: _launch(command) for command in LAUNCHES},
+    SLURM: _slurm,
     ROBUSTNESS: _robustness,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
