@@ -100,7 +100,8 @@ def _prepare(raw: RawImages) -> None:
 
 def _part(raw: RawImages, index: np.ndarray) -> RawImages:
     paths, folders = ([values[i] for i in index] for values in (raw.paths, raw.folders))
-    return replace(raw, pixels=raw.pixels[index], labels=raw.labels[index], paths=paths, folders=folders)
+    part = {"paths": paths, "folders": folders, "subjects": None if raw.subjects is None else raw.subjects[index]}
+    return replace(raw, pixels=raw.pixels[index], labels=raw.labels[index], **part)
 
 
 def _all_images(raw: RawImages, subjects: Any) -> ImageSet:

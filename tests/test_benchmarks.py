@@ -1,0 +1,82 @@
+"""The benchmarks run and compare like with like; how fast anything is depends on the machine and is not tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import small_model
+
+from benchmarks import attack_speed, training_speed, whole_processes
+from benchmarks.measure import take_turns
+from utils.checkpoints import save_checkpoint
+from utils.data import DataSplits
+from utils.objectives import Adversarial
+from utils.paths import read_json
+from utils.phantom import PhantomConfig, make_phantoms
+from utils.prepare import group_by_subject, split_and_save
+from utils.sources import RawImages
+
+pytestmark = pytest.mark.usefixtures("small_backbone")
+
+
+@pytest.fixture
+def root(phantoms: RawImages, tmp_path: Path) -> Path:
+    splits = split_and_save(phantoms, group_by_subject(phantoms), out=tmp_path / "data")
+    save_checkpoint(
+        small_model(), {"classes": splits.classes, "data": splits.info}, tmp_path / "checkpoints" / "ResNet34"
+    )
+    return tmp_path
+
+
+def test_contenders_take_turns_and_the_first_turn_does_not_count() -> None:
+    order: list[str] = []
+    found = take_turns({name: lambda name=name: order.append(name) or name for name in "ab"}, repeats=2)
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert len(found["a"].seconds) == 2 and found["b"].results == ["b", "b"] and found["a"].peak_mib >= 0
+
+
+def test_all_attacks_leave_the_same_accuracy(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a radius at which the untrained model falls for some images and not for others
+    monkeypatch.setattr(attack_speed, "EPS", 2 / 255)
+    arguments = ["--root", str(root), "--suite", "smoke", "--images", "16", "--few-images", "8", "--repeats", "1"]
+    assert attack_speed.main([*arguments, "--out", str(root / "out")]) == 0
+    record = read_json(root / "out" / "attack_speed.json")
+    rows = record["models"]["ResNet34"]["rows"]
+    assert set(rows["PGD-10"]) >= {"ours", "ours, every image", "torchattacks"}
+    for row in rows.values():
+        left = {own["robust_accuracy"] for own in row.values()}
+        # one image of sixteen, for random starts differ
+        assert max(left) - min(left) <= 1 / 16 and all(own["seconds"] > 0 for own in row.values())
+    assert record["environment"]["threads"] >= 1 and (root / "out" / "attack_speed.png").is_file()
+
+
+def test_attack_speed_says_where_it_looked_for_models(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert attack_speed.main(["--root", str(tmp_path)]) == 1
+    assert str(tmp_path / "checkpoints") in capsys.readouterr().err
+
+
+def test_floor_does_the_passes_of_the_recipe_and_nothing_else(splits: DataSplits, tmp_path: Path) -> None:
+    for name, (objective, steps) in training_speed.recipes().items():
+        assert objective.attack_steps == steps, name
+        if isinstance(objective, Adversarial):
+            assert objective.adv_weight == 1 and objective.strength(0.0)["steps"] == steps
+    arguments = ["--backbones", "small", "--image-size", "32", "--images", "16", "--batch-size", "8"]
+    assert training_speed.main([*arguments, "--repeats", "1", "--out", str(tmp_path)]) == 0
+    found = read_json(tmp_path / "training_speed.json")["backbones"]["small"]
+    assert found["train_images"] == 16 and found["times_clean"]["clean"] == 1
+    assert set(found["times_floor"]) == set(training_speed.recipes())
+
+
+def test_a_process_that_fails_says_why() -> None:
+    seconds, peak = whole_processes.run_process(["-c", "x = bytearray(50_000_000)"])
+    assert seconds > 0 and 50 < peak < 1000
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        whole_processes.run_process(["-c", "1 / 0"])
+
+
+def test_growth_is_measured_on_parts_of_the_source() -> None:
+    raw = make_phantoms(PhantomConfig(n_subjects=12, n_levels=4))
+    found = whole_processes.growth_by_images(raw, [24, 48])
+    assert all(list(seconds) == [24, 48] and min(seconds.values()) > 0 for seconds in found.values())
+    whole_processes.growth_figure(found, {1: 2.0, 2: 1.1}, "note")
