@@ -32,7 +32,7 @@ from utils.worst_case import predict_batch, robustness_curve
 
 EPS = 2 / 255
 BATCH = 32
-OURS, LOOP, BEST_OTHER = "ours", "ours, every image", "torchattacks"
+OURS, BF16, LOOP, BEST_OTHER = "ours", "ours, bf16", "ours, every image", "torchattacks"
 Contender = Callable[[], float]
 AttackFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -43,22 +43,23 @@ def pgd_contenders(model: nn.Module, images: ImageSet, steps: int, restarts: int
     ours = partial(pgd, model, eps=EPS, steps=steps, restarts=restarts)
     others = {LOOP: ours, **_others(model, steps, restarts, device)}
     left = {name: partial(_accuracy_left, model, images, [run], device) for name, run in others.items()}
-    return {OURS: partial(_evaluated, model, images, [attack], device), **left}
+    return {**_as_evaluated(model, images, [attack], device), **left}
 
 
 def suite_contenders(model: nn.Module, images: ImageSet, suite: str, device: str) -> dict[str, Contender]:
     """Accuracy left by a suite: as we evaluate, and attack by attack on every image."""
     attacks = SUITES[suite]
     every = [partial(replace(attack, stop_when_fooled=False), model, eps=EPS) for attack in attacks]
-    return {
-        OURS: partial(_evaluated, model, images, attacks, device),
-        LOOP: partial(_accuracy_left, model, images, every, device),
-    }
+    loop = partial(_accuracy_left, model, images, every, device)
+    return {**_as_evaluated(model, images, attacks, device), LOOP: loop}
 
 
-def _evaluated(model: nn.Module, images: ImageSet, attacks: Sequence[Attack], device: str) -> float:
-    options = {"attack": attacks, "epsilons": [EPS], "batch_size": BATCH, "device": device}
-    return robustness_curve(model, images, **options).robust_accuracy[-1]
+def _as_evaluated(model: nn.Module, images: ImageSet, attacks: Sequence[Attack], device: str) -> dict[str, Contender]:
+    def left(precision: str) -> float:
+        options = {"attack": attacks, "epsilons": [EPS], "batch_size": BATCH, "device": device}
+        return robustness_curve(model, images, precision=precision, **options).robust_accuracy[-1]
+
+    return {OURS: partial(left, "fp32"), BF16: partial(left, "bf16")}
 
 
 def _accuracy_left(model: nn.Module, images: ImageSet, attacks: Sequence[AttackFunction], device: str) -> float:
@@ -173,7 +174,12 @@ def main(arguments: list[str] | None = None) -> int:
     found = {folder.name: measure_model(folder, root, args) for folder in progress(models, "attack speed")}
     content = {"eps": EPS, "batch_size": BATCH, "data": load_splits(root.data_dir).info, "models": found}
     ratios = {
-        name: {title: row[OURS]["times_faster"] for title, row in own["rows"].items()} for name, own in found.items()
+        name: {
+            f"{title}{', bf16' * (who == BF16)}": row[who]["times_faster"]
+            for title, row in own["rows"].items()
+            for who in (OURS, BF16)
+        }
+        for name, own in found.items()
     }
     title = "Times faster: PGD than torchattacks, suite than all attacks on every image"
     figure = bars(ratios, ylabel="times faster", title=title, note=_note(content))

@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from benchmarks.measure import FOLDER, bars, progress, save, take_turns, timed
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.attacks import ascent, attack_mode, cross_entropy
-from utils.config import PRECISIONS, TrainConfig
+from utils.config import TrainConfig
 from utils.data import DataSplits
 from utils.objectives import Adversarial, NFgsm, Standard
 from utils.optimization import make_optimizer
 from utils.phantom import PhantomConfig, make_phantoms
+from utils.precision import PRECISIONS, autocast
 from utils.prepare import group_by_subject, splits_in_memory
 from utils.training import train
 from utils.workspace import pick_device
@@ -59,10 +60,9 @@ def _passes(
     steps: int,
 ) -> None:
     batches = list(zip(images.split(config.batch_size), labels.split(config.batch_size)))
-    bf16 = config.precision == "bf16"
     model.train()
     for pixels, right in batches:
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False):
+        with autocast(config.precision, pixels.device):
             with attack_mode(model):
                 for _ in range(steps):
                     ascent(model, pixels, right, cross_entropy)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,34 @@ def test_bad_models_and_labels_are_refused(toy_nets, toy_test) -> None:
     with pytest.raises(ValueError, match="k/255"):
         robustness_curve(net, toy_test, attack=Attack("fgsm"), epsilons=[-0.1])
     robustness_curve(nn.Sequential(net, nn.LogSoftmax(1)), toy_test, **run)
+
+
+def test_bf16_attacks_count_only_what_float32_confirms(toy_nets, toy_test) -> None:
+    few = toy_test.subset(torch.arange(64))
+    options = {"attack": [Attack("fgsm"), Attack("pgd", steps=10, stop_when_fooled=True)], "epsilons": [0.02, 0.05]}
+    exact, quick = (robustness_curve(toy_nets["plain"], few, precision=p, **options) for p in ("fp32", "bf16"))
+    assert quick.robust_accuracy[0] == exact.robust_accuracy[0]  # without attack nothing is rounded
+    assert quick.robust_accuracy == pytest.approx(exact.robust_accuracy, abs=2 / 64)
+    assert 0 < exact.robust_accuracy[1] < exact.robust_accuracy[0]
+
+
+class _FallsInBf16(nn.Module):
+    """In bfloat16 it answers 1 to everything; in float32 it looks at the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(40.0))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        score = self.scale * (0.5 - images.mean((1, 2, 3)))
+        if torch.is_autocast_enabled(images.device.type):
+            score = score - 1000
+        return torch.stack([score, -score], 1)
+
+
+def test_what_only_bf16_believes_is_attacked_again_in_float32(toy_test) -> None:
+    few = replace(toy_test.subset(torch.arange(8)), labels=torch.zeros(8, dtype=torch.int64))
+    few.images = torch.full_like(few.images, 125)  # mean 0.49: right, and wrong within 0.02
+    attack = Attack("pgd", steps=5, stop_when_fooled=True)
+    curve = robustness_curve(_FallsInBf16(), few, attack=attack, epsilons=[0.005, 0.02], precision="bf16")
+    assert curve.robust_accuracy == [1.0, 1.0, 0.0]

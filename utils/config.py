@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from utils.augment import Augmentation
+from utils.precision import PRECISIONS
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULERS = ("cosine", "onecycle", "step", "constant")
 SAMPLINGS = ("shuffled", "class", "patient")
-PRECISIONS = ("auto", "fp32", "bf16")
 
 
 #: What a value on the command line may be made of.
@@ -51,8 +51,7 @@ class TrainConfig:
         clip_norm: largest gradient norm.
         patience: epochs without a better validation score before stopping; 0 never stops.
         validation_images: at most so many validation images are attacked an epoch when hardening.
-        precision: ``fp32``; ``bf16``, bfloat16 inside the model, while images, weights and loss stay float32; or
-            ``auto``, bf16 on a GPU that has it. Never float16: an attack's input gradient would underflow in it.
+        precision: see :mod:`utils.precision`; validation always judges in float32.
         seed: of initial weights, order, augmentation and random starts.
         augmentation: see :class:`utils.augment.Augmentation`.
     """

@@ -17,10 +17,11 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tqdm.auto import tqdm
 
-from utils.config import PRECISIONS, SAMPLINGS, parse_assignment
+from utils.config import SAMPLINGS, parse_assignment
 from utils.ensemble import RULES
 from utils.objectives import RECIPES
 from utils.paths import DATASET_VARIABLES, ROOT, atomic_write
+from utils.precision import PRECISIONS
 from utils.sources import check_source
 from utils.splits import DEFAULT_RATIOS, PROTOCOLS
 from utils.suites import SUITES

@@ -23,6 +23,7 @@ from utils.ensemble import Vote
 from utils.intervals import report, share_interval
 from utils.masking import masking_panel
 from utils.paths import read_json, write_json
+from utils.precision import PRECISIONS
 from utils.processes import is_main, join_others
 from utils.reproducibility import environment_facts
 from utils.results import ENSEMBLE, load_vote
@@ -47,6 +48,7 @@ def evaluate_robustness(
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    precision: str = "fp32",
     cache: Path | None = None,
 ) -> dict[str, Any]:
     """The whole protocol on one model or vote.
@@ -56,11 +58,12 @@ def evaluate_robustness(
         epsilons: radii; 0 is added.
         names: of a vote's members.
         panel: ``panel_images``, ``panel_eps``, ``queries`` of :func:`judge`.
+        precision: of the attacks; the panel's are always made in float32.
         cache: folder for finished batches.
         images, threat, seed, batch_size, device: see :func:`utils.worst_case.robustness_curve`.
 
     Returns:
-        what :func:`judge` returns, and ``suite``, and ``vote`` for a vote (see
+        what :func:`judge` returns, and ``suite``, ``precision``, and ``vote`` for a vote (see
         :func:`utils.vote_attacks.attack_vote`).
 
     Raises:
@@ -68,11 +71,12 @@ def evaluate_robustness(
     """
     attacks = check_suite(suite)
     options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device, "cache": cache}
-    record: dict[str, Any] = {"suite": suite}
+    record: dict[str, Any] = {"suite": suite, "precision": precision}
+    own = options | {"precision": precision}
     if isinstance(model, Vote):
-        curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, names=names, **options)
+        curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, names=names, **own)
     else:
-        curve = robustness_curve(model, images, attack=attacks, epsilons=epsilons, **options)
+        curve = robustness_curve(model, images, attack=attacks, epsilons=epsilons, **own)
     return record | judge(model, images, curve, attacks=attacks, **(panel or {}), **options)
 
 
@@ -162,6 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
             seed=args.seed,
             batch_size=args.batch_size,
             device=device,
+            precision=args.precision,
             cache=workspace.attack_cache,
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -188,6 +193,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--panel-images", type=int, default=PANEL_IMAGES, help="images of the masking panel; 0 leaves it out")
     add("--panel-eps", type=float, default=255 * PANEL_EPS, help="radius of the panel in grey levels (default 2)")
     add("--batch-size", type=int, default=64)
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the attacks' passes; answers count in float32")
     add("--seed", type=int, default=0)
     add("--out", type=Path, help="file to write; default: beside the model's record")
     return parser.parse_args(arguments)

@@ -31,6 +31,7 @@ from utils.optimization import (
     rate_factor,
     set_rate,
 )
+from utils.precision import autocast
 from utils.processes import join_others, rank, share_out, shared_batchnorm, total, world_size
 from utils.reproducibility import derived_seed, generator
 from utils.sampling import epoch_order, mix
@@ -166,15 +167,6 @@ class _Run:
     def device(self) -> torch.device:
         return self.accelerator.device
 
-    def autocast(self) -> torch.autocast:
-        """What training and its attacks compute in.
-
-        Not Accelerate's own, which stays on the model after the training and would weaken its evaluation; without
-        a cache of cast weights, which would hide :func:`perturbed_weights`' change of them.
-        """
-        bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and _gpu_has_bf16())
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
-
     @property
     def judged(self) -> MRIClassifier:
         """What is validated and kept: the averaged weights where there is an average."""
@@ -281,7 +273,7 @@ class _Run:
         # attacks want one label an image; the loss of mixed images takes the shares of both
         criterion = self.criterion if targets is None else lambda logits, _: self.criterion(logits, targets)
         step = Step(criterion, progress, draws, self.plain)
-        with self.autocast():
+        with autocast(self.config.precision, self.device):
             attacked = self.objective.attack(images, labels, step)
             loss_of = partial(self.objective.loss, images=images, attacked=attacked, labels=labels, step=step)
             with perturbed_weights(self.plain, lambda: weight * loss_of(self.plain)[0], config.awp):
@@ -381,7 +373,7 @@ class _Run:
         def answer(place: torch.Tensor) -> torch.Tensor:
             images, labels = part.pixels(place, self.device), part.labels[place].to(self.device)
             draws = [generator(self.config.seed, "validation", image) for image in place.tolist()]
-            with self.autocast():
+            with autocast(self.config.precision, self.device):
                 attacked = attack(model, images, labels, eps=self.objective.eps, draws=draws)
             with torch.no_grad():
                 return model(attacked).float().softmax(1).cpu()
@@ -425,10 +417,6 @@ def _digest(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy())
     return digest.hexdigest()
-
-
-def _gpu_has_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def print_epoch(entry: dict[str, float]) -> None:

@@ -76,13 +76,15 @@ def attack_vote(
     threat: Threat | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    precision: str = "fp32",
     cache: Path | None = None,
 ) -> tuple[RobustnessCurve, dict[str, Any]]:
     """Attack a vote by every stand-in, every member and Square, each on all images, and take the worst case.
 
     Args:
         names: of the members; () numbers them.
-        images, epsilons, seed, threat, batch_size, device, cache: see :func:`utils.worst_case.robustness_curve`.
+        images, epsilons, seed, threat, batch_size, device, precision, cache: see
+            :func:`utils.worst_case.robustness_curve`.
 
     Returns:
         the worst case over all attacks, and plain values: ``alone``, attack title -> robust accuracy by radius;
@@ -93,7 +95,8 @@ def attack_vote(
     names = list(names) or [f"member {number}" for number in range(1, len(vote.members) + 1)]
     stand_ins = surrogates(vote, names)
     joint, transfer, black = vote_attacks(suite, names)
-    options = {"seed": seed, "threat": threat, "batch_size": batch_size, "device": device, "cache": cache}
+    options = {"seed": seed, "threat": threat, "batch_size": batch_size, "device": device}
+    options |= {"precision": precision, "cache": cache}
     oracle = _Oracle(vote, images, device)
     curves = {
         attack.title: robustness_curve(

@@ -17,6 +17,7 @@ from utils.attack_cache import AttackCache, cache_for
 from utils.attacks import check_batch, check_eps, check_logits, margin
 from utils.data import ImageSet
 from utils.metrics import predict
+from utils.precision import autocast, uses_bf16
 from utils.processes import rank, share_out, world_size
 from utils.reproducibility import generator
 from utils.suites import Attack, Threat, describe
@@ -85,6 +86,7 @@ def robustness_curve(
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    precision: str = "fp32",
     cache: Path | None = None,
     on_broken: OnBroken | None = None,
 ) -> RobustnessCurve:
@@ -101,6 +103,8 @@ def robustness_curve(
         title: of the attacks together; "" takes the only attack's own, or "worst case".
         seed: of the random starts.
         batch_size: images a batch.
+        precision: of the attacks' passes, see :mod:`utils.precision`; where they think that they fooled the model and
+            float32 says no, they are made again in float32.
         cache: folder for finished batches, from which a killed evaluation goes on; None keeps nothing.
         on_broken: called with the indices of images that were just broken, the images that broke them, and the
             index of the radius.
@@ -111,7 +115,8 @@ def robustness_curve(
         TypeError: a model in half precision.
     """
     attacks = [attack] if isinstance(attack, Attack) else list(attack)
-    run = _Run(model, images, attacks, threat or Threat(), dict(surrogates or {}), seed, batch_size, device, on_broken)
+    fixed = {"seed": seed, "batch_size": batch_size, "device": device, "precision": precision, "on_broken": on_broken}
+    run = _Run(model, images, attacks, threat or Threat(), dict(surrogates or {}), **fixed)
     return run.curve(sorted({0.0, *(check_eps(eps, run.threat.norm) for eps in epsilons)}), title, cache)
 
 
@@ -127,9 +132,11 @@ class _Run:
     seed: int
     batch_size: int
     device: torch.device | str
+    precision: str
     on_broken: OnBroken | None
 
     def __post_init__(self) -> None:
+        self.bf16 = uses_bf16(self.precision, self.device)
         missing = {attack.surrogate for attack in self.attacks} - {"", *self.surrogates}
         if not self.attacks or missing:
             raise ValueError(f"there is no attack, or its surrogate is not given: {', '.join(sorted(missing))}")
@@ -181,7 +188,7 @@ class _Run:
             epsilons=radii,
             seed=self.seed,
             batch_size=self.batch_size,
-            device=torch.device(self.device).type,
+            device=torch.device(self.device).type + (" bf16" if self.bf16 else ""),
         )
 
     def _start(self) -> None:
@@ -237,7 +244,7 @@ class _Run:
         source = self.surrogates.get(attack.surrogate, self.model)
         # drawn for each image by itself: it meets the same start whoever else stands and whatever ran before
         draws = [generator(self.seed, eps, attack.title, restart, image) for image in index.tolist()]
-        attacked = attack(source, clean, labels, eps=eps, norm=self.threat.norm, draws=draws).clamp(0, 1)
+        attacked = self._attacked(partial(attack, source, eps=eps, norm=self.threat.norm), clean, labels, draws)
         size = self.threat.measure(attacked - clean)
         if size.max() > eps * (1 + 1e-4) + 1e-6:
             raise ValueError(f"{attack.title} left the ball: {size.max():.6f} is more than {eps:.6f}")
@@ -247,6 +254,19 @@ class _Run:
         found["broken"] = attacked[found["logits"].argmax(1) != labels]
         plain = {key: value.cpu() for key, value in found.items()}
         return plain | {"seconds": torch.tensor(time.perf_counter() - begun)}
+
+    def _attacked(
+        self, attack: Callable[..., torch.Tensor], clean: torch.Tensor, labels: torch.Tensor, draws: list
+    ) -> torch.Tensor:
+        with autocast(self.precision, self.device):
+            attacked = attack(clean, labels, draws=draws).clamp(0, 1)
+            believed = predict_batch(self.model, attacked).argmax(1) != labels if self.bf16 else None
+        if believed is not None:
+            again = torch.nonzero(believed & (predict_batch(self.model, attacked).argmax(1) == labels))[:, 0]
+            if len(again):
+                draws = [draws[place] for place in again.tolist()]
+                attacked[again] = attack(clean[again], labels[again], draws=draws).clamp(0, 1)
+        return attacked
 
     def _note(self, found: dict[str, torch.Tensor], index: torch.Tensor, number: int, step: int) -> None:
         labels = self.images.labels[index]
