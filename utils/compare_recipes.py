@@ -339,7 +339,7 @@ def summary_figure(summary: Mapping[str, Any]) -> Figure:
     ax.set(xlabel="accuracy without attack (%)", ylabel="accuracy, worst case at 2/255 (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     model = f"{BACKBONES[summary['model']['backbone']].title}, {summary['model']['image_size']} px"
-    title = f"{model}, split by {summary['data']['protocol']}: {summary['n_images']} test images"
+    title = f"{model}, {summary['data']['protocol']} split: {summary['n_images']} test images"
     seeds = max(len(row["seeds"]) for row in summary["variants"].values())
     return finish(figure, title, f"bars: standard deviation over {seeds} seeds" if seeds > 1 else "one seed")
 

@@ -43,7 +43,7 @@ def recipes_table(summary: Mapping[str, Any]) -> str:
     rows = [[name, *map(str, row)] for name, row in zip(table.index, table.to_numpy())]
     budget, model = summary["budget"], summary["model"]
     said = (
-        f"\n{model['backbone']}, {model['image_size']} px, split by {summary['data']['protocol']}: "
+        f"\n{model['backbone']}, {model['image_size']} px, {summary['data']['protocol']} split: "
         f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening at "
         f"{255 * budget['eps']:.3g}/255 with {budget['train_steps']} steps; {summary['n_images']} test images of "
         f"{summary['n_subjects']} patients; worst case of {', '.join(summary['attacks'])}; %, mean ± standard "
@@ -52,7 +52,44 @@ def recipes_table(summary: Mapping[str, Any]) -> str:
     return markdown(["hardening", *table.columns], rows) + said
 
 
-KINDS: dict[str, Callable[[Mapping[str, Any]], str]] = {"leak": leak_table, "recipes": recipes_table}
+def attack_speed_table(record: Mapping[str, Any]) -> str:
+    """Our attacks beside the slow way, from ``benchmarks/attack_speed.json``."""
+    header = ["model", "attack", "ours", "ours, bf16", "slow way", "times faster", "accuracy left", "peak memory"]
+    rows = []
+    for title, model in record["models"].items():
+        for attack, row in model["rows"].items():
+            ours, bf16 = row["ours"], row["ours, bf16"]
+            slow = row["torchattacks" if "torchattacks" in row else "ours, every image"]
+            both = (ours, bf16, slow)
+            cells = [f"{own['seconds']:.2f} s" for own in both] + [f"{ours['times_faster']:.1f}"]
+            cells += [" / ".join(f"{100 * own['robust_accuracy']:.1f}" for own in both) + " %"]
+            rows.append([title, attack, *cells, f"{ours['peak_mib']:.0f} / {slow['peak_mib']:.0f} MiB"])
+    return markdown(header, rows) + _machine(record, f"eps {255 * record['eps']:.3g}/255, {record['data']['source']}")
+
+
+def training_speed_table(record: Mapping[str, Any]) -> str:
+    """Epochs of hardening as multiples of clean ones and of their floor, from ``benchmarks/training_speed.json``."""
+    rows = []
+    for title, own in record["backbones"].items():
+        cells = [f"{own['times_clean'][name]:.1f} ({own['times_floor'][name]:.2f})" for name in own["times_clean"]]
+        rows.append([title, f"{own['seconds']['clean']:.1f} s", *cells])
+    names = list(next(iter(record["backbones"].values()))["times_clean"])
+    first = next(iter(record["backbones"].values()))
+    said = f"{first['train_images']} images, batches of {record['batch_size']}, {record['precision']}"
+    return markdown(["backbone", "clean epoch", *names], rows) + _machine(record, said)
+
+
+def _machine(record: Mapping[str, Any], said: str) -> str:
+    facts = record["environment"]
+    return f"\n{said}; {facts['hardware']}, torch {facts['versions']['torch']}, medians of turns in one process.\n"
+
+
+KINDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "leak": leak_table,
+    "recipes": recipes_table,
+    "attack_speed": attack_speed_table,
+    "training_speed": training_speed_table,
+}
 
 
 def rebuilt(text: str, root: Path = ROOT) -> str:
