@@ -68,8 +68,10 @@ def fit(
 
     Raises:
         FileExistsError: ``folder`` holds a finished model.
-        ValueError: a setting that does not exist or does not fit.
+        ValueError: a backbone or a setting that does not exist or does not fit.
     """
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone {backbone!r} is not one of {', '.join(BACKBONES)}; see models/def_models.py")
     join_others()
     settings = dict(settings or {})
     title = BACKBONES[backbone].title + (HARDENED if start else "")
