@@ -149,8 +149,8 @@ def measure_model(folder: Path, root: Workspace, args: argparse.Namespace) -> di
     many, few = (splits.test.balanced_subset(n) for n in (args.images, args.few_images))
     rows = {
         "PGD-10": (pgd_contenders(model, many, 10, 1, device), args.repeats, BEST_OTHER),
-        "PGD-50x5": (pgd_contenders(model, few, 50, 5, device), 1, BEST_OTHER),
-        f"suite {args.suite}": (suite_contenders(model, few, args.suite, device), 1, LOOP),
+        "PGD-50x5": (pgd_contenders(model, few, 50, 5, device), 0, BEST_OTHER),
+        f"suite {args.suite}": (suite_contenders(model, few, args.suite, device), 0, LOOP),
     }
     # torchattacks leaves models in train mode, which the next contender must not meet
     with attack_mode(model):

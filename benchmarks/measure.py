@@ -1,6 +1,6 @@
 """How the benchmarks measure: contenders take turns in one process, and their medians are compared.
 
-Other load on a machine then meets all of them alike. The first turn warms up and takes the peak memory.
+Other load on a machine then meets all of them alike. A turn before that warms up and takes the peak memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -43,10 +44,14 @@ class Measured:
 
 
 def take_turns(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Measured]:
-    """Run each contender once to warm up, then all of them in turn ``repeats`` times."""
+    """Run each contender once to warm up, then all of them in turn ``repeats`` times.
+
+    With ``repeats`` 0 the warming turn counts, for runs so long that a first moment does not matter.
+    """
     found = {}
     for name, run in contenders.items():
-        found[name] = Measured([], peak_memory(run)[0], [])
+        seconds, (peak, result) = timed(partial(peak_memory, run))
+        found[name] = Measured([seconds], peak, [result]) if repeats == 0 else Measured([], peak, [])
     for _ in range(repeats):
         for name, run in contenders.items():
             seconds, result = timed(run)

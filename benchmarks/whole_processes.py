@@ -27,7 +27,8 @@ from models.def_models import BACKBONES, build_model
 from utils.data import ImageSet, load_splits
 from utils.metrics import predict
 from utils.paths import ROOT
-from utils.prepare import group_by_subject, splits_in_memory
+from utils.phantom import PhantomConfig, make_phantoms
+from utils.prepare import group_by_subject, split_and_save, splits_in_memory
 from utils.sources import RawImages, load_source
 from utils.suites import Attack
 from utils.worst_case import robustness_curve
@@ -66,7 +67,8 @@ def memory(source: str, folder: Path) -> dict[str, float]:
     """MiB of preparing a source, and of training each backbone at 224 pixels in batches of 32."""
     out, small = folder / "data", folder / "small"
     found = {"prepare": run_process(["-m", "utils.prepare", "--source", source, "--out", str(out)])[1]}
-    run_process(["-m", "utils.prepare", "--source", "phantom", "--out", str(small)])
+    phantoms = make_phantoms(PhantomConfig(n_subjects=20, n_levels=8))
+    split_and_save(phantoms, group_by_subject(phantoms), out=small)
     common = ["-m", "utils.fit", "--data", str(small), "--set", "num_epochs=1", "--set", "batch_size=32"]
     common += ["--set", "validation_images=8"]
     for backbone in sorted(BACKBONES):
@@ -152,14 +154,7 @@ def growth_figure(images: dict[str, dict[int, float]], processes: dict[int, floa
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_processes", description=__doc__.splitlines()[0])
-    parser.add_argument("--source", required=True, help="as for utils.prepare")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 2000, 4000, 8000, 11519], metavar="N")
-    parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}), metavar="N")
-    parser.add_argument("--images", type=int, default=640, help="of the evaluation that processes share")
-    parser.add_argument("--repeats", type=int, default=5, help="of the import")
-    parser.add_argument("--out", type=Path, default=FOLDER)
-    args = parser.parse_args(arguments)
+    args = _parse(arguments)
     raw = load_source(args.source)
     sizes = sorted({min(n, len(raw)) for n in args.sizes})
     with tempfile.TemporaryDirectory() as name:
@@ -170,6 +165,17 @@ def main(arguments: list[str] | None = None) -> int:
     figure = growth_figure(content["seconds_by_images"], content["seconds_by_processes"], note)
     save("whole_processes", content, figure, args.out)
     return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_processes", description=__doc__.splitlines()[0])
+    parser.add_argument("--source", required=True, help="as for utils.prepare")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 2000, 4000, 8000, 11519], metavar="N")
+    parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}), metavar="N")
+    parser.add_argument("--images", type=int, default=640, help="of the evaluation that processes share")
+    parser.add_argument("--repeats", type=int, default=5, help="of the import")
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shutil
 import subprocess
@@ -152,6 +153,16 @@ def _launch(command: str) -> Callable[[Path], None]:
     return run
 
 
+def _benchmark(command: str) -> Callable[[Path], None]:
+    """Its parser takes it; tests/test_benchmarks.py runs it, smaller."""
+
+    def run(folder: Path) -> None:
+        module = importlib.import_module(command.split()[2])
+        assert module._parse(_arguments(command)).out == ROOT / "benchmarks"
+
+    return run
+
+
 def _slurm(folder: Path) -> None:
     """tests/test_processes.py runs it with stand-ins for Slurm's commands."""
     _shell("bash", "-n", "env/train.slurm")
@@ -193,6 +204,7 @@ HARDEN += " --n-trials 20 --clean-floor 0.45"
 COMPARE = "python -m utils.compare_recipes --image-size 32 --seeds 0 1 2 --out runs/recipes/resnet34_32px"
 SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
 #: Read from the README itself: what matters is that whatever stands there is understood.
+BENCHMARKS = [command for command in COMMANDS if command.startswith("python -m benchmarks.")]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
@@ -214,6 +226,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     COMPARE: _compare,
     **{command: _launch(command) for command in LAUNCHES},
     SLURM: _slurm,
+    **{command: _benchmark(command) for command in BENCHMARKS},
     ROBUSTNESS: _robustness,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
