@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from utils import compare_recipes
-from utils.compare_recipes import VARIANTS, main, summarise, summary_figure, summary_table
+from utils.compare_recipes import RECIPE_VARIANTS, VARIANTS, main, summarise, summary_figure, summary_table
 from utils.config import TrainConfig
 from utils.objectives import make_objective
 from utils.paths import read_json, write_json
 from utils.prepare import group_by_subject, split_and_save
+from utils.reproduce import parameters_of
 
 SIZES = {"trainable": "head", "clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
 
@@ -95,3 +99,24 @@ def test_every_variant_is_made_of_real_settings(name: str) -> None:
     assert all(getattr(objective, key) == value for key, value in variant.objective.items())
     TrainConfig(**variant.config)
     compare_recipes.replace(compare_recipes.Augmentation(), **variant.augmentation)
+
+
+def test_the_default_is_the_winner_of_the_published_comparison() -> None:
+    winner = read_json(ROOT / "benchmarks" / "recipes" / "patient_resnet34_32px" / "summary.json")["winner"]
+    variant = VARIANTS[winner]
+    notebook = nbformat.read(ROOT / "models" / "resnet_model_atk.ipynb", as_version=4)
+    parameters = parameters_of(notebook)
+    assert parameters["recipe"] == variant.recipe
+    assert all(parameters[name] == value for name, value in variant.objective.items())
+    made = make_objective(variant.recipe, eps=0.1, **variant.objective)
+    assert make_objective(parameters["recipe"], eps=0.1) == made
+
+
+@pytest.mark.parametrize("split", ["patient", "published"])
+def test_published_summaries_are_those_of_their_runs(split: str) -> None:
+    folder = ROOT / "benchmarks" / "recipes" / f"{split}_resnet34_32px"
+    stored, again = read_json(folder / "summary.json"), json.loads(json.dumps(summarise(folder)))
+    for summary in (stored, again):
+        summary.pop("environment")
+    assert again == stored and stored["data"]["protocol"] == split
+    assert set(stored["variants"]) == {"clean", *RECIPE_VARIANTS} and len(stored["baselines"]) == 3

@@ -133,13 +133,17 @@ def _search_hardening(folder: Path) -> None:
     assert found["objective"]["name"] == "trades" and found["clean_floor"] == 0.45 and "beta" in found["params"]
 
 
-def _compare(folder: Path) -> None:
-    assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
-    arguments = COMPARE.replace("runs/", f"{folder}/").replace("--seeds 0 1 2", "--seeds 0 --variants n_fgsm")
-    small = ["--epochs", "1", "--clean-epochs", "1", "--max-images", "8", "--validation-images", "8"]
-    options = ["--data", str(folder / "data"), "--work", str(folder / "work")]
-    assert compare_recipes.main([*arguments.split()[3:], *small, *options]) == 0
-    assert (folder / "recipes" / "resnet34_32px" / "summary.json").is_file()
+def _compare(command: str) -> Callable[[Path], None]:
+    """The README's words, and then what makes it small: of two the last counts."""
+
+    def run(folder: Path) -> None:
+        assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
+        small = ["--variants", "n_fgsm", "--seeds", "0", "--epochs", "1", "--clean-epochs", "1", "--max-images", "8"]
+        small += ["--validation-images", "8", "--data", str(folder / "data"), "--work", str(folder / "work")]
+        assert compare_recipes.main([*_arguments(command), *small, "--out", str(folder / "recipes")]) == 0
+        assert (folder / "recipes" / "summary.json").is_file()
+
+    return run
 
 
 def _launch(command: str) -> Callable[[Path], None]:
@@ -201,10 +205,10 @@ SEARCH = "python -m utils.optuna_search --backbone resnet34 --n-trials 20 --num-
 SEARCH += " --journal runs/resnet34.log --worker 0"
 HARDEN = "python -m utils.optuna_search --backbone resnet34 --start checkpoints/ResNet34 --recipe trades"
 HARDEN += " --n-trials 20 --clean-floor 0.45"
-COMPARE = "python -m utils.compare_recipes --image-size 32 --seeds 0 1 2 --out runs/recipes/resnet34_32px"
 SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
 #: Read from the README itself: what matters is that whatever stands there is understood.
 BENCHMARKS = [command for command in COMMANDS if command.startswith("python -m benchmarks.")]
+COMPARES = [command for command in COMMANDS if command.startswith("python -m utils.compare_recipes ")]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
@@ -223,7 +227,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     PUBLISHED: _train_one(PUBLISHED, 16, 16),
     SEARCH: _search(SEARCH),
     HARDEN: _search_hardening,
-    COMPARE: _compare,
+    **{command: _compare(command) for command in COMPARES},
     **{command: _launch(command) for command in LAUNCHES},
     SLURM: _slurm,
     **{command: _benchmark(command) for command in BENCHMARKS},

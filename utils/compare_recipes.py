@@ -66,7 +66,7 @@ class Variant:
 _FULL = {"adv_weight": 1.0}
 #: The recipes, each with its authors' weight of the second term.
 RECIPE_VARIANTS = {
-    "adversarial": Variant("adversarial, half clean"),
+    "adversarial": Variant("adversarial, half clean", objective={"adv_weight": 0.5}),
     "adversarial_full": Variant("adversarial, all attacked", objective=_FULL),
     "trades": Variant("TRADES", "trades"),
     "mart": Variant("MART", "mart"),

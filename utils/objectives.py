@@ -155,7 +155,7 @@ class Adversarial(Hardening):
         adv_weight: w, in (0, 1]; with 1 the clean half is skipped.
     """
 
-    adv_weight: float = 0.5
+    adv_weight: float = 1.0
     name: ClassVar[str] = "adversarial"
 
     def __post_init__(self) -> None:

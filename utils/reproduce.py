@@ -67,7 +67,7 @@ QUICK = {
 #: What it sets beyond that in single notebooks; a vision transformer cuts patches of 14 pixels.
 _DINO = {"image_size": 56, "learning_rate": 0.001}
 _EFFICIENTNET = {"image_size": 56, "batch_size": 16, "augmentation_strength": 0.5}
-_HARDEN = {"num_epochs": 4, "adv_weight": 1.0}
+_HARDEN = {"num_epochs": 4}
 QUICK_NOTEBOOK = {
     "dino_v2_model": _DINO | {"num_epochs": 6, "n_trials": 2},
     "dino_v2_model_atk": _HARDEN | _DINO | {"num_epochs": 2, "learning_rate": 0.0005},
