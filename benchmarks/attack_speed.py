@@ -33,15 +33,18 @@ from utils.worst_case import predict_batch, robustness_curve
 EPS = 2 / 255
 BATCH = 32
 OURS, BF16, LOOP, BEST_OTHER = "ours", "ours, bf16", "ours, every image", "torchattacks"
+LIBRARIES = (BEST_OTHER, "Foolbox", "ART")
 Contender = Callable[[], float]
 AttackFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def pgd_contenders(model: nn.Module, images: ImageSet, steps: int, restarts: int, device: str) -> dict[str, Contender]:
+def pgd_contenders(
+    model: nn.Module, images: ImageSet, steps: int, restarts: int, device: str, libraries: Sequence[str]
+) -> dict[str, Contender]:
     """Accuracy left by PGD: ours as we evaluate (only on images that still stand), ours on every image, and others."""
     attack = Attack("pgd", steps=steps, restarts=restarts, stop_when_fooled=True)
     ours = partial(pgd, model, eps=EPS, steps=steps, restarts=restarts)
-    others = {LOOP: ours, **_others(model, steps, restarts, device)}
+    others = {LOOP: ours, **_others(model, steps, restarts, device, libraries)}
     left = {name: partial(_accuracy_left, model, images, [run], device) for name, run in others.items()}
     return {**_as_evaluated(model, images, [attack], device), **left}
 
@@ -73,7 +76,9 @@ def _accuracy_left(model: nn.Module, images: ImageSet, attacks: Sequence[AttackF
     return torch.cat(standing).double().mean().item()
 
 
-def _others(model: nn.Module, steps: int, restarts: int, device: str) -> dict[str, AttackFunction]:
+def _others(
+    model: nn.Module, steps: int, restarts: int, device: str, libraries: Sequence[str]
+) -> dict[str, AttackFunction]:
     """PGD of other libraries at the same radius and step size, each sample keeping a start that fooled the model."""
     alpha = default_alpha(EPS, steps)
     makers = {BEST_OTHER: _torchattacks, "Foolbox": _foolbox, "ART": _art}
@@ -81,7 +86,7 @@ def _others(model: nn.Module, steps: int, restarts: int, device: str) -> dict[st
     return {
         name: partial(_restarted, model, make(model, steps, alpha, device), restarts)
         for name, make in makers.items()
-        if find_spec(needs[name])
+        if name in libraries and find_spec(needs[name])
     }
 
 
@@ -148,8 +153,8 @@ def measure_model(folder: Path, root: Workspace, args: argparse.Namespace) -> di
     model.to(device)
     many, few = (splits.test.balanced_subset(n) for n in (args.images, args.few_images))
     rows = {
-        "PGD-10": (pgd_contenders(model, many, 10, 1, device), args.repeats, BEST_OTHER),
-        "PGD-50x5": (pgd_contenders(model, few, 50, 5, device), 0, BEST_OTHER),
+        "PGD-10": (pgd_contenders(model, many, 10, 1, device, LIBRARIES), args.repeats, BEST_OTHER),
+        "PGD-50x5": (pgd_contenders(model, few, 50, 5, device, [BEST_OTHER]), 0, BEST_OTHER),
         f"suite {args.suite}": (suite_contenders(model, few, args.suite, device), 0, LOOP),
     }
     # torchattacks leaves models in train mode, which the next contender must not meet

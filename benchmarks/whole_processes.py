@@ -37,8 +37,8 @@ IMPORT = ["-c", "import utils.utils_funcs"]
 EPS = 2 / 255
 
 
-def run_process(arguments: list[str], **environment: str) -> tuple[float, float]:
-    """Seconds and peak memory in MiB of ``python ARGUMENTS``.
+def run_process(arguments: list[str], folder: Path = ROOT, **environment: str) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of ``python ARGUMENTS`` in ``folder``.
 
     Raises:
         RuntimeError: it failed; the message ends with what it said.
@@ -46,7 +46,7 @@ def run_process(arguments: list[str], **environment: str) -> tuple[float, float]
     with tempfile.TemporaryFile() as said:
         begun = time.perf_counter()
         child = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdout=said, stderr=said, env=os.environ | environment
+            [sys.executable, *arguments], cwd=folder, stdout=said, stderr=said, env=os.environ | environment
         )
         _, status, usage = os.wait4(child.pid, 0)
         seconds = time.perf_counter() - begun
@@ -57,14 +57,21 @@ def run_process(arguments: list[str], **environment: str) -> tuple[float, float]
     return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MIB
 
 
-def start_up(repeats: int) -> dict[str, Any]:
-    """Seconds of ``import utils.utils_funcs`` in new processes, the first of which warms up the disk's cache."""
-    seconds = [run_process(IMPORT)[0] for _ in range(repeats + 1)][1:]
-    return {"seconds": seconds, "median": median(seconds)}
+def start_up(checkouts: dict[str, Path], repeats: int) -> dict[str, Any]:
+    """Seconds of ``import utils.utils_funcs`` in new processes, checkouts in turn after a first one that warms up."""
+    turns = [{name: run_process(IMPORT, folder)[0] for name, folder in checkouts.items()} for _ in range(repeats + 1)]
+    return {
+        name: {"turns": [turn[name] for turn in turns[1:]], "median": median(turn[name] for turn in turns[1:])}
+        for name in checkouts
+    }
 
 
 def memory(source: str, folder: Path) -> dict[str, float]:
-    """MiB of preparing a source, and of training each backbone at 224 pixels in batches of 32."""
+    """MiB of preparing a source, and of training each backbone at 224 pixels in batches of 32.
+
+    ``kept for the backward pass`` is what no implementation of the same step in the same precision can do without,
+    beside weights, gradients, the optimiser's two moments, and Python with torch.
+    """
     out, small = folder / "data", folder / "small"
     found = {"prepare": run_process(["-m", "utils.prepare", "--source", source, "--out", str(out)])[1]}
     phantoms = make_phantoms(PhantomConfig(n_subjects=20, n_levels=8))
@@ -74,10 +81,32 @@ def memory(source: str, folder: Path) -> dict[str, float]:
     for backbone in sorted(BACKBONES):
         clean = ["--backbone", backbone, "--out", str(folder / backbone)]
         hard = ["--backbone", backbone, "--start", str(folder / backbone), "--out", str(folder / f"{backbone}_atk")]
-        found[f"{BACKBONES[backbone].title}, training"] = run_process([*common, *clean])[1]
         hard += ["--set", f"eps={EPS}", "--set", "steps=1"]
-        found[f"{BACKBONES[backbone].title}, hardening"] = run_process([*common, *hard])[1]
+        title = BACKBONES[backbone].title
+        found[f"{title}, training"] = run_process([*common, *clean])[1]
+        found[f"{title}, training, bf16"] = run_process([*common, *clean, "--overwrite", "--set", "precision=bf16"])[1]
+        found[f"{title}, hardening"] = run_process([*common, *hard])[1]
+        found[f"{title}, kept for the backward pass"] = kept_for_backward(backbone)
+    found["Python with torch"] = run_process(IMPORT)[1]
     return found
+
+
+def kept_for_backward(backbone: str, side: int = 224, batch: int = 32) -> float:
+    """MiB of activations that autograd keeps between the forward and the backward pass of one training step."""
+    model = build_model(backbone, image_size=side).train()
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = model(torch.rand(batch, 1, side, side))
+    del logits
+    return sum(sizes.values()) / MIB
 
 
 def growth_by_images(raw: RawImages, sizes: list[int]) -> dict[str, dict[int, float]]:
@@ -156,9 +185,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parse(arguments)
     raw = load_source(args.source)
+    checkouts = {"now": ROOT} | ({"before": args.before.resolve()} if args.before else {})
     sizes = sorted({min(n, len(raw)) for n in args.sizes})
     with tempfile.TemporaryDirectory() as name:
-        content = {"source": raw.name, "import": start_up(args.repeats), "memory_mib": memory(args.source, Path(name))}
+        content = {"source": raw.name, "import_seconds": start_up(checkouts, args.repeats)}
+        content["memory_mib"] = memory(args.source, Path(name))
         content["seconds_by_images"] = growth_by_images(raw, sizes)
         content["seconds_by_processes"] = growth_by_processes(Path(name), args.processes, args.images)
     note = f"{raw.name}, ResNet34, {torch.get_num_threads()} threads; processes of one thread"
@@ -174,6 +205,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}), metavar="N")
     parser.add_argument("--images", type=int, default=640, help="of the evaluation that processes share")
     parser.add_argument("--repeats", type=int, default=5, help="of the import")
+    parser.add_argument("--before", type=Path, help="an older checkout whose import is measured beside this one's")
     parser.add_argument("--out", type=Path, default=FOLDER)
     return parser.parse_args(arguments)
 
