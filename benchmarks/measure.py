@@ -118,30 +118,28 @@ def bars(
     ylabel: str,
     title: str,
     note: str = "",
-    labels: Mapping[str, Mapping[str, str]] | None = None,
-    goal: float | None = None,
+    log: bool = False,
 ) -> Figure:
     """Grouped bars.
 
     Args:
         groups: group -> bar -> height.
-        labels: group -> bar -> text above the bar; None writes the height.
-        goal: a line across.
+        log: logarithmic heights, counted from 1.
     """
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)
-    figure, axes = axes_of(size=(max(7.5, 1.1 + 0.62 * len(groups) * len(names)), 4.4))
+    figure, axes = axes_of(size=(max(7.5, 3 + 0.3 * len(groups) * len(names)), 4.4))
     ax = axes[0, 0]
     for place, name in enumerate(names):
         at = [index for index, group in enumerate(groups.values()) if name in group]
         heights = [group[name] for group in groups.values() if name in group]
         x = np.array(at) + (place - (len(names) - 1) / 2) * width
         drawn = ax.bar(x, heights, width, label=name, color=COLOURS[place % len(COLOURS)])
-        texts = [(labels or {}).get(group, {}).get(name) for group in np.array(list(groups))[at]]
-        texts = [text or f"{height:.2g}" for text, height in zip(texts, heights)]
+        texts = [f"{height:.0f}" if height >= 10 else f"{height:.1f}" for height in heights]
         ax.bar_label(drawn, texts, fontsize=7, padding=1)
-    if goal is not None:
-        ax.axhline(goal, color="grey", linestyle="--", linewidth=1, label="goal")
+    if log:
+        ax.set_yscale("log")
+        ax.axhline(1, color="grey", linewidth=1)
     ax.set_xticks(range(len(groups)), list(groups))
     ax.set(ylabel=ylabel)
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))

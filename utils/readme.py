@@ -54,7 +54,7 @@ def recipes_table(summary: Mapping[str, Any]) -> str:
 
 def attack_speed_table(record: Mapping[str, Any]) -> str:
     """Our attacks beside the slow way, from ``benchmarks/attack_speed.json``."""
-    header = ["model", "attack", "ours", "ours, bf16", "slow way", "times faster", "accuracy left", "peak memory"]
+    header = ["model", "attack", "ours", "ours, bf16", "slow way", "times faster", "accuracy left"]
     rows = []
     for title, model in record["models"].items():
         for attack, row in model["rows"].items():
@@ -63,8 +63,10 @@ def attack_speed_table(record: Mapping[str, Any]) -> str:
             both = (ours, bf16, slow)
             cells = [f"{own['seconds']:.2f} s" for own in both] + [f"{ours['times_faster']:.1f}"]
             cells += [" / ".join(f"{100 * own['robust_accuracy']:.1f}" for own in both) + " %"]
-            rows.append([title, attack, *cells, f"{ours['peak_mib']:.0f} / {slow['peak_mib']:.0f} MiB"])
-    return markdown(header, rows) + _machine(record, f"eps {255 * record['eps']:.3g}/255, {record['data']['source']}")
+            rows.append([title, attack, *cells])
+    images = next(iter(record["models"].values()))["images"]
+    said = f"{record['data']['source']}, eps {255 * record['eps']:.3g}/255, {images['PGD-10']} images for PGD-10 and "
+    return markdown(header, rows) + _machine(record, f"{said}{images['others']} for the others")
 
 
 def training_speed_table(record: Mapping[str, Any]) -> str:
