@@ -35,6 +35,14 @@ from utils.worst_case import robustness_curve
 
 IMPORT = ["-c", "import utils.utils_funcs"]
 EPS = 2 / 255
+#: A small process between: to a new process the system counts the memory of the one that started it.
+_WATCH = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[2:])
+status, usage = os.wait4(child.pid, 0)[1:]
+open(sys.argv[1], "w").write(str(usage.ru_maxrss))
+sys.exit(status != 0)
+"""
 
 
 def run_process(arguments: list[str], folder: Path = ROOT, **environment: str) -> tuple[float, float]:
@@ -43,18 +51,17 @@ def run_process(arguments: list[str], folder: Path = ROOT, **environment: str) -
     Raises:
         RuntimeError: it failed; the message ends with what it said.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryDirectory() as name:
+        peak, said = Path(name) / "peak", Path(name) / "said"
+        command = [sys.executable, "-c", _WATCH, str(peak), sys.executable, *arguments]
         begun = time.perf_counter()
-        child = subprocess.Popen(
-            [sys.executable, *arguments], cwd=folder, stdout=said, stderr=said, env=os.environ | environment
-        )
-        _, status, usage = os.wait4(child.pid, 0)
+        with said.open("wb") as out:
+            status = subprocess.call(command, cwd=folder, stdout=out, stderr=out, env=os.environ | environment)
         seconds = time.perf_counter() - begun
         if status:
-            said.seek(0)
-            raise RuntimeError(f"{' '.join(arguments)} failed: {said.read()[-500:].decode(errors='replace')}")
-    # Linux counts in KiB, macOS in bytes
-    return seconds, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MIB
+            raise RuntimeError(f"{' '.join(arguments)} failed: {said.read_bytes()[-500:].decode(errors='replace')}")
+        # Linux counts in KiB, macOS in bytes
+        return seconds, int(peak.read_text()) * (1 if sys.platform == "darwin" else 1024) / MIB
 
 
 def start_up(checkouts: dict[str, Path], repeats: int) -> dict[str, Any]:

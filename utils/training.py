@@ -213,11 +213,12 @@ class _Run:
             state.seconds = before + time.perf_counter() - begun
             bar.update()
             last = state.step == self.steps_an_epoch
-            if state.step % 10 == 0 or last:
+            due = time.perf_counter() - saved > self.save_every
+            # several processes must read at the same steps; the end of an epoch is saved anyway
+            if state.step % 10 == 0 or last or (due and world_size() == 1):
                 self._read_counts()
                 bar.set_postfix(self._numbers())
-                # the end of an epoch is saved anyway
-                if time.perf_counter() - saved > self.save_every and not last:
+                if due and not last:
                     self._save()
                     saved = time.perf_counter()
             if (state.epoch, state.step) == (0, min(5, self.steps_an_epoch)):
