@@ -25,7 +25,7 @@ from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.augment import Augmentation
 from utils.baselines import BASELINES
 from utils.checkpoints import RECORD, load_checkpoint, load_trainable
-from utils.config import TrainConfig
+from utils.config import TrainConfig, parse_trainable
 from utils.data import DataSplits, ImageSet, load_splits
 from utils.intervals import report
 from utils.objectives import Standard, make_objective
@@ -379,8 +379,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, default in asdict(Budget()).items():
         if name not in ("eps", "trainable"):
             add(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    trainable = {"type": lambda text: int(text) if text.isdigit() else text, "default": "all"}
-    add("--trainable", metavar="all|head|N", help="what is trained; N: the last N blocks", **trainable)
+    trainable = {"type": parse_trainable, "default": "all", "metavar": "all|head|N"}
+    add("--trainable", help="what is trained; N: the last N blocks", **trainable)
     return parser.parse_args(arguments)
 
 

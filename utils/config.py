@@ -112,6 +112,11 @@ class TrainConfig:
         return asdict(self)
 
 
+def parse_trainable(text: str) -> str | int:
+    """A number of blocks, or a word for :meth:`models.def_models.MRIClassifier.freeze`."""
+    return int(text) if text.isdigit() else text
+
+
 def parse_assignment(text: str) -> tuple[str, Any]:
     """Name and value of ``name=value``; the value is a literal, a fraction such as ``2/255``, or else a string.
 

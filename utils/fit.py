@@ -18,7 +18,7 @@ from typing import Any
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.checkpoints import RECORD, load_trainable
-from utils.config import TrainConfig, parse_assignment
+from utils.config import TrainConfig, parse_assignment, parse_trainable
 from utils.data import DataSplits, load_splits
 from utils.metrics import evaluate, predict
 from utils.objectives import RECIPES, Standard, make_objective
@@ -146,8 +146,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--out", dest="folder", type=Path, help="default: the model's folder in checkpoints/")
     add("--image-size", type=int, default=224)
     add("--weights", default="scratch", help="scratch, pretrained or a path (default scratch)")
-    trainable = {"type": lambda text: int(text) if text.isdigit() else text, "default": "all"}
-    add("--trainable", metavar="all|head|N", help="what is trained; N: the last N blocks", **trainable)
+    trainable = {"type": parse_trainable, "default": "all", "metavar": "all|head|N"}
+    add("--trainable", help="what is trained; N: the last N blocks", **trainable)
     add("--start", type=Path, help="folder of the model to harden; default: train a new one")
     add("--recipe", choices=RECIPES, default="adversarial")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="num_epochs=20, eps=2/255, ...")
