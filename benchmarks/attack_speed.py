@@ -25,7 +25,7 @@ from torch import nn
 from benchmarks.measure import FOLDER, Measured, bars, progress, save, take_turns
 from utils.attacks import attack_mode, default_alpha, pgd
 from utils.checkpoints import load_checkpoint
-from utils.data import ImageSet, load_splits
+from utils.data import DataSplits, ImageSet, load_splits
 from utils.results import HARDENED
 from utils.suites import SUITES, Attack
 from utils.workspace import Workspace, pick_device
@@ -33,6 +33,7 @@ from utils.worst_case import predict_batch, robustness_curve
 
 EPS = 2 / 255
 BATCH = 32
+MODELS = [title + suffix for title in ("DINOv2", "EfficientNetB0", "ResNet34") for suffix in ("", HARDENED)]
 OURS, BF16, LOOP, BEST_OTHER = "ours", "ours, bf16", "ours, every image", "torchattacks"
 LIBRARIES = (BEST_OTHER, "Foolbox", "ART")
 Contender = Callable[[], float]
@@ -146,9 +147,8 @@ def _row(found: Mapping[str, Measured], base: str) -> dict[str, Any]:
     }
 
 
-def measure_model(folder: Path, root: Workspace, args: argparse.Namespace) -> dict[str, Any]:
+def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) -> dict[str, Any]:
     """All comparisons on one trained model; each row is relative to the last contender that every machine has."""
-    splits = load_splits(root.data_dir)
     device = str(pick_device())
     model, _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
     model.to(device)
@@ -189,18 +189,15 @@ def speed_figure(content: Mapping[str, Any]) -> Figure:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parse(arguments)
-    root = Workspace.open(str(args.root), data_dir=args.data)
     models = [folder for folder in sorted((args.root / "checkpoints").glob("*")) if folder.name in args.models]
     if not models:
         print(f"error: no models {', '.join(args.models)} in {args.root / 'checkpoints'}", file=sys.stderr)
         return 1
-    found = {folder.name: measure_model(folder, root, args) for folder in progress(models, "attack speed")}
-    content = {"eps": EPS, "batch_size": BATCH, "data": load_splits(root.data_dir).info, "models": found}
+    splits = load_splits(Workspace.open(str(args.root), data_dir=args.data).data_dir)
+    found = {folder.name: measure_model(folder, splits, args) for folder in progress(models, "attack speed")}
+    content = {"eps": EPS, "batch_size": BATCH, "data": splits.info, "models": found}
     save("attack_speed", content, speed_figure(content), args.out)
     return 0
-
-
-MODELS = [title + suffix for title in ("DINOv2", "EfficientNetB0", "ResNet34") for suffix in ("", HARDENED)]
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
