@@ -114,6 +114,48 @@ def test_stopping_when_fooled_breaks_no_fewer(toy_nets, toy_test) -> None:
     assert torch.allclose(results[0][~broken[1]], results[1][~broken[1]], atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [7, 32, None])
+def test_filled_up_passes_break_the_same_images_as_one_start_after_the_other(toy_nets, toy_test, batch_size) -> None:
+    net, pixels, labels = toy_nets["hardened"], toy_test.pixels(slice(None)), toy_test.labels
+    draws = [torch.Generator().manual_seed(number) for number in range(len(labels))]
+    separate = torch.zeros(len(labels), dtype=torch.bool)
+    for _ in range(3):
+        separate |= net(pgd(net, pixels, labels, eps=EPS, steps=6, generator=draws, restarts=1)).argmax(1) != labels
+    sizes = []
+
+    def note_gradients(_: torch.nn.Module, given: tuple, answer: torch.Tensor) -> None:
+        if answer.requires_grad:
+            sizes.append(len(answer))
+
+    watch = net.register_forward_hook(note_gradients)
+    draws = [torch.Generator().manual_seed(number) for number in range(len(labels))]
+    options = {"restarts": 3, "stop_when_fooled": True, "batch_size": batch_size, "generator": draws}
+    attacked = pgd(net, pixels, labels, eps=EPS, steps=6, **options)
+    watch.remove()
+    together = net(attacked).argmax(1) != labels
+    # an iterate before the last may fool where the last one does not, never the other way round
+    assert (together | ~separate).all() and 0.2 < separate.double().mean() < 0.9
+    assert (together & ~separate).double().mean() < 0.02
+    assert (attacked - pixels).abs().max() <= EPS + 1e-6 and max(sizes) <= (batch_size or len(labels))
+    # full until the queue is empty, from when each row in the pass has at most its six steps to go
+    assert batch_size is None or set(sizes[:-6]) == {batch_size}
+
+
+def test_a_fooled_sample_takes_its_other_starts_along() -> None:
+    passed = []
+
+    class Wrong(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            passed.append(len(images))
+            total = images.sum((1, 2, 3))
+            return torch.stack([-1 - 0 * total, total], 1)
+
+    images, labels = torch.full((10, 1, 4, 4), 0.5), torch.zeros(10, dtype=torch.int64)
+    pgd(Wrong(), images, labels, eps=EPS, steps=9, restarts=4, stop_when_fooled=True, batch_size=3)
+    # the last sample shares its only pass with two more starts of its own
+    assert passed == [3, 3, 3, 3]
+
+
 @pytest.mark.parametrize("run", [lambda *a: square(*a, eps=EPS, queries=20), lambda *a: auto_attack(*a, eps=EPS)])
 def test_library_attacks_leave_everything_as_it_was(toy_nets, toy_test, run, capsys) -> None:
     net = toy_nets["plain"]

@@ -20,7 +20,7 @@ from utils.data import ImageSet
 from utils.paths import atomic_write, write_json
 
 #: Raised whenever what is stored, or how an attack works, changes.
-PROTOCOL = 3
+PROTOCOL = 4
 
 
 def describe_module(model: nn.Module) -> str:

@@ -6,10 +6,12 @@ leaves their ``.grad`` alone and saves a third of the work.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -239,6 +241,7 @@ def pgd(
     loss: str | Loss = "ce",
     norm: str = "linf",
     stop_when_fooled: bool = False,
+    batch_size: int | None = None,
     generator: Draws = None,
 ) -> torch.Tensor:
     """Projected Gradient Descent (Madry et al., 2018, arXiv:1706.06083).
@@ -257,7 +260,9 @@ def pgd(
         loss: a key of ``LOSSES``, or a function of logits N x K and labels N that gives N values to climb.
         norm: ``linf`` or ``l2``.
         stop_when_fooled: leave a sample at the first iterate that fools the model and spend no more
-            steps on it. For measuring, where one such image is enough; never for training.
+            steps or starts on it. For measuring, where one such image is enough; never for training.
+        batch_size: with ``stop_when_fooled``, images a pass: where one is done, the next sample or start takes its
+            place, so that passes stay full. None takes as many as there are samples.
         generator: CPU generator that makes random starts reproducible, or one for each sample.
 
     Returns:
@@ -276,19 +281,19 @@ def pgd(
     elif not (0 < alpha <= (1 if norm == "linf" else float("inf")) or eps == 0):
         raise ValueError(f"alpha must be in (0, 1] pixel units, not {alpha}")
     warn_if_short(eps, alpha, steps)
-    best, best_score = images.detach().clone(), None
-    climbed = LOSSES[loss] if isinstance(loss, str) else loss
-    climb = {"eps": eps, "alpha": alpha, "steps": steps, "loss": climbed, "norm": norm}
+    climb = _Climb(model, eps, alpha, steps, LOSSES[loss] if isinstance(loss, str) else loss, norm)
+    begin = partial(_start, eps=eps, norm=norm, random_start=random_start)
+    images = images.detach()
     with attack_mode(model):
-        for _ in range(restarts):
-            start = random_point(images, eps, norm, generator) if random_start else images.clone()
-            adversarial = _ascend(model, images, labels, start, **climb, stop_when_fooled=stop_when_fooled)
-            if restarts == 1:
-                return adversarial
-            score = _score(model, adversarial, labels, climbed)
-            better = torch.ones_like(labels, dtype=torch.bool) if best_score is None else score > best_score
-            best[better] = adversarial[better]
-            best_score = score if best_score is None else torch.maximum(score, best_score)
+        if stop_when_fooled:
+            return _until_fooled(climb, images, labels, begin, restarts, batch_size or len(images), generator)
+        best = _ascend(climb, images, labels, begin(images, draws=generator))
+        best_score = _score(*_answer(climb, best, labels)) if restarts > 1 else None
+        for _ in range(restarts - 1):
+            found = _ascend(climb, images, labels, begin(images, draws=generator))
+            score = _score(*_answer(climb, found, labels))
+            best[score > best_score] = found[score > best_score]
+            best_score = torch.maximum(score, best_score)
     return best
 
 
@@ -302,40 +307,94 @@ def warn_if_short(eps: float, alpha: float, steps: int) -> None:
         )
 
 
-def _ascend(
-    model: nn.Module,
+@dataclass(frozen=True)
+class _Climb:
+    """Settings of one PGD."""
+
+    model: nn.Module
+    eps: float
+    alpha: float
+    steps: int
+    loss: Loss
+    norm: str
+
+    def step(self, here: torch.Tensor, clean: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The next iterate."""
+        shift = project(here + self.alpha * steepest(gradient, self.norm) - clean, self.eps, self.norm)
+        return (clean + shift).clamp(0, 1)
+
+
+def _start(images: torch.Tensor, *, eps: float, norm: str, random_start: bool, draws: Draws) -> torch.Tensor:
+    return random_point(images, eps, norm, draws) if random_start else images.clone()
+
+
+def _ascend(climb: _Climb, images: torch.Tensor, labels: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+    for step in range(climb.steps):
+        gradient = ascent(climb.model, here, labels, climb.loss).gradient
+        if step == 0:
+            check_gradient(gradient)
+        here = climb.step(here, images, gradient)
+    return here
+
+
+def _until_fooled(
+    climb: _Climb,
     images: torch.Tensor,
     labels: torch.Tensor,
-    adversarial: torch.Tensor,
-    *,
-    eps: float,
-    alpha: float,
-    steps: int,
-    loss: Loss,
-    norm: str,
-    stop_when_fooled: bool,
+    begin: Callable[..., torch.Tensor],
+    restarts: int,
+    batch_size: int,
+    draws: Draws,
 ) -> torch.Tensor:
-    done = adversarial.detach().clone()
-    active = torch.arange(len(images), device=images.device)
-    for step in range(steps):
-        found = ascent(model, adversarial, labels, loss)
-        if step == 0:
-            check_gradient(found.gradient)
-        if stop_when_fooled and found.fooled.any():
-            done[active] = adversarial
-            keep = ~found.fooled
-            active, images, labels, adversarial = active[keep], images[keep], labels[keep], adversarial[keep]
-            found.gradient = found.gradient[keep]
-            if not len(active):
-                return done
-        shift = project(adversarial + alpha * steepest(found.gradient, norm) - images, eps, norm)
-        adversarial = (images + shift).clamp(0, 1)
-    done[active] = adversarial.detach()
-    return done
+    """PGD whose passes are filled up from a queue of rows: every sample's first start, then every second one, ...
+
+    A row leaves the pass after its last step, or when one of its sample's rows has fooled the model.
+    """
+    result, best = images.clone(), [-math.inf] * len(images)
+    standing = torch.ones(len(images), dtype=torch.bool)
+    waiting = torch.arange(len(images)).repeat(restarts)
+    # of each row in the pass: its sample and the steps it has made, both on the CPU, and the point it has reached
+    owner, age, here = waiting[:0], waiting[:0], images[:0]
+
+    def settle(rows: torch.Tensor, score: torch.Tensor, fooled: torch.Tensor) -> None:
+        for row, sample, value in zip(rows.tolist(), owner[rows].tolist(), score.tolist()):
+            if value > best[sample]:
+                best[sample], result[sample] = value, here[row]
+        standing[owner[rows[fooled]]] = False
+
+    while True:
+        waiting = waiting[standing[waiting]]
+        room = batch_size - len(owner)
+        fresh, waiting = waiting[:room], waiting[room:]
+        if len(fresh):
+            own = [draws[sample] for sample in fresh.tolist()] if isinstance(draws, Sequence) else draws
+            owner, age = torch.cat([owner, fresh]), torch.cat([age, torch.zeros_like(fresh)])
+            here = torch.cat([here, begin(images[fresh], draws=own)])
+        if not len(owner):
+            return result
+        found = ascent(climb.model, here, labels[owner], climb.loss)
+        check_gradient(found.gradient[age == 0])
+        fooled = found.fooled.cpu()
+        rows = torch.nonzero(fooled)[:, 0]
+        settle(rows, _score(found.loss, found.fooled)[rows], fooled[rows])
+        here, age = climb.step(here, images[owner], found.gradient), age + 1
+        last = torch.nonzero(standing[owner] & (age == climb.steps))[:, 0]
+        if restarts == 1:
+            result[owner[last]] = here[last]
+        elif len(last):
+            loss, fooled = _answer(climb, here[last], labels[owner[last]])
+            settle(last, _score(loss, fooled), fooled.cpu())
+        keep = standing[owner] & (age < climb.steps)
+        owner, age, here = owner[keep], age[keep], here[keep]
 
 
 @torch.no_grad()
-def _score(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss) -> torch.Tensor:
+def _answer(climb: _Climb, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each image, and whether the model is fooled."""
+    logits = climb.model(images).float()
+    return climb.loss(logits, labels), logits.argmax(1) != labels
+
+
+def _score(loss: torch.Tensor, fooled: torch.Tensor) -> torch.Tensor:
     """The loss, raised beyond any finite loss where the model is fooled."""
-    logits = model(images).float()
-    return loss(logits, labels).nan_to_num(posinf=1e30) + 1e6 * (logits.argmax(1) != labels)
+    return loss.nan_to_num(posinf=1e30) + 1e6 * fooled

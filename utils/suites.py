@@ -121,9 +121,14 @@ class Attack:
         gradient = 1 if self.name in ("square", "noise") else 2
         return gradient * self.restarts * steps.get(self.name, self.steps)
 
-    def single(self) -> Iterator[Attack]:
-        """The attack as so many attacks of one start, for dropping broken images between them."""
-        return (replace(self, restarts=1) for _ in range(self.restarts))
+    @property
+    def refills(self) -> bool:
+        """Whether the attack drops broken images by itself and fills its passes up with the next ones."""
+        return self.name == "pgd" and self.stop_when_fooled
+
+    def rounds(self) -> Iterator[Attack]:
+        """The attack as attacks between which the caller drops broken images: one a start, unless it does so itself."""
+        return iter([self]) if self.refills else (replace(self, restarts=1) for _ in range(self.restarts))
 
     def __call__(
         self,
@@ -134,8 +139,12 @@ class Attack:
         eps: float,
         norm: str = "linf",
         draws: Draws = None,
+        batch_size: int | None = None,
     ) -> torch.Tensor:
-        """Adversarial images; at ``eps`` 0 the images themselves."""
+        """Adversarial images; at ``eps`` 0 the images themselves.
+
+        ``batch_size`` bounds the images a pass of an attack that :attr:`refills`; others take all at once.
+        """
         if check_eps(eps, norm) == 0:
             return images
         common: dict[str, Any] = {"eps": eps, "norm": norm}
@@ -166,6 +175,7 @@ class Attack:
             random_start=self.random_start,
             loss=self.loss,
             stop_when_fooled=self.stop_when_fooled,
+            batch_size=batch_size,
             generator=draws,
             **common,
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ NEVER = -1
 OnBroken = Callable[[torch.Tensor, torch.Tensor, int], None]
 #: Up to this radius adversarial images are also scored after rounding to 8 bits, as a file would hold them.
 ROUNDED_UP_TO = 2 / 255
+#: An attack that fills its passes by itself gets so many batches at once, unless it has more starts anyway.
+BATCHES_A_JOB = 2
 
 
 @dataclass
@@ -211,58 +214,74 @@ class _Run:
         return self.threat == Threat() and eps <= ROUNDED_UP_TO * (1 + 1e-9)
 
     def _attack_survivors(self, number: int, step: int, eps: float, bar: tqdm) -> None:
-        for restart, attack in enumerate(self.attacks[number].single()):
+        for start, attack in enumerate(self.attacks[number].rounds()):
             alive = torch.nonzero(self.first_broken == NEVER)[:, 0]
+            ends = bar.n + attack.passes * len(self.images)
             bar.update(attack.passes * (len(self.images) - len(alive)))
-            batches = alive.split(self.batch_size) if len(alive) else ()
-            names = [f"eps{step}-attack{number}-start{restart}-batch{place}" for place in range(len(batches))]
-            # in rounds of one batch a process, so that the progress shows
-            for begin in range(0, len(batches), world_size()):
-                turn = list(zip(names, batches))[begin : begin + world_size()]
-                work = partial(self._attack_once, attack=attack, eps=eps, restart=restart)
-                for (_, index), found in zip(turn, share_out(turn, work)):
-                    self._note(found, index, number, step)
-                    robust = (self.first_broken == NEVER).float().mean()
-                    bar.set_postfix(eps=f"{255 * eps:.3g}/255", attack=attack.title, robust=f"{robust:.1%}")
-                    bar.update(attack.passes * len(index))
+            jobs = self._jobs(alive, attack)
+            # in rounds of one job a process, so that the progress shows
+            for begin in range(0, len(jobs), world_size()):
+                turn = jobs[begin : begin + world_size()]
+                work = partial(self._attack_once, attack=attack, eps=eps, number=(step, number, start))
+                left = sum(len(index) for index in jobs[begin + world_size() :])
+                # as many as if nothing had been broken, which is what the total counts
+                with _counted(self._source(attack), bar, up_to=ends - attack.passes * left):
+                    found = share_out(turn, work)
+                for index, own in zip(turn, found):
+                    self._note(own, index, number, step)
+                robust = (self.first_broken == NEVER).float().mean()
+                bar.set_postfix(eps=f"{255 * eps:.3g}/255", attack=attack.title, robust=f"{robust:.1%}")
+
+    def _jobs(self, alive: torch.Tensor, attack: Attack) -> list[torch.Tensor]:
+        """The images of each call, whatever the number of processes, so that all come to the same bits."""
+        size = self.batch_size * (max(1, BATCHES_A_JOB // attack.restarts) if attack.refills else 1)
+        return list(alive.tensor_split(-(-len(alive) // size))) if len(alive) else []
+
+    def _source(self, attack: Attack) -> nn.Module:
+        return self.surrogates.get(attack.surrogate, self.model)
 
     def _attack_once(
-        self, job: tuple[str, torch.Tensor], *, attack: Attack, eps: float, restart: int
+        self, index: torch.Tensor, *, attack: Attack, eps: float, number: tuple[int, int, int]
     ) -> dict[str, torch.Tensor]:
         """:meth:`_attack`, unless its result lies in the cache."""
-        name, index = job
+        # who still stands follows from what ran before, so that ends and length say which images these are
+        name = "eps{}-attack{}-start{}".format(*number) + f"-images{index[0]}-{index[-1]}-{len(index)}"
         found = self.cache.load(name)
         if found is None:
-            found = self._attack(attack, index, eps, restart)
+            found = self._attack(attack, index, eps, number[-1])
             self.cache.save(name, found)
         return found
 
-    def _attack(self, attack: Attack, index: torch.Tensor, eps: float, restart: int) -> dict[str, torch.Tensor]:
-        """Attack one batch; what the model answers to the attacked images, also once they are rounded."""
+    def _attack(self, attack: Attack, index: torch.Tensor, eps: float, start: int) -> dict[str, torch.Tensor]:
+        """Attack some images; what the model answers to the attacked ones, also once they are rounded."""
         begun = time.perf_counter()
         clean, labels = self.threat.images(self.images, index, self.device), self.images.labels[index].to(self.device)
-        source = self.surrogates.get(attack.surrogate, self.model)
         # drawn for each image by itself: it meets the same start whoever else stands and whatever ran before
-        draws = [generator(self.seed, eps, attack.title, restart, image) for image in index.tolist()]
-        attacked = self._attacked(partial(attack, source, eps=eps, norm=self.threat.norm), clean, labels, draws)
+        title = replace(attack, restarts=1).title
+        draws = [generator(self.seed, eps, title, start, image) for image in index.tolist()]
+        options = {"eps": eps, "norm": self.threat.norm, "batch_size": self.batch_size}
+        attacked = self._attacked(partial(attack, self._source(attack), **options), clean, labels, draws)
         size = self.threat.measure(attacked - clean)
         if size.max() > eps * (1 + 1e-4) + 1e-6:
             raise ValueError(f"{attack.title} left the ball: {size.max():.6f} is more than {eps:.6f}")
-        found = {"logits": predict_batch(self.model, attacked), "norm": size}
+        found = {"logits": self._answers(attacked), "norm": size}
         if self._rounds(eps):
-            found["rounded"] = predict_batch(self.model, round_to_8_bits(attacked, clean, eps))
+            found["rounded"] = self._answers(round_to_8_bits(attacked, clean, eps))
         found["broken"] = attacked[found["logits"].argmax(1) != labels]
         plain = {key: value.cpu() for key, value in found.items()}
         return plain | {"seconds": torch.tensor(time.perf_counter() - begun)}
+
+    def _answers(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([predict_batch(self.model, part) for part in images.split(self.batch_size)])
 
     def _attacked(
         self, attack: Callable[..., torch.Tensor], clean: torch.Tensor, labels: torch.Tensor, draws: list
     ) -> torch.Tensor:
         with autocast(self.precision, self.device):
             attacked = attack(clean, labels, draws=draws).clamp(0, 1)
-            believed = predict_batch(self.model, attacked).argmax(1) != labels if self.bf16 else None
+            believed = self._answers(attacked).argmax(1) != labels if self.bf16 else None
         if believed is not None:
-            again = torch.nonzero(believed & (predict_batch(self.model, attacked).argmax(1) == labels))[:, 0]
+            again = torch.nonzero(believed & (self._answers(attacked).argmax(1) == labels))[:, 0]
             if len(again):
                 draws = [draws[place] for place in again.tolist()]
                 attacked[again] = attack(clean[again], labels[again], draws=draws).clamp(0, 1)
@@ -283,6 +302,21 @@ class _Run:
             self.first_rounded[index[wrong]] = step
         if self.on_broken is not None and fooled.any():
             self.on_broken(index[fooled], found["broken"], step)
+
+
+@contextmanager
+def _counted(model: nn.Module, bar: tqdm, *, up_to: int) -> Iterator[None]:
+    """Move the bar with each image and each gradient that ``model`` computes, and at the end to ``up_to``."""
+
+    def watch(_: nn.Module, given: tuple[torch.Tensor], answer: torch.Tensor) -> None:
+        bar.update(min(len(answer) * (2 if answer.requires_grad else 1), up_to - bar.n))
+
+    handle = model.register_forward_hook(watch)
+    try:
+        yield
+    finally:
+        handle.remove()
+    bar.update(up_to - bar.n)
 
 
 def round_to_8_bits(attacked: torch.Tensor, clean: torch.Tensor, eps: float) -> torch.Tensor:
