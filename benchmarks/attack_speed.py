@@ -22,10 +22,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from benchmarks.measure import FOLDER, Measured, bars, progress, save, take_turns
+from benchmarks.measure import FOLDER, Measured, bars, progress, save, take_turns, timed
 from utils.attacks import attack_mode, default_alpha, pgd
-from utils.checkpoints import load_checkpoint
+from utils.checkpoints import WEIGHTS, load_checkpoint
 from utils.data import DataSplits, ImageSet, load_splits
+from utils.paths import read_json, write_json
+from utils.reproducibility import environment_facts
 from utils.results import HARDENED
 from utils.suites import SUITES, Attack
 from utils.workspace import Workspace, pick_device
@@ -34,7 +36,8 @@ from utils.worst_case import predict_batch, robustness_curve
 EPS = 2 / 255
 BATCH = 32
 MODELS = [title + suffix for title in ("DINOv2", "EfficientNetB0", "ResNet34") for suffix in ("", HARDENED)]
-OURS, BF16, LOOP, BEST_OTHER = "ours", "ours, bf16", "ours, every image", "torchattacks"
+OURS, BF16, FUSED, LOOP = "ours", "ours, bf16", "ours, compiled", "ours, every image"
+BEST_OTHER = "torchattacks"
 LIBRARIES = (BEST_OTHER, "Foolbox", "ART")
 Contender = Callable[[], float]
 AttackFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -60,11 +63,11 @@ def suite_contenders(model: nn.Module, images: ImageSet, suite: str, device: str
 
 
 def _as_evaluated(model: nn.Module, images: ImageSet, attacks: Sequence[Attack], device: str) -> dict[str, Contender]:
-    def left(precision: str) -> float:
+    def left(**special: Any) -> float:
         options = {"attack": attacks, "epsilons": [EPS], "batch_size": BATCH, "device": device}
-        return robustness_curve(model, images, precision=precision, **options).robust_accuracy[-1]
+        return robustness_curve(model, images, **options, **special).robust_accuracy[-1]
 
-    return {OURS: partial(left, "fp32"), BF16: partial(left, "bf16")}
+    return {OURS: left, BF16: partial(left, precision="bf16"), FUSED: partial(left, compiled=True)}
 
 
 def _accuracy_left(model: nn.Module, images: ImageSet, attacks: Sequence[AttackFunction], device: str) -> float:
@@ -152,6 +155,9 @@ def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) ->
     device = str(pick_device())
     model, _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
     model.to(device)
+    # compiled before any turn, as it is once for an evaluation of hours: gradients, and answers without them
+    warm = [Attack("pgd", steps=1, restarts=2, stop_when_fooled=True)]
+    compiling = timed(_as_evaluated(model, splits.test.balanced_subset(2 * BATCH), warm, device)[FUSED])[0]
     many, few = (splits.test.balanced_subset(n) for n in (args.images, args.few_images))
     rows = {
         "PGD-10": (pgd_contenders(model, many, 10, 1, device, LIBRARIES), args.repeats, BEST_OTHER),
@@ -163,19 +169,34 @@ def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) ->
         found = {title: _row(take_turns(runs, repeats), base) for title, (runs, repeats, base) in rows.items()}
     return {
         "rows": found,
+        "compile_seconds": compiling,
         "image_size": model.image_size,
         "images": {"PGD-10": len(many), "others": len(few)},
         "hardened": folder.name.endswith(HARDENED),
     }
 
 
+def _once(folder: Path, splits: DataSplits, args: argparse.Namespace) -> dict[str, Any]:
+    """:func:`measure_model`, unless an interrupted benchmark of the same things has left it in ``ROOT/benchmarks``."""
+    settings = {name: getattr(args, name) for name in ("images", "few_images", "suite", "repeats")}
+    settings |= {"eps": EPS, "batch": BATCH, "threads": torch.get_num_threads(), "data": splits.fingerprint}
+    facts = environment_facts() | {"created": ""}
+    settings |= {"weights": (folder / WEIGHTS).stat().st_mtime_ns, "environment": facts}
+    target = args.root / "benchmarks" / f"attack_speed_{folder.name}.json"
+    left = read_json(target) if target.is_file() else {}
+    if left.get("settings") != settings:
+        left = {"settings": settings, "found": measure_model(folder, splits, args)}
+        write_json(target, left)
+    return left["found"]
+
+
 def speed_figure(content: Mapping[str, Any]) -> Figure:
     """How many times faster than the slow way each evaluation was, by model."""
     ratios = {
         name: {
-            f"{title}{', bf16' * (who == BF16)}": row[who]["times_faster"]
+            f"{title}{who.removeprefix(OURS)}": row[who]["times_faster"]
             for title, row in own["rows"].items()
-            for who in (OURS, BF16)
+            for who in (OURS, BF16, FUSED)
         }
         for name, own in content["models"].items()
     }
@@ -194,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: no models {', '.join(args.models)} in {args.root / 'checkpoints'}", file=sys.stderr)
         return 1
     splits = load_splits(Workspace.open(str(args.root), data_dir=args.data).data_dir)
-    found = {folder.name: measure_model(folder, splits, args) for folder in progress(models, "attack speed")}
+    found = {folder.name: _once(folder, splits, args) for folder in progress(models, "attack speed")}
     content = {"eps": EPS, "batch_size": BATCH, "data": splits.info, "models": found}
     save("attack_speed", content, speed_figure(content), args.out)
     return 0

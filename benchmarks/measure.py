@@ -6,22 +6,22 @@ Other load on a machine then meets all of them alike. A turn before that warms u
 from __future__ import annotations
 
 import gc
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from utils.paths import ROOT, write_json
+from utils.paths import ROOT, read_json, write_json
 from utils.plots import COLOURS, axes_of, finish, save_figure
 from utils.reproducibility import environment_facts
 
@@ -31,10 +31,10 @@ MIB = 2**20
 
 @dataclass
 class Measured:
-    """One contender: seconds of each turn, peak memory in MiB, and what each turn returned."""
+    """One contender: seconds of each turn, peak memory in MiB (None: not measured), and what each turn returned."""
 
     seconds: list[float]
-    peak_mib: float
+    peak_mib: float | None
     results: list[Any]
 
     @property
@@ -44,14 +44,18 @@ class Measured:
 
 
 def take_turns(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Measured]:
-    """Run each contender once to warm up, then all of them in turn ``repeats`` times.
+    """Run each contender once to warm up and to take its memory, then all of them in turn ``repeats`` times.
 
-    With ``repeats`` 0 the warming turn counts, for runs so long that a first moment does not matter.
+    With ``repeats`` 0 a single turn counts and memory is not taken: for runs so long that a first moment does not
+    matter, and that would fill the profiler's record.
     """
     found = {}
     for name, run in contenders.items():
-        seconds, (peak, result) = timed(partial(peak_memory, run))
-        found[name] = Measured([seconds], peak, [result]) if repeats == 0 else Measured([], peak, [])
+        if repeats:
+            found[name] = Measured([], peak_memory(run)[0], [])
+        else:
+            seconds, result = timed(run)
+            found[name] = Measured([seconds], None, [result])
     for _ in range(repeats):
         for name, run in contenders.items():
             seconds, result = timed(run)
@@ -75,29 +79,25 @@ def _wait_for_gpu() -> None:
 
 
 def peak_memory(run: Callable[[], Any]) -> tuple[float, Any]:
-    """MiB that ``run`` needs beyond what was there before (of the GPU, where there is one), and what it returned."""
+    """MiB of tensors that ``run`` held at once beyond those there before, and what it returned.
+
+    On a GPU as its allocator counts them; on a CPU from the profiler's record of every allocation, for resident
+    memory shows nothing in a process that has grown already.
+    """
     gc.collect()
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         result = run()
         return (torch.cuda.max_memory_allocated() - before) / MIB, result
-    process, done = psutil.Process(), threading.Event()
-    before = process.memory_info().rss
-    highest = [before]
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            highest[0] = max(highest[0], process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
-    finally:
-        done.set()
-        watcher.join()
-    return (highest[0] - before) / MIB, result
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = [event for event in read_json(trace)["traceEvents"] if event.get("name") == "[memory]"]
+    held = list(accumulate(event["args"]["Bytes"] for event in sorted(events, key=itemgetter("ts"))))
+    return max(held, default=0) / MIB, result
 
 
 def progress(rows: list[Any], title: str) -> tqdm:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,3 +260,25 @@ def test_what_only_bf16_believes_is_attacked_again_in_float32(toy_test) -> None:
     attack = Attack("pgd", steps=5, stop_when_fooled=True)
     curve = robustness_curve(_FallsInBf16(), few, attack=attack, epsilons=[0.005, 0.02], precision="bf16")
     assert curve.robust_accuracy == [1.0, 1.0, 0.0]
+
+
+def test_a_compiled_model_finds_what_the_model_itself_finds(toy_nets, toy_test, tmp_path) -> None:
+    options = {"attack": SUITES["quick"], "epsilons": [EPS], "batch_size": 24}
+    plain = robustness_curve(toy_nets["hardened"], toy_test, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if shutil.which("g++") else "default", UserWarning)
+        fused = robustness_curve(toy_nets["hardened"], toy_test, compiled=True, **options)
+    assert fused.first_broken == plain.first_broken and 0.1 < plain.robust_accuracy[1] < plain.robust_accuracy[0]
+    assert torch.allclose(fused.logits, plain.logits, atol=0.05)
+
+
+def test_a_model_that_cannot_be_compiled_is_attacked_as_it_is(toy_nets, toy_test, monkeypatch) -> None:
+    def broken(*_: torch.Tensor) -> None:
+        raise RuntimeError("no C++ compiler\nand more")
+
+    options = {"attack": SUITES["quick"], "epsilons": [EPS]}
+    plain = robustness_curve(toy_nets["plain"], toy_test, **options)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    with pytest.warns(UserWarning, match="runs as it is: no C.. compiler$"):
+        again = robustness_curve(toy_nets["plain"], toy_test, compiled=True, **options)
+    assert again.first_broken == plain.first_broken and torch.equal(again.logits, plain.logits)

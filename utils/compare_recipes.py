@@ -311,7 +311,7 @@ def summary_table(summary: Mapping[str, Any]) -> pd.DataFrame:
     for name, row in summary["variants"].items():
         cells = {column: _mean_and_sd(values) for column, values in row["values"].items()}
         title = row["title"] + (" *" if name == summary["winner"] else "")
-        rows[title] = {"seeds": len(row["seeds"]), **cells, "minutes": f"{row['minutes']:.1f}"}
+        rows[title] = {"seeds": str(len(row["seeds"])), **cells, "minutes": f"{row['minutes']:.1f}"}
     for name, metrics in summary["baselines"].items():
         found = {"test": {"metrics": [metrics]}}
         places = {column: place for column, place in COLUMNS.items() if place[:2] == ("test", 0)}

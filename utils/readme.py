@@ -54,19 +54,24 @@ def recipes_table(summary: Mapping[str, Any]) -> str:
 
 def attack_speed_table(record: Mapping[str, Any]) -> str:
     """Our attacks beside the slow way, from ``benchmarks/attack_speed.json``."""
-    header = ["model", "attack", "ours", "ours, bf16", "slow way", "times faster", "accuracy left"]
+    ways = [way for way in next(iter(record["models"].values()))["rows"]["PGD-10"] if way in OWN_WAYS]
     rows = []
     for title, model in record["models"].items():
         for attack, row in model["rows"].items():
-            ours, bf16 = row["ours"], row["ours, bf16"]
             slow = row["torchattacks" if "torchattacks" in row else "ours, every image"]
-            both = (ours, bf16, slow)
-            cells = [f"{own['seconds']:.2f} s" for own in both] + [f"{ours['times_faster']:.1f}"]
-            cells += [" / ".join(f"{100 * own['robust_accuracy']:.1f}" for own in both) + " %"]
+            own = [*(row[way] for way in ways), slow]
+            cells = [f"{way['seconds']:.2f} s" + _memory(way) for way in own]
+            cells += [" / ".join(f"{way['times_faster']:.1f}" for way in own[:-1])]
+            cells += [" / ".join(f"{100 * way['robust_accuracy']:.1f}" for way in own) + " %"]
             rows.append([title, attack, *cells])
+    header = ["model", "attack", *ways, "slow way", "times faster", "accuracy left"]
     images = next(iter(record["models"].values()))["images"]
     said = f"{record['data']['source']}, eps {255 * record['eps']:.3g}/255, {images['PGD-10']} images for PGD-10 and "
     return markdown(header, rows) + _machine(record, f"{said}{images['others']} for the others")
+
+
+def _memory(way: Mapping[str, Any]) -> str:
+    return "" if way["peak_mib"] is None else f", {way['peak_mib']:.0f} MiB"
 
 
 def training_speed_table(record: Mapping[str, Any]) -> str:
@@ -86,6 +91,8 @@ def _machine(record: Mapping[str, Any], said: str) -> str:
     return f"\n{said}; {facts['hardware']}, torch {facts['versions']['torch']}, medians of turns in one process.\n"
 
 
+#: Of those in the record; the others are slow ways.
+OWN_WAYS = ("ours", "ours, bf16", "ours, compiled")
 KINDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "leak": leak_table,
     "recipes": recipes_table,

@@ -49,6 +49,7 @@ def evaluate_robustness(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
+    compiled: bool = False,
     cache: Path | None = None,
 ) -> dict[str, Any]:
     """The whole protocol on one model or vote.
@@ -58,25 +59,27 @@ def evaluate_robustness(
         epsilons: radii; 0 is added.
         names: of a vote's members.
         panel: ``panel_images``, ``panel_eps``, ``queries`` of :func:`judge`.
-        precision: of the attacks; the panel's are always made in float32.
+        precision, compiled: of the attacks; the panel's are always made in float32 by the model as it is.
         cache: folder for finished batches.
         images, threat, seed, batch_size, device: see :func:`utils.worst_case.robustness_curve`.
 
     Returns:
-        what :func:`judge` returns, and ``suite``, ``precision``, and ``vote`` for a vote (see
+        what :func:`judge` returns, and ``suite``, ``precision``, ``compiled``, and ``vote`` for a vote (see
         :func:`utils.vote_attacks.attack_vote`).
 
     Raises:
-        ValueError: an unknown suite; also see :func:`utils.worst_case.robustness_curve`.
+        ValueError: an unknown suite, a vote to be compiled; also see :func:`utils.worst_case.robustness_curve`.
     """
     attacks = check_suite(suite)
     options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device, "cache": cache}
-    record: dict[str, Any] = {"suite": suite, "precision": precision}
+    record: dict[str, Any] = {"suite": suite, "precision": precision, "compiled": compiled}
     own = options | {"precision": precision}
-    if isinstance(model, Vote):
-        curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, names=names, **own)
+    if not isinstance(model, Vote):
+        curve = robustness_curve(model, images, attack=attacks, epsilons=epsilons, compiled=compiled, **own)
+    elif compiled:
+        raise ValueError("a vote is attacked through many models, each of which would be compiled: leave --compile out")
     else:
-        curve = robustness_curve(model, images, attack=attacks, epsilons=epsilons, **own)
+        curve, record["vote"] = attack_vote(model, images, epsilons=epsilons, suite=suite, names=names, **own)
     return record | judge(model, images, curve, attacks=attacks, **(panel or {}), **options)
 
 
@@ -167,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
             batch_size=args.batch_size,
             device=device,
             precision=args.precision,
+            compiled=args.compile,
             cache=workspace.attack_cache,
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -194,6 +198,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--panel-eps", type=float, default=255 * PANEL_EPS, help="radius of the panel in grey levels (default 2)")
     add("--batch-size", type=int, default=64)
     add("--precision", choices=PRECISIONS, default="fp32", help="of the attacks' passes; answers count in float32")
+    add("--compile", action="store_true", help="fuse the attacks' passes first; takes a minute, pays on EfficientNet")
     add("--seed", type=int, default=0)
     add("--out", type=Path, help="file to write; default: beside the model's record")
     return parser.parse_args(arguments)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from utils.attack_cache import AttackCache, cache_for
 from utils.attacks import check_batch, check_eps, check_logits, margin
+from utils.compiled import Compiled
 from utils.data import ImageSet
 from utils.metrics import predict
 from utils.precision import autocast, uses_bf16
@@ -90,6 +91,7 @@ def robustness_curve(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
+    compiled: bool = False,
     cache: Path | None = None,
     on_broken: OnBroken | None = None,
 ) -> RobustnessCurve:
@@ -108,6 +110,7 @@ def robustness_curve(
         batch_size: images a batch.
         precision: of the attacks' passes, see :mod:`utils.precision`; where they think that they fooled the model and
             float32 says no, they are made again in float32.
+        compiled: attack by way of :class:`utils.compiled.Compiled`, which needs a C++ compiler (on a GPU, Triton).
         cache: folder for finished batches, from which a killed evaluation goes on; None keeps nothing.
         on_broken: called with the indices of images that were just broken, the images that broke them, and the
             index of the radius.
@@ -118,7 +121,8 @@ def robustness_curve(
         TypeError: a model in half precision.
     """
     attacks = [attack] if isinstance(attack, Attack) else list(attack)
-    fixed = {"seed": seed, "batch_size": batch_size, "device": device, "precision": precision, "on_broken": on_broken}
+    fixed = {"seed": seed, "batch_size": batch_size, "device": device, "precision": precision, "compiled": compiled}
+    fixed["on_broken"] = on_broken
     run = _Run(model, images, attacks, threat or Threat(), dict(surrogates or {}), **fixed)
     return run.curve(sorted({0.0, *(check_eps(eps, run.threat.norm) for eps in epsilons)}), title, cache)
 
@@ -136,6 +140,7 @@ class _Run:
     batch_size: int
     device: torch.device | str
     precision: str
+    compiled: bool
     on_broken: OnBroken | None
 
     def __post_init__(self) -> None:
@@ -145,6 +150,8 @@ class _Run:
             raise ValueError(f"there is no attack, or its surrogate is not given: {', '.join(sorted(missing))}")
         first = torch.arange(min(len(self.images), 1))
         check_batch(self.model, self.threat.images(self.images, first, "cpu"), self.images.labels[first])
+        models = {"": self.model, **self.surrogates}
+        self.sources = {name: Compiled(model) if self.compiled else model for name, model in models.items()}
 
     def curve(self, radii: list[float], title: str, folder: Path | None) -> RobustnessCurve:
         self._start()
@@ -181,6 +188,7 @@ class _Run:
         )
 
     def _cache(self, folder: Path | None, radii: list[float]) -> AttackCache:
+        kind = torch.device(self.device).type + " bf16" * self.bf16 + " compiled" * self.compiled
         return cache_for(
             folder,
             model=self.model,
@@ -191,7 +199,7 @@ class _Run:
             epsilons=radii,
             seed=self.seed,
             batch_size=self.batch_size,
-            device=torch.device(self.device).type + (" bf16" if self.bf16 else ""),
+            device=kind,
         )
 
     def _start(self) -> None:
@@ -238,7 +246,7 @@ class _Run:
         return list(alive.tensor_split(-(-len(alive) // size))) if len(alive) else []
 
     def _source(self, attack: Attack) -> nn.Module:
-        return self.surrogates.get(attack.surrogate, self.model)
+        return self.sources[attack.surrogate]
 
     def _attack_once(
         self, index: torch.Tensor, *, attack: Attack, eps: float, number: tuple[int, int, int]
