@@ -139,7 +139,7 @@ def run_seed(
     """
     clean_folder = work / f"{CLEAN}_seed{seed}"
     if not (clean_folder / RECORD).is_file():
-        _train_clean(splits, backbone, seed, budget, clean_folder)
+        train_clean(splits, backbone, seed, budget, clean_folder)
     for name in (CLEAN, *variants):
         target = out / f"{name}_seed{seed}.json"
         if target.is_file():
@@ -147,12 +147,13 @@ def run_seed(
         print(f"{name}, seed {seed}", flush=True)
         folder = work / f"{name}_seed{seed}"
         if not (folder / RECORD).is_file():
-            _harden(splits, VARIANTS[name], seed, budget, clean_folder, folder)
+            harden(splits, VARIANTS[name], seed, budget, clean_folder, folder)
         model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
         write_json(target, _score_run(name, seed, model, record, splits, budget))
 
 
-def _train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
+def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
+    """Train without attack and save in ``folder``; an interrupted training goes on."""
     seed_everything(seed)
     shape = {"num_classes": len(splits.classes), "image_size": budget.image_size}
     model = build_model(backbone, **shape, weights=budget.weights, trainable=budget.trainable)
@@ -163,10 +164,11 @@ def _train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, f
         precision=budget.precision,
         seed=seed,
     )
-    _train(model, splits, config, Standard(), folder, _named(budget.weights))
+    _train(model, splits, config, Standard(), folder, weights_name(budget.weights))
 
 
-def _harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, start: Path, folder: Path) -> None:
+def harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, start: Path, folder: Path) -> None:
+    """Harden the model in ``start`` and save it in ``folder``; an interrupted training goes on."""
     seed_everything(seed)
     model = load_trainable(start, trainable=budget.trainable, classes=splits.classes, fingerprint=splits.fingerprint)
     if variant.freeze_batchnorm:
@@ -192,7 +194,7 @@ def _train(
     save_trained(model, folder, splits=splits, result=result, start=start, **run)
 
 
-def _named(weights: str) -> str:
+def weights_name(weights: str) -> str:
     """Weights without the place where they lie."""
     return Path(weights).name
 
@@ -206,7 +208,7 @@ def _score_run(
         "seed": seed,
         "model": record["model"],
         "training": record["training"],
-        "budget": asdict(budget) | {"weights": _named(budget.weights)},
+        "budget": asdict(budget) | {"weights": weights_name(budget.weights)},
         "validation": _attacked(model, splits.validation.balanced_subset(budget.max_images), EPSILONS[-1:], seed),
         "test": _attacked(model, splits.test.balanced_subset(budget.max_images), EPSILONS, seed),
         "data": splits.info,
@@ -353,7 +355,7 @@ def main(arguments: list[str] | None = None) -> int:
         unknown = set(names) - set(VARIANTS)
         if unknown:
             raise ValueError(f"no variant {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
-        budget = Budget(**{name: getattr(args, name) for name in Budget.__dataclass_fields__ if hasattr(args, name)})
+        budget = budget_of(args)
         for seed in args.seeds:
             places = {"out": args.out, "work": args.work / args.out.name}
             run_seed(splits, backbone=args.backbone, variants=names, seed=seed, budget=budget, **places)
@@ -376,12 +378,22 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--out", type=Path, required=True, help="folder of the results")
     add("--work", type=Path, default=ROOT / "runs" / "compare_recipes", help="folder of weights and unfinished runs")
+    add_budget(parser)
+    return parser.parse_args(arguments)
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Give a command the fields of ``Budget`` that may be chosen."""
     for name, default in asdict(Budget()).items():
         if name not in ("eps", "trainable"):
-            add(f"--{name.replace('_', '-')}", type=type(default), default=default)
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     trainable = {"type": parse_trainable, "default": "all", "metavar": "all|head|N"}
-    add("--trainable", help="what is trained; N: the last N blocks", **trainable)
-    return parser.parse_args(arguments)
+    parser.add_argument("--trainable", help="what is trained; N: the last N blocks", **trainable)
+
+
+def budget_of(args: argparse.Namespace) -> Budget:
+    """What :func:`add_budget` has read."""
+    return Budget(**{name: getattr(args, name) for name in Budget.__dataclass_fields__ if hasattr(args, name)})
 
 
 if __name__ == "__main__":

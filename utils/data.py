@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -158,6 +158,22 @@ def build_splits(raw: RawImages, subjects: Subjects, split: np.ndarray, info: di
         part.info["fingerprint"] = fingerprint(splits)
     check_no_leak(splits)
     return splits
+
+
+def resplit(splits: DataSplits, sides: np.ndarray, **info: object) -> DataSplits:
+    """All images of ``splits`` on other sides.
+
+    Args:
+        sides: str array N over train, validation and test one after the other.
+        info: entries to change.
+    """
+    everyone = splits.train.join(splits.validation).join(splits.test)
+    parts = [everyone.subset(torch.from_numpy(np.flatnonzero(sides == name))) for name in SPLITS]
+    again = DataSplits(*(replace(part, info=dict(part.info) | info) for part in parts))
+    for _, part in again:
+        part.info["fingerprint"] = fingerprint(again)
+    check_no_leak(again)
+    return again
 
 
 def fingerprint(splits: DataSplits) -> str:

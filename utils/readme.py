@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.compare_recipes import summary_table
 from utils.paths import ROOT, atomic_write, read_json
 
@@ -50,6 +52,37 @@ def recipes_table(summary: Mapping[str, Any]) -> str:
         f"deviation over seeds; baselines on all test images. *: chosen on validation patients.\n"
     )
     return markdown(["hardening", *table.columns], rows) + said
+
+
+def folds_table(summary: Mapping[str, Any]) -> str:
+    """What :mod:`utils.cross_validate` found over all folds, beside the baselines."""
+    places = {"": ("4 classes", "image", "accuracy"), ", balanced": ("4 classes", "image", "balanced_accuracy")}
+    places |= {", AUROC by patient": ("binary", "patient", "auroc")}
+    levels = [f"{255 * eps:.3g}/255" for eps in summary["epsilons"][1:]]
+    rows = []
+    for name, row in summary["rows"].items():
+        attacked = row["attacked"]["metrics"][1:] if "attacked" in row else [None] * len(levels)
+        cells = [_with_interval(found, *place) for found in (row["metrics"][0], *attacked) for place in places.values()]
+        by_fold = np.array(row["auroc_by_fold"][0], dtype=float) * 100
+        rows.append([name, *cells, f"{by_fold.mean():.1f} ± {by_fold.std():.1f}"])
+    header = [f"{level}{what}" for level in ("clean", *levels) for what in places]
+    budget, model = summary["budget"], summary["model"]
+    said = (
+        f"\n{model['backbone']}, {model['image_size']} px, {len(summary['folds'])} of {summary['data']['n_folds']} "
+        f"folds, {summary['n_subjects']} patients each tested once: {summary['n_images']['test']} images without "
+        f"attack, {summary['n_images']['attacked']} under the worst case of {', '.join(summary['attacks'])}; "
+        f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening; %, 95 % intervals over "
+        "patients.\n"
+    )
+    return markdown(["model", *header, "clean AUROC by fold"], rows) + said
+
+
+def _with_interval(found: Mapping[str, Any] | None, question: str, level: str, metric: str) -> str:
+    if found is None:
+        return "-"
+    own = found[question][level]
+    low, high = own["interval"][metric]
+    return f"{100 * own[metric]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def attack_speed_table(record: Mapping[str, Any]) -> str:
@@ -96,6 +129,7 @@ OWN_WAYS = ("ours", "ours, bf16", "ours, compiled")
 KINDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "leak": leak_table,
     "recipes": recipes_table,
+    "folds": folds_table,
     "attack_speed": attack_speed_table,
     "training_speed": training_speed_table,
 }

@@ -153,3 +153,31 @@ def patient_folds(
 
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     return list(folds.split(np.zeros(len(labels)), labels, subject))
+
+
+def fold_sides(
+    subject: np.ndarray, labels: np.ndarray, *, fold: int, n_folds: int = 5, validation: float = 0.25, seed: int = 0
+) -> np.ndarray:
+    """Sides of one fold of :func:`patient_folds`: its patients test, a share of each class's others validates.
+
+    A class with fewer than ``1 / validation`` others trains on all of them.
+
+    Args:
+        validation: share of the patients that are not tested.
+
+    Returns:
+        str array N of ``train``, ``validation``, ``test``.
+
+    Raises:
+        ValueError: no such fold.
+    """
+    if not 0 <= fold < n_folds:
+        raise ValueError(f"there are folds 0 to {n_folds - 1}, not {fold}")
+    rest, test = patient_folds(subject, labels, n_folds=n_folds, seed=seed)[fold]
+    rng = np.random.default_rng([seed, fold])
+    sides = np.full(len(labels), SPLITS[0], dtype="<U10")
+    sides[test] = SPLITS[2]
+    for label in np.unique(labels):
+        patients = rng.permutation(np.unique(subject[rest][labels[rest] == label]))
+        sides[np.isin(subject, patients[: int(validation * len(patients))])] = SPLITS[1]
+    return sides

@@ -1,0 +1,255 @@
+"""Every patient tested once, by a model that never saw them: cross-validation grouped by patient.
+
+    python -m utils.cross_validate --backbone resnet34 --image-size 64 --out FOLDER
+
+For each fold a clean model is trained and hardened by the default recipe. Each fold leaves a JSON file with its answers
+in FOLDER and is not done again; several processes may work on different folds. ``summary.json`` and ``summary.png`` are
+made from these files over the patients of all folds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from models.def_models import BACKBONES
+from utils.baselines import BASELINES
+from utils.checkpoints import RECORD, load_checkpoint
+from utils.compare_recipes import (
+    EPSILONS,
+    SUITE,
+    VARIANTS,
+    Budget,
+    add_budget,
+    budget_of,
+    harden,
+    train_clean,
+    weights_name,
+)
+from utils.data import DataSplits, ImageSet, load_splits, resplit
+from utils.intervals import report
+from utils.metrics import predict
+from utils.paths import DATASET_VARIABLES, ROOT, read_json, write_json
+from utils.plots import COLOURS, axes_of, finish, save_figure
+from utils.reproducibility import environment_facts
+from utils.splits import fold_sides
+from utils.suites import SUITES, describe
+from utils.workspace import pick_device
+from utils.worst_case import robustness_curve
+
+#: The default recipe, see ``benchmarks/recipes``.
+RECIPE = "adversarial_full"
+PLAIN, HARD = "not hardened", "hardened"
+SUMMARY = "summary.json"
+
+
+def fold_of(splits: DataSplits, fold: int, n_folds: int, seed: int) -> DataSplits:
+    """One fold over all images of a patient split.
+
+    Raises:
+        ValueError: another split, or no such fold.
+    """
+    if splits.info["protocol"] != "patient":
+        raise ValueError(f"cross-validation is by patient; prepare with --split patient, not {splits.info['protocol']}")
+    subjects, labels = (
+        torch.cat([getattr(part, name) for _, part in splits]).numpy() for name in ("subjects", "labels")
+    )
+    sides = fold_sides(subjects, labels, fold=fold, n_folds=n_folds, seed=seed)
+    return resplit(splits, sides, fold=fold, n_folds=n_folds, fold_seed=seed)
+
+
+def run_fold(splits: DataSplits, *, backbone: str, seed: int, budget: Budget, target: Path, work: Path) -> None:
+    """Train, harden and score one fold, as far as that is not done yet.
+
+    Args:
+        splits: of :func:`fold_of`.
+        target: JSON file to write.
+        work: folder of weights and unfinished runs.
+    """
+    folders = {PLAIN: work / "plain", HARD: work / "hardened"}
+    if not (folders[PLAIN] / RECORD).is_file():
+        train_clean(splits, backbone, seed, budget, folders[PLAIN])
+    if not (folders[HARD] / RECORD).is_file():
+        harden(splits, VARIANTS[RECIPE], seed, budget, folders[PLAIN], folders[HARD])
+    few = splits.test.balanced_subset(budget.max_images)
+    known = splits.train.join(splits.validation)
+    record: dict[str, Any] = {
+        "data": splits.info,
+        "budget": asdict(budget) | {"weights": weights_name(budget.weights)},
+        "seed": seed,
+        "epsilons": [0.0, *EPSILONS],
+        "attacks": [attack["title"] for attack in describe(SUITES[SUITE])],
+        "classes": splits.classes,
+        "test": _whose(splits.test),
+        "attacked": _whose(few),
+        "baselines": {name: _rounded(baseline(known, splits.test)) for name, baseline in BASELINES.items()},
+        "models": {},
+        "environment": environment_facts(),
+    }
+    device = pick_device()
+    for name, folder in folders.items():
+        model, own = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        model.to(device)
+        options = {"attack": SUITES[SUITE], "epsilons": EPSILONS, "seed": seed, "device": device}
+        curve = robustness_curve(model, few, **options, cache=work / "attack_cache")
+        record["model"] = own["model"]
+        record["models"][name] = {
+            "training": own["training"],
+            "logits": _rounded(predict(model, splits.test, device=device)),
+            "attacked": [_rounded(logits) for logits in curve.logits],
+        }
+    write_json(target, record)
+
+
+def _whose(images: ImageSet) -> dict[str, list[int]]:
+    return {"labels": images.labels.tolist(), "subjects": images.subjects.tolist()}
+
+
+def _rounded(logits: torch.Tensor) -> list[list[float]]:
+    return [[round(value, 4) for value in row] for row in logits.tolist()]
+
+
+def summarise(out: Path) -> dict[str, Any]:
+    """All metrics over the patients of all folds in ``out``, and AUROC by fold.
+
+    Answers of different folds come from different models, so a ranking over all patients also asks that their scales
+    agree; the mean over folds does not.
+
+    Raises:
+        FileNotFoundError: no folds there.
+        ValueError: folds of other data, models or budgets, or one patient tested twice.
+    """
+    folds = [read_json(path) for path in sorted(out.glob("fold*.json"))]
+    if not folds:
+        raise FileNotFoundError(f"no finished folds in {out}")
+    same = ("source", "n_folds", "fold_seed")
+    if len({str([fold["data"][key] for key in same] + [fold["budget"], fold["model"]]) for fold in folds}) > 1:
+        raise ValueError(f"{out} holds folds of other data, models or budgets; use a folder for each")
+    patients = [set(fold["test"]["subjects"]) for fold in folds]
+    if len(set().union(*patients)) != sum(map(len, patients)):
+        raise ValueError(f"{out} holds folds that test the same patient")
+    first = folds[0]
+    rows = {name: _pooled(folds, "test", [[fold["baselines"][name] for fold in folds]]) for name in first["baselines"]}
+    for name in first["models"]:
+        own = [fold["models"][name] for fold in folds]
+        rows[name] = _pooled(folds, "test", [[one["logits"] for one in own]])
+        rows[name]["attacked"] = _pooled(
+            folds, "attacked", [[one["attacked"][step] for one in own] for step in range(len(first["epsilons"]))]
+        )
+    return {
+        "folds": [fold["data"]["fold"] for fold in folds],
+        "rows": rows,
+        **{key: first[key] for key in ("epsilons", "attacks", "classes", "budget", "model", "seed")},
+        "n_images": {side: sum(len(fold[side]["labels"]) for fold in folds) for side in ("test", "attacked")},
+        "n_subjects": sum(map(len, patients)),
+        "data": {key: first["data"][key] for key in ("source", "protocol", *same[1:])},
+        "environment": environment_facts(),
+    }
+
+
+def _pooled(folds: Sequence[Mapping[str, Any]], side: str, steps: Sequence[Sequence[list]]) -> dict[str, Any]:
+    """``metrics`` over all folds for each radius, and the binary patient AUROC of each fold.
+
+    Args:
+        side: ``test`` or ``attacked``, the images of ``steps``.
+        steps: for each radius the logits of each fold.
+    """
+    sets = [_bare(fold[side], fold["classes"]) for fold in folds]
+    everyone = sets[0]
+    for part in sets[1:]:
+        everyone = everyone.join(part)
+    alone = [[report(torch.tensor(own), part) for own, part in zip(logits, sets)] for logits in steps]
+    return {
+        "metrics": [report(torch.cat([torch.tensor(own) for own in logits]), everyone) for logits in steps],
+        "auroc_by_fold": [[_binary(one)["auroc"] for one in found] for found in alone],
+    }
+
+
+def _binary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of two classes by patient; of all classes where these are others."""
+    return found.get("binary", next(iter(found.values())))["patient"]
+
+
+def _bare(whose: Mapping[str, list[int]], classes: list[str]) -> ImageSet:
+    """Labels and patients without their images."""
+    n = len(whose["labels"])
+    labels, subjects = torch.tensor(whose["labels"]), torch.tensor(whose["subjects"])
+    unknown = torch.full((n,), -1)
+    return ImageSet(
+        torch.zeros((n, 1, 1, 1), dtype=torch.uint8),
+        labels,
+        subjects,
+        unknown,
+        torch.zeros(n, dtype=torch.bool),
+        [""] * n,
+        list(classes),
+    )
+
+
+def summary_figure(summary: Mapping[str, Any]) -> Figure:
+    """Binary AUROC by patient with its interval, without attack and at each radius, beside the baselines."""
+    figure, axes = axes_of(size=(7.5, 4.2))
+    ax = axes[0, 0]
+    levels = [255 * eps for eps in summary["epsilons"]]
+    colours = iter(COLOURS)
+    for name, row in summary["rows"].items():
+        found = [_binary(one) for one in row.get("attacked", row)["metrics"]]
+        middle = np.array([100 * one["auroc"] for one in found])
+        colour = next(colours)
+        if "attacked" not in row:
+            ax.axhline(middle[0], color=colour, linestyle=":", label=f"{name} (no attack)")
+            continue
+        low, high = np.array([[100 * bound for bound in one["interval"]["auroc"]] for one in found]).T
+        ax.errorbar(levels, middle, yerr=[middle - low, high - middle], color=colour, marker="o", capsize=3, label=name)
+    ax.set(xlabel="radius (grey levels of 255)", ylabel="AUROC by patient, Non against the rest (%)", xticks=levels)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+    model = f"{BACKBONES[summary['model']['backbone']].title}, {summary['model']['image_size']} px"
+    folds = f"{len(summary['folds'])} of {summary['data']['n_folds']} folds, {summary['n_subjects']} patients"
+    return finish(figure, f"{model}: each patient tested once", f"{folds}; bars: 95 % over patients")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = _parse(arguments)
+    try:
+        splits, budget = load_splits(args.data), budget_of(args)
+        for fold in range(args.n_folds) if args.folds is None else args.folds:
+            target = args.out / f"fold{fold}.json"
+            if not target.is_file():
+                print(f"fold {fold}", flush=True)
+                own = fold_of(splits, fold, args.n_folds, args.seed)
+                work = args.work / args.out.name / f"fold{fold}"
+                run_fold(own, backbone=args.backbone, seed=args.seed, budget=budget, target=target, work=work)
+        summary = summarise(args.out)
+        write_json(args.out / SUMMARY, summary)
+        print(save_figure(summary_figure(summary), (args.out / SUMMARY).with_suffix(".png")))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m utils.cross_validate", description="Test every patient once")
+    add = parser.add_argument
+    add("--data", type=Path, default=DATASET_VARIABLES, help="folder of prepared *_set.pt, split by patient")
+    add("--backbone", choices=sorted(BACKBONES), default="resnet34")
+    add("--n-folds", type=int, default=5)
+    add("--folds", type=int, nargs="+", metavar="K", help="only these, counted from 0; default: all")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, required=True, help="folder of the results")
+    add("--work", type=Path, default=ROOT / "runs" / "cross_validate", help="folder of weights and unfinished runs")
+    add_budget(parser)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
