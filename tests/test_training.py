@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, small_model
+from safetensors.torch import load_file
 from torch import nn
 
 from models import def_models
 from utils.augment import NO_AUGMENTATION, Augmentation
-from utils.checkpoints import load_checkpoint, load_resume_state, read_record, save_checkpoint
+from utils.checkpoints import load_checkpoint, load_resume_state, read_record, rounded_to_half, save_checkpoint
 from utils.config import OPTIMIZERS, SCHEDULERS, TrainConfig
 from utils.objectives import Adversarial, Standard, Step
 from utils.optimization import make_criterion, rate_factor
@@ -265,13 +266,23 @@ def test_checkpoint_round_trip(splits, tmp_path: Path) -> None:
     assert read_record(tmp_path)["extra"] == [1] and read_record(tmp_path)["training"] == record["training"]
 
 
-def test_half_precision_weights_load_as_float(splits, tmp_path: Path) -> None:
-    model = small_model()
-    save_checkpoint(model, {"classes": splits.classes}, tmp_path, half=True)
-    loaded, _ = load_checkpoint(tmp_path)
-    assert all(value.dtype != torch.float16 for value in loaded.state_dict().values())
-    images = splits.test.pixels(slice(0, 4))
-    assert torch.allclose(loaded(images), model.eval()(images), atol=0.02)
+def test_trained_weights_take_half_the_space_and_nothing_is_lost(splits, tmp_path: Path) -> None:
+    model = small_model().freeze("head")
+    frozen = {name: value.clone() for name, value in model.backbone[0].state_dict().items()}
+    train(model, splits, config=FAST)
+    save_checkpoint(model, {"classes": splits.classes}, tmp_path)
+    stored = load_file(tmp_path / "weights.safetensors")
+    assert stored["backbone.out.weight"].dtype == torch.float16 and stored["backbone.0.0.weight"].dtype == torch.float32
+    loaded = load_checkpoint(tmp_path)[0].state_dict()
+    assert all(loaded[name].dtype == value.dtype for name, value in model.state_dict().items())
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+    assert all(torch.equal(loaded[f"backbone.0.{name}"], value) for name, value in frozen.items())
+
+
+def test_rounding_to_half_precision_keeps_what_it_cannot_hold() -> None:
+    assert torch.equal(rounded_to_half(torch.tensor([1.0, 0.1])), torch.tensor([1.0, 0.0999755859375]))
+    for kept in (torch.tensor([1e5, 0.1]), torch.tensor(70_000)):
+        assert torch.equal(rounded_to_half(kept), kept)
 
 
 def test_checkpoints_that_do_not_fit_are_refused(splits, tmp_path: Path) -> None:

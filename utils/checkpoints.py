@@ -19,15 +19,17 @@ RECORD = "record.json"
 RESUME = Path("resume") / "state.pt"
 
 
-def save_checkpoint(model: MRIClassifier, record: dict[str, Any], folder: Path, *, half: bool = False) -> None:
+def save_checkpoint(model: MRIClassifier, record: dict[str, Any], folder: Path) -> None:
     """Write ``weights.safetensors`` and ``record.json`` together, or neither.
+
+    A tensor that half precision holds exactly, as :func:`utils.training.train` leaves those it trained, takes half
+    the space; no other is changed.
 
     Args:
         record: plain values; architecture and classes are added here.
-        half: store floating-point weights in half precision.
     """
     folder = Path(folder)
-    state = {name: _storable(value, half) for name, value in model.state_dict().items()}
+    state = {name: _storable(value) for name, value in model.state_dict().items()}
     record = {"model": describe_model(model), **record}
     text = json.dumps(record, indent=2, allow_nan=False) + "\n"
     header = {"model": json.dumps(record["model"])}
@@ -39,9 +41,16 @@ def save_checkpoint(model: MRIClassifier, record: dict[str, Any], folder: Path, 
     )
 
 
-def _storable(value: torch.Tensor, half: bool) -> torch.Tensor:
+def _storable(value: torch.Tensor) -> torch.Tensor:
     value = value.detach().cpu().contiguous()
-    return value.half() if half and value.is_floating_point() else value.clone()
+    exact = value.is_floating_point() and torch.equal(value.half().to(value.dtype), value)
+    return value.half() if exact else value.clone()
+
+
+def rounded_to_half(value: torch.Tensor) -> torch.Tensor:
+    """``value`` as half precision holds it, in its own dtype; whole numbers and what overflows stay as they are."""
+    half = value.half().to(value.dtype) if value.is_floating_point() else value
+    return half if half.isfinite().all() else value
 
 
 def describe_model(model: MRIClassifier) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from models.def_models import MRIClassifier
-from utils.checkpoints import load_resume_state, save_resume_state
+from utils.checkpoints import load_resume_state, rounded_to_half, save_resume_state
 from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet
 from utils.metrics import predict, scores
@@ -90,6 +90,9 @@ def train(
 ) -> TrainResult:
     """Train ``model`` in place and leave the weights of the best validation epoch in it.
 
+    Those that the training changed are rounded to half precision, in which a checkpoint stores them.
+
+
     The best epoch is the one with the highest balanced accuracy on the validation images, or with
     the highest robust balanced accuracy (PGD-10) where the objective attacks. The test side of
     ``splits`` is never looked at.
@@ -160,7 +163,7 @@ class _Run:
         self.state = TrainState()
         #: Sums of loss, right answers and images since the last reading.
         self.unread = torch.zeros(3, device=self.device)
-        self.best = _copy(self.plain)
+        self.start = self.best = _copy(self.plain)
         self._restore()
 
     @property
@@ -192,7 +195,10 @@ class _Run:
                 entry = self._close_epoch()
                 if on_epoch:
                     on_epoch(entry)
-        self.plain.load_state_dict(self.best)
+        # whatever is measured from now on is measured of the weights that a checkpoint holds in half the space
+        changed = {name for name, value in self.best.items() if not torch.equal(value, self.start[name])}
+        kept = {name: rounded_to_half(value) if name in changed else value for name, value in self.best.items()}
+        self.plain.load_state_dict(kept)
         self.plain.eval()
         seconds = sum(entry["seconds"] for entry in self.state.history)
         return TrainResult(self.state.history, self.state.best_epoch, self.selected_by, seconds)
