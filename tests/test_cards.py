@@ -1,0 +1,26 @@
+"""The cards say what the code knows."""
+
+from __future__ import annotations
+
+import re
+
+from conftest import ROOT
+
+from utils.sources import CLASSES, DATA_SOURCES
+
+SLICES = 32
+
+
+def test_the_data_card_counts_as_the_sources_do() -> None:
+    text = (ROOT / "dataset" / "DATA_CARD.md").read_text(encoding="utf-8")
+    assert "Not for clinical use" in text
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    small, large = DATA_SOURCES["alzheimer_mri"], DATA_SOURCES["best_alzheimer_mri"]
+    for name in CLASSES:
+        found = [int(number.replace(",", "")) for number in re.findall(r"[\d,]+", rows[name])]
+        real = small.class_counts[name]
+        assert found == [real, large.class_counts[name], real // SLICES, real]
+    found = [int(number.replace(",", "")) for number in re.findall(r"[\d,]+", rows["all"])]
+    assert found == [small.n_images, large.n_images, small.n_subjects, small.n_images]
+    for number in (large.n_synthetic, large.n_duplicates):
+        assert f"{number:,}" in text
