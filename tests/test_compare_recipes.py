@@ -112,11 +112,20 @@ def test_the_default_is_the_winner_of_the_published_comparison() -> None:
     assert make_objective(parameters["recipe"], eps=0.1) == made
 
 
-@pytest.mark.parametrize("split", ["patient", "published"])
-def test_published_summaries_are_those_of_their_runs(split: str) -> None:
-    folder = ROOT / "benchmarks" / "recipes" / f"{split}_resnet34_32px"
-    stored, again = read_json(folder / "summary.json"), json.loads(json.dumps(summarise(folder)))
+PUBLISHED = sorted((ROOT / "benchmarks" / "recipes").glob("*/summary.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_published_summaries_are_those_of_their_runs(path: Path) -> None:
+    stored, again = read_json(path), json.loads(json.dumps(summarise(path.parent)))
     for summary in (stored, again):
         summary.pop("environment")
-    assert again == stored and stored["data"]["protocol"] == split
-    assert set(stored["variants"]) == {"clean", *RECIPE_VARIANTS} and len(stored["baselines"]) == 3
+    assert again == stored and len(stored["baselines"]) == 3
+    assert path.parent.name.split("_")[:2] == [stored["data"]["protocol"], stored["model"]["backbone"].replace("_", "")]
+
+
+@pytest.mark.parametrize("split", ["patient", "published"])
+def test_every_recipe_is_compared_over_three_seeds_on_both_splits(split: str) -> None:
+    variants = read_json(ROOT / "benchmarks" / "recipes" / f"{split}_resnet34_32px" / "summary.json")["variants"]
+    assert set(variants) == {"clean", *RECIPE_VARIANTS}
+    assert all(row["seeds"] == [0, 1, 2] for row in variants.values())

@@ -1,6 +1,6 @@
 """The README's tables, made from the records in the repository: ``python -m utils.readme`` writes them anew.
 
-A table stands between ``<!-- table KIND RECORD -->`` and ``<!-- end -->``.
+A table stands between ``<!-- table KIND RECORD -->`` and ``<!-- end -->``; a ``*`` in RECORD makes one of several.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.compare_recipes import summary_table
+from utils.compare_recipes import COLUMNS, summary_table
 from utils.paths import ROOT, atomic_write, read_json
 
 README = ROOT / "README.md"
@@ -43,15 +43,32 @@ def recipes_table(summary: Mapping[str, Any]) -> str:
     """What :mod:`utils.compare_recipes` found, with how many images, patients and attacks that was."""
     table = summary_table(summary).drop(columns="minutes")
     rows = [[name, *map(str, row)] for name, row in zip(table.index, table.to_numpy())]
+    said = "baselines on all test images. *: chosen on validation patients"
+    return markdown(["hardening", *table.columns], rows) + f"\n{_budget(summary)}; {said}.\n"
+
+
+def _budget(summary: Mapping[str, Any]) -> str:
     budget, model = summary["budget"], summary["model"]
-    said = (
-        f"\n{model['backbone']}, {model['image_size']} px, {summary['data']['protocol']} split: "
+    return (
+        f"{model['backbone']}, {model['image_size']} px, {summary['data']['protocol']} split: "
         f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening at "
         f"{255 * budget['eps']:.3g}/255 with {budget['train_steps']} steps; {summary['n_images']} test images of "
         f"{summary['n_subjects']} patients; worst case of {', '.join(summary['attacks'])}; %, mean ± standard "
-        f"deviation over seeds; baselines on all test images. *: chosen on validation patients.\n"
+        "deviation over seeds"
     )
-    return markdown(["hardening", *table.columns], rows) + said
+
+
+def trainable_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """One backbone trained in more or fewer of its blocks: a summary of :mod:`utils.compare_recipes` for each part."""
+    order, names = {"head": 0, "all": 2}, {"head": "the head", "all": "everything"}
+    columns = ["seeds", *(name for name in COLUMNS if not name.startswith("patient AUROC, 1"))]
+    rows = []
+    for summary in sorted(summaries, key=lambda one: order.get(one["budget"]["trainable"], 1)):
+        part = summary["budget"]["trainable"]
+        table = summary_table(summary)[columns].head(len(summary["variants"]))
+        cells = [[title.removesuffix(" *"), *map(str, row)] for title, row in zip(table.index, table.to_numpy())]
+        rows += [[names.get(part, f"the last {part} blocks"), *own] for own in cells]
+    return markdown(["trained", "hardening", *columns], rows) + f"\n{_budget(summaries[0])}.\n"
 
 
 def folds_table(summary: Mapping[str, Any]) -> str:
@@ -126,10 +143,11 @@ def _machine(record: Mapping[str, Any], said: str) -> str:
 
 #: Of those in the record; the others are slow ways.
 OWN_WAYS = ("ours", "ours, bf16", "ours, compiled")
-KINDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+KINDS: dict[str, Callable[[Any], str]] = {
     "leak": leak_table,
     "recipes": recipes_table,
     "folds": folds_table,
+    "trainable": trainable_table,
     "attack_speed": attack_speed_table,
     "training_speed": training_speed_table,
 }
@@ -147,7 +165,10 @@ def rebuilt(text: str, root: Path = ROOT) -> str:
         begin, kind, record, _, end = block.groups()
         if kind not in KINDS:
             raise ValueError(f"no table {kind!r}; known: {', '.join(KINDS)}")
-        return begin + KINDS[kind](read_json(root / record)) + end
+        found = [read_json(path) for path in sorted(root.glob(record))]
+        if not found:
+            raise FileNotFoundError(f"no record {record} in {root}")
+        return begin + KINDS[kind](found if "*" in record else found[0]) + end
 
     return _BLOCK.sub(replace, text)
 
