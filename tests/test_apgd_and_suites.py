@@ -141,6 +141,33 @@ def test_filled_up_passes_break_the_same_images_as_one_start_after_the_other(toy
     assert batch_size is None or set(sizes[:-6]) == {batch_size}
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_starts_of_a_sample_depend_on_nothing_but_its_generator(norm: str) -> None:
+    images = torch.full((3, 1, 4, 4), 0.5)
+    alone = torch.Generator().manual_seed(7)
+    expected = [random_point(images[:1], 0.1, norm, alone) for _ in range(2)]
+    both, other = torch.Generator().manual_seed(7), torch.Generator().manual_seed(8)
+    # as where two starts of one sample enter a pass together
+    assert torch.equal(random_point(images, 0.1, norm, [both, other, both])[::2], torch.cat(expected))
+
+
+@pytest.mark.parametrize("attack", [pgd, apgd], ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_gradient_that_becomes_nan_on_the_way_is_noticed(attack, stop: bool) -> None:
+    class Late(torch.nn.Module):
+        calls = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            total = images.sum((1, 2, 3)) * (torch.nan if self.calls > 2 else 1)
+            return torch.stack([total, -1 - 0 * total], 1)
+
+    images, labels = torch.full((3, 1, 4, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    options = {"stop_when_fooled": stop} if attack is pgd else {}
+    with pytest.raises(ValueError, match="NaN"):
+        attack(Late(), images, labels, eps=EPS, steps=9, **options)
+
+
 def test_a_fooled_sample_takes_its_other_starts_along() -> None:
     passed = []
 

@@ -44,6 +44,14 @@ def test_runs_are_done_once_and_summed_up(command: list[str], tmp_path: Path, mo
         main([*command, "--variants", "mart", "--seeds", "0"])
 
 
+def test_weights_of_another_budget_are_not_taken(command: list[str], tmp_path: Path, capsys) -> None:
+    assert main([*command, "--variants", "trades", "--seeds", "0"]) == 0
+    again = [str(tmp_path / "elsewhere" / "out") if text == str(tmp_path / "out") else text for text in command]
+    assert main([*again, "--variants", "trades", "--seeds", "0", "--clean-epochs", "2"]) == 1
+    assert "other clean_epochs" in capsys.readouterr().err and not (tmp_path / "elsewhere").exists()
+    assert main([*again, "--variants", "trades", "--seeds", "0", "--max-images", "6"]) == 0
+
+
 def _run(name: str, seed: int, validation: float, test: float) -> dict:
     def metrics(value: float) -> dict:
         level = {"n": 8, "accuracy": value, "balanced_accuracy": value, "macro_f1": value, "auroc": value}

@@ -33,8 +33,9 @@ def test_each_patient_is_tested_once_and_folds_are_not_done_again(
     assert main([*command, "--folds", "1"]) == 0
     assert read_json(tmp_path / "out" / "summary.json")["folds"] == [1]
     assert main(command) == 0
-    monkeypatch.setattr(cross_validate, "run_fold", None)
-    assert main(command) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(cross_validate, "run_fold", None)
+        assert main(command) == 0
     summary, splits = read_json(tmp_path / "out" / "summary.json"), load_splits(tmp_path / "data")
     everyone = splits.train.join(splits.validation).join(splits.test)
     folds = [read_json(path) for path in sorted((tmp_path / "out").glob("fold*.json"))]
@@ -47,6 +48,8 @@ def test_each_patient_is_tested_once_and_folds_are_not_done_again(
     right = [one["4 classes"]["image"]["accuracy"] for one in row["attacked"]["metrics"]]
     assert right == sorted(right, reverse=True)
     assert (tmp_path / "out" / "summary.png").is_file()
+    again = [str(tmp_path / "elsewhere" / "out") if text == str(tmp_path / "out") else text for text in command]
+    assert main([*again, "--image-size", "48"]) == 1 and not (tmp_path / "elsewhere").exists()
 
 
 def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> None:

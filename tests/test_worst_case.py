@@ -272,13 +272,38 @@ def test_a_compiled_model_finds_what_the_model_itself_finds(toy_nets, toy_test, 
     assert torch.allclose(fused.logits, plain.logits, atol=0.05)
 
 
-def test_a_model_that_cannot_be_compiled_is_attacked_as_it_is(toy_nets, toy_test, monkeypatch) -> None:
-    def broken(*_: torch.Tensor) -> None:
+class _Optimist(nn.Module):
+    """Stands in for a compiled model: takes every image whose attack has begun for broken."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return -self.model(images)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_only_the_fast_program_is_fooled_by_is_attacked_again(toy_nets, toy_test, monkeypatch, compiled) -> None:
+    monkeypatch.setattr(worst_case, "Compiled", _Optimist)
+    options = {"attack": Attack("pgd", steps=10, stop_when_fooled=True), "epsilons": [EPS], "compiled": compiled}
+    found = robustness_curve(toy_nets["plain"], toy_test, **options, precision="bf16")
+    honest = robustness_curve(toy_nets["plain"], toy_test, attack=options["attack"], epsilons=[EPS])
+    assert abs(found.robust_accuracy[1] - honest.robust_accuracy[1]) <= 0.02 < honest.robust_accuracy[0] - 0.2
+
+
+@pytest.mark.parametrize("only_gradient", [False, True])
+def test_a_model_that_cannot_be_compiled_is_attacked_as_it_is(toy_nets, toy_test, monkeypatch, only_gradient) -> None:
+    def broken(*_: torch.Tensor, **__: torch.Tensor) -> None:
         raise RuntimeError("no C++ compiler\nand more")
 
     options = {"attack": SUITES["quick"], "epsilons": [EPS]}
     plain = robustness_curve(toy_nets["plain"], toy_test, **options)
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    if only_gradient:
+        backward = torch.autograd.grad
+        calls = iter([broken])
+        monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: next(calls, backward)(*a, **k))
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model if only_gradient else broken)
     with pytest.warns(UserWarning, match="runs as it is: no C.. compiler$"):
         again = robustness_curve(toy_nets["plain"], toy_test, compiled=True, **options)
     assert again.first_broken == plain.first_broken and torch.equal(again.logits, plain.logits)

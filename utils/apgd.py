@@ -215,6 +215,7 @@ def _run(
             return result
         _move(state, eps, 1.0 if step == 1 else _MOMENTUM, norm)
         found = look(state.here, state.labels, state.targets)
+        check_gradient(found.gradient)
         _remember(state, found)
         # the best so far is also what is left at the end of an attack that fails
         result[state.index] = torch.where(_wide(found.fooled), state.here, state.best)

@@ -66,6 +66,9 @@ def random_point(images: torch.Tensor, eps: float, norm: str, draws: Draws) -> t
     if norm == "linf":
         noise = _draw(torch.rand, images.shape, draws).to(images)
         return (images + eps * (2 * noise - 1)).clamp(0, 1)
+    if isinstance(draws, Sequence) and len(draws):
+        # one sample after the other: a generator may stand for several of them, and gives each its two draws in turn
+        return torch.cat([random_point(image[None], eps, norm, own) for image, own in zip(images, draws)])
     noise = _draw(torch.randn, images.shape, draws).to(images)
     length = _draw(torch.rand, torch.Size([len(images), 1, 1, 1]), draws).to(images)
     return (images + eps * length * noise / _length(noise)).clamp(0, 1)
@@ -182,7 +185,8 @@ def ascent(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: L
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_(True)
         logits = model(leaf).float()
-        values = loss(logits, labels)
+        # what was made in inference mode cannot be kept for the gradient
+        values = loss(logits, labels.clone() if labels.is_inference() else labels)
         gradient = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0]
     # a model that cuts its gradient off, by rounding for instance, leaves none at all
     gradient = torch.zeros_like(images) if gradient is None else gradient
@@ -329,11 +333,13 @@ def _start(images: torch.Tensor, *, eps: float, norm: str, random_start: bool, d
 
 
 def _ascend(climb: _Climb, images: torch.Tensor, labels: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
-    for step in range(climb.steps):
+    finite = torch.ones((), dtype=torch.bool, device=images.device)
+    for _ in range(climb.steps):
         gradient = ascent(climb.model, here, labels, climb.loss).gradient
-        if step == 0:
-            check_gradient(gradient)
+        finite &= gradient.isfinite().all()
         here = climb.step(here, images, gradient)
+    # read once, for a GPU would wait at every step
+    check_gradient(torch.where(finite, 0.0, torch.nan))
     return here
 
 
@@ -373,7 +379,7 @@ def _until_fooled(
         if not len(owner):
             return result
         found = ascent(climb.model, here, labels[owner], climb.loss)
-        check_gradient(found.gradient[age == 0])
+        check_gradient(found.gradient)
         fooled = found.fooled.cpu()
         rows = torch.nonzero(fooled)[:, 0]
         settle(rows, _score(found.loss, found.fooled)[rows], fooled[rows])

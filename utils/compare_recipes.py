@@ -137,6 +137,7 @@ def run_seed(
         out: folder of the JSON files.
         work: folder of weights and unfinished runs.
     """
+    claim(work, backbone, budget)
     clean_folder = work / f"{CLEAN}_seed{seed}"
     if not (clean_folder / RECORD).is_file():
         train_clean(splits, backbone, seed, budget, clean_folder)
@@ -150,6 +151,22 @@ def run_seed(
             harden(splits, VARIANTS[name], seed, budget, clean_folder, folder)
         model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
         write_json(target, _score_run(name, seed, model, record, splits, budget))
+
+
+def claim(work: Path, backbone: str, budget: Budget) -> None:
+    """Mark a folder of weights and unfinished runs as made with these settings.
+
+    Raises:
+        ValueError: it was made with others.
+    """
+    # how much is scored in the end changes no weights
+    settings = {"backbone": backbone} | {key: value for key, value in asdict(budget).items() if key != "max_images"}
+    path = work / "settings.json"
+    stored = read_json(path) if path.is_file() else settings
+    changed = [key for key in settings if stored.get(key) != settings[key]]
+    if changed:
+        raise ValueError(f"{work} holds weights made with other {', '.join(changed)}; give an --out of another name")
+    write_json(path, settings)
 
 
 def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:

@@ -12,8 +12,8 @@ from torch import nn
 class Compiled(nn.Module):
     """``model`` with its passes compiled at the first call; itself where that is not possible.
 
-    It shares the model's weights and modes. Gradients differ from the model's by rounding, so what an attack finds with
-    it is to be judged by the model itself.
+    It shares the model's weights and modes. Answers and gradients differ from the model's by rounding, so what an
+    attack finds with it is to be judged by the model itself.
 
     Args:
         model: takes N x C x H x W.
@@ -31,11 +31,19 @@ class Compiled(nn.Module):
             return self.model(images)
         try:
             if self._fused is None:
-                # one program for every number of images, which changes with each image that falls
-                self._fused = torch.compile(self.model.forward, dynamic=True)
+                self._fused = self._compile(images)
             return self._fused(images)
         except Exception as error:
             self.failed = True
             reason = str(error).strip().splitlines() or [type(error).__name__]
             warnings.warn(f"the model cannot be compiled and runs as it is: {reason[0]}", stacklevel=2)
             return self.model(images)
+
+    def _compile(self, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        # one program for every number of images, which changes with each image that falls
+        fused = torch.compile(self.model.forward, dynamic=True)
+        if images.requires_grad:
+            # the gradient is compiled when it is first taken, which would be outside the caller's try
+            probe = images.detach().clone().requires_grad_(True)
+            torch.autograd.grad(fused(probe).sum(), probe)
+        return fused

@@ -30,6 +30,7 @@ from utils.compare_recipes import (
     Budget,
     add_budget,
     budget_of,
+    claim,
     harden,
     train_clean,
     weights_name,
@@ -74,6 +75,7 @@ def run_fold(splits: DataSplits, *, backbone: str, seed: int, budget: Budget, ta
         target: JSON file to write.
         work: folder of weights and unfinished runs.
     """
+    claim(work, backbone, budget)
     folders = {PLAIN: work / "plain", HARD: work / "hardened"}
     if not (folders[PLAIN] / RECORD).is_file():
         train_clean(splits, backbone, seed, budget, folders[PLAIN])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -252,8 +253,8 @@ class _Run:
         self, index: torch.Tensor, *, attack: Attack, eps: float, number: tuple[int, int, int]
     ) -> dict[str, torch.Tensor]:
         """:meth:`_attack`, unless its result lies in the cache."""
-        # who still stands follows from what ran before, so that ends and length say which images these are
-        name = "eps{}-attack{}-start{}".format(*number) + f"-images{index[0]}-{index[-1]}-{len(index)}"
+        whose = hashlib.sha256(index.numpy()).hexdigest()[:16]
+        name = "eps{}-attack{}-start{}".format(*number) + f"-{whose}"
         found = self.cache.load(name)
         if found is None:
             found = self._attack(attack, index, eps, number[-1])
@@ -268,31 +269,34 @@ class _Run:
         title = replace(attack, restarts=1).title
         draws = [generator(self.seed, eps, title, start, image) for image in index.tolist()]
         options = {"eps": eps, "norm": self.threat.norm, "batch_size": self.batch_size}
-        attacked = self._attacked(partial(attack, self._source(attack), **options), clean, labels, draws)
+        attacked = self._attacked(attack, clean, labels, draws, options)
         size = self.threat.measure(attacked - clean)
         if size.max() > eps * (1 + 1e-4) + 1e-6:
             raise ValueError(f"{attack.title} left the ball: {size.max():.6f} is more than {eps:.6f}")
-        found = {"logits": self._answers(attacked), "norm": size}
+        found = {"logits": self._answers(self.model, attacked), "norm": size}
         if self._rounds(eps):
-            found["rounded"] = self._answers(round_to_8_bits(attacked, clean, eps))
+            found["rounded"] = self._answers(self.model, round_to_8_bits(attacked, clean, eps))
         found["broken"] = attacked[found["logits"].argmax(1) != labels]
         plain = {key: value.cpu() for key, value in found.items()}
         return plain | {"seconds": torch.tensor(time.perf_counter() - begun)}
 
-    def _answers(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.cat([predict_batch(self.model, part) for part in images.split(self.batch_size)])
+    def _answers(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([predict_batch(model, part) for part in images.split(self.batch_size)])
 
     def _attacked(
-        self, attack: Callable[..., torch.Tensor], clean: torch.Tensor, labels: torch.Tensor, draws: list
+        self, attack: Attack, clean: torch.Tensor, labels: torch.Tensor, draws: list, options: dict[str, Any]
     ) -> torch.Tensor:
+        fast, plain = self._source(attack), self.surrogates.get(attack.surrogate, self.model)
         with autocast(self.precision, self.device):
-            attacked = attack(clean, labels, draws=draws).clamp(0, 1)
-            believed = self._answers(attacked).argmax(1) != labels if self.bf16 else None
-        if believed is not None:
-            again = torch.nonzero(believed & (self._answers(attacked).argmax(1) == labels))[:, 0]
-            if len(again):
-                draws = [draws[place] for place in again.tolist()]
-                attacked[again] = attack(clean[again], labels[again], draws=draws).clamp(0, 1)
+            attacked = attack(fast, clean, labels, draws=draws, **options).clamp(0, 1)
+            if not self.bf16 and not self.compiled:
+                return attacked
+            # an attack leaves an image at the first point where the program that it uses is fooled
+            believed = self._answers(fast, attacked).argmax(1) != labels
+        again = torch.nonzero(believed & (self._answers(plain, attacked).argmax(1) == labels))[:, 0]
+        if len(again):
+            draws = [draws[place] for place in again.tolist()]
+            attacked[again] = attack(plain, clean[again], labels[again], draws=draws, **options).clamp(0, 1)
         return attacked
 
     def _note(self, found: dict[str, torch.Tensor], index: torch.Tensor, number: int, step: int) -> None:
