@@ -1,0 +1,91 @@
+"""Whether a trained model still stands and falls on the images on which its record says so.
+
+    python -m utils.spot_check --model ResNet34_atk
+
+attacks 64 test images and compares each one's fate with the record; the first time it writes the record instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from utils.checkpoints import checkpoint_folder, load_checkpoint
+from utils.data import ImageSet, load_splits
+from utils.results import trained_models, update_record
+from utils.suites import SUITES
+from utils.workspace import Workspace, pick_device
+from utils.worst_case import robustness_curve
+
+SUITE, EPSILONS, IMAGES = "quick", (1 / 255, 2 / 255), 64
+#: Other hardware rounds otherwise, and an image at the edge may fall to the other side.
+MAY_DIFFER = 1
+
+
+def fates(model: nn.Module, test: ImageSet) -> dict[str, Any]:
+    """At which radius each of ``IMAGES`` test images, spread over patients, is first broken.
+
+    Returns:
+        plain values: ``suite``, ``epsilons``, ``paths`` and ``first_broken`` (index into ``epsilons``, 0 without
+        attack, -1 never).
+    """
+    few = test.balanced_subset(IMAGES)
+    curve = robustness_curve(model, few, attack=SUITES[SUITE], epsilons=EPSILONS, device=pick_device())
+    return {"suite": SUITE, "epsilons": curve.epsilons, "paths": few.paths, "first_broken": curve.first_broken}
+
+
+def differences(found: dict[str, Any], stored: dict[str, Any]) -> list[str]:
+    """Paths of the images whose fate is another one.
+
+    Raises:
+        ValueError: the record is of other images or attacks.
+    """
+    if any(found[key] != stored[key] for key in ("suite", "epsilons", "paths")):
+        raise ValueError("the record is of other images or other attacks; the test images here are not those of it")
+    pairs = zip(found["paths"], found["first_broken"], stored["first_broken"], strict=True)
+    return [path for path, now, then in pairs if now != then]
+
+
+def check(folder: Path, data: Path) -> str:
+    """Compare a checkpoint with its record, or write the record; says what was done.
+
+    Raises:
+        ValueError: more than ``MAY_DIFFER`` images have another fate.
+    """
+    splits = load_splits(data)
+    model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+    found = fates(model.to(pick_device()), splits.test)
+    if "spot_check" not in record:
+        update_record(folder, spot_check=found)
+        return f"{folder}: recorded {len(found['paths'])} images"
+    other = differences(found, record["spot_check"])
+    if len(other) > MAY_DIFFER:
+        raise ValueError(f"{folder} differs from its record on {len(other)} images, for example {other[0]}")
+    return f"{folder}: {len(found['paths']) - len(other)} of {len(found['paths'])} images as recorded"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m utils.spot_check", description="Compare models with their records")
+    parser.add_argument("--model", nargs="+", help="folders in checkpoints/, or paths; default: all")
+    parser.add_argument("--data", help="folder of prepared *_set.pt; default: dataset/dataset_variables")
+    parser.add_argument("--root", type=Path, help="holds checkpoints/; default: this repository")
+    args = parser.parse_args(arguments)
+    try:
+        workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
+        names = args.model or list(trained_models(workspace))
+        for name in names:
+            folder = checkpoint_folder(name if Path(name).is_dir() else workspace.checkpoint(name))
+            print(check(folder, workspace.data_dir), flush=True)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
