@@ -20,6 +20,8 @@ from utils import compare_recipes, figures, fit, optuna_search, prepare, readme,
 from utils.checkpoints import save_checkpoint
 from utils.data import load_splits
 from utils.paths import read_json
+from utils.phantom import PhantomConfig, make_phantoms
+from utils.prepare import group_by_subject, split_and_save
 from utils.suites import Attack
 from utils.worst_case import adversarial_examples
 
@@ -137,9 +139,11 @@ def _compare(command: str) -> Callable[[Path], None]:
     """The README's words, and then what makes it small: of two the last counts."""
 
     def run(folder: Path) -> None:
-        assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
+        few = make_phantoms(PhantomConfig(n_subjects=16, n_levels=4))
+        split_and_save(few, group_by_subject(few), out=folder / "data")
         small = ["--variants", "n_fgsm", "--seeds", "0", "--epochs", "1", "--clean-epochs", "1", "--max-images", "8"]
-        small += ["--validation-images", "8", "--data", str(folder / "data"), "--work", str(folder / "work")]
+        small += ["--weights", "scratch", "--image-size", "42", "--train-steps", "1", "--validation-images", "8"]
+        small += ["--data", str(folder / "data"), "--work", str(folder / "work")]
         assert compare_recipes.main([*_arguments(command), *small, "--out", str(folder / "recipes")]) == 0
         assert (folder / "recipes" / "summary.json").is_file()
 
