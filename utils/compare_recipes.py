@@ -359,8 +359,9 @@ def summary_figure(summary: Mapping[str, Any]) -> Figure:
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     model = f"{BACKBONES[summary['model']['backbone']].title}, {summary['model']['image_size']} px"
     title = f"{model}, {summary['data']['protocol']} split: {summary['n_images']} test images"
-    seeds = max(len(row["seeds"]) for row in summary["variants"].values())
-    return finish(figure, title, f"bars: standard deviation over {seeds} seeds" if seeds > 1 else "one seed")
+    counts = {len(row["seeds"]) for row in summary["variants"].values()}
+    note = f"bars: standard deviation over {max(counts)} seeds" if max(counts) > 1 else "one seed"
+    return finish(figure, title, note + ("; no bar: one seed" if min(counts) == 1 < max(counts) else ""))
 
 
 def main(arguments: list[str] | None = None) -> int:
