@@ -10,7 +10,15 @@ import pytest
 from conftest import ROOT
 
 from utils import compare_recipes
-from utils.compare_recipes import RECIPE_VARIANTS, VARIANTS, main, summarise, summary_figure, summary_table
+from utils.compare_recipes import (
+    RECIPE_VARIANTS,
+    VARIANTS,
+    describe_start,
+    main,
+    summarise,
+    summary_figure,
+    summary_table,
+)
 from utils.config import TrainConfig
 from utils.objectives import make_objective
 from utils.paths import read_json, write_json
@@ -130,6 +138,12 @@ def test_published_summaries_are_those_of_their_runs(path: Path) -> None:
         summary.pop("environment")
     assert again == stored and len(stored["baselines"]) == 3
     assert path.parent.name.split("_")[:2] == [stored["data"]["protocol"], stored["model"]["backbone"].replace("_", "")]
+
+
+def test_results_of_an_encoder_from_outside_are_labelled_with_it() -> None:
+    found = [read_json(path) for path in PUBLISHED if "dinov2" in path.parent.name]
+    assert {one["budget"]["trainable"] for one in found} == {"head", 4, "all"}
+    assert {describe_start(one) for one in found} == {"DINOv2, 56 px, from DINOv2-S (Depth-Anything-V2)"}
 
 
 @pytest.mark.parametrize("split", ["patient", "published"])

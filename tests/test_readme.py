@@ -141,7 +141,7 @@ def _compare(command: str) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         few = make_phantoms(PhantomConfig(n_subjects=16, n_levels=4))
         split_and_save(few, group_by_subject(few), out=folder / "data")
-        small = ["--variants", "n_fgsm", "--seeds", "0", "--epochs", "1", "--clean-epochs", "1", "--max-images", "8"]
+        small = ["--variants", "n_fgsm", "--seeds", "0", "--epochs", "1", "--clean-epochs", "1", "--max-images", "4"]
         small += ["--weights", "scratch", "--image-size", "42", "--train-steps", "1", "--validation-images", "8"]
         small += ["--data", str(folder / "data"), "--work", str(folder / "work")]
         assert compare_recipes.main([*_arguments(command), *small, "--out", str(folder / "recipes")]) == 0

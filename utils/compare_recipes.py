@@ -89,6 +89,8 @@ CHANGE_VARIANTS = {
 }
 VARIANTS = RECIPE_VARIANTS | CHANGE_VARIANTS
 CLEAN = "clean"
+#: Files of encoders, and what they are called wherever their results are shown.
+ENCODERS = {"dinov2_vits14_dav2s_fp16.safetensors": "DINOv2-S (Depth-Anything-V2)"}
 
 
 @dataclass(frozen=True)
@@ -357,11 +359,17 @@ def summary_figure(summary: Mapping[str, Any]) -> Figure:
         ax.errorbar(clean.mean(), robust.mean(), xerr=spread[0], yerr=spread[1], capsize=2, label=label, **style)
     ax.set(xlabel="accuracy without attack (%)", ylabel="accuracy, worst case at 2/255 (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
-    model = f"{BACKBONES[summary['model']['backbone']].title}, {summary['model']['image_size']} px"
-    title = f"{model}, {summary['data']['protocol']} split: {summary['n_images']} test images"
+    title = f"{describe_start(summary)}, {summary['data']['protocol']} split: {summary['n_images']} test images"
     counts = {len(row["seeds"]) for row in summary["variants"].values()}
     note = f"bars: standard deviation over {max(counts)} seeds" if max(counts) > 1 else "one seed"
     return finish(figure, title, note + ("; no bar: one seed" if min(counts) == 1 < max(counts) else ""))
+
+
+def describe_start(summary: Mapping[str, Any]) -> str:
+    """Backbone, size and, where they were not drawn at random, the weights that the training began with."""
+    weights = summary["budget"]["weights"]
+    model = f"{BACKBONES[summary['model']['backbone']].title}, {summary['model']['image_size']} px"
+    return model + ("" if weights == "scratch" else f", from {ENCODERS.get(weights, weights)}")
 
 
 def main(arguments: list[str] | None = None) -> int:

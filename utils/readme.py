@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.compare_recipes import COLUMNS, summary_table
+from utils.compare_recipes import COLUMNS, describe_start, summary_table
 from utils.paths import ROOT, atomic_write, read_json
 
 README = ROOT / "README.md"
@@ -48,9 +48,9 @@ def recipes_table(summary: Mapping[str, Any]) -> str:
 
 
 def _budget(summary: Mapping[str, Any]) -> str:
-    budget, model = summary["budget"], summary["model"]
+    budget = summary["budget"]
     return (
-        f"{model['backbone']}, {model['image_size']} px, {summary['data']['protocol']} split: "
+        f"{describe_start(summary)}, {summary['data']['protocol']} split: "
         f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening at "
         f"{255 * budget['eps']:.3g}/255 with {budget['train_steps']} steps; {summary['n_images']} test images of "
         f"{summary['n_subjects']} patients; worst case of {', '.join(summary['attacks'])}; %, mean ± standard "
