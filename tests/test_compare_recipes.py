@@ -72,7 +72,7 @@ def _run(name: str, seed: int, validation: float, test: float) -> dict:
         "seed": seed,
         "model": {"backbone": "resnet34", "image_size": 32},
         "training": {"seconds": 60.0, "history": [{"epoch": 0}]},
-        "budget": {"epochs": 1},
+        "budget": {"epochs": 1, "weights": "scratch"},
         "validation": side | {"metrics": [metrics(validation)] * 3},
         "test": side | {"metrics": [metrics(test)] * 3},
         "data": {"fingerprint": "x", "protocol": "patient"},
