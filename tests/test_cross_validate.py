@@ -64,7 +64,7 @@ def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> Non
         data = {"source": "x", "protocol": "patient", "fold": fold, "n_folds": 2, "fold_seed": 0}
         record = {
             "data": data,
-            "budget": {"clean_epochs": 1, "epochs": 1},
+            "budget": {"clean_epochs": 1, "epochs": 1, "weights": "scratch"},
             "model": {"backbone": "resnet34", "image_size": 64},
             "seed": 0,
         }

@@ -398,27 +398,28 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m utils.compare_recipes", description="Compare ways of hardening")
     add = parser.add_argument
-    add("--data", type=Path, default=DATASET_VARIABLES, help="folder of prepared *_set.pt")
-    add("--backbone", choices=sorted(BACKBONES), default="resnet34")
     add("--variants", nargs="+", default=list(RECIPE_VARIANTS), metavar="NAME", help=f"all, or of {' '.join(VARIANTS)}")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add("--out", type=Path, required=True, help="folder of the results")
-    add("--work", type=Path, default=ROOT / "runs" / "compare_recipes", help="folder of weights and unfinished runs")
-    add_budget(parser)
+    add_common(parser, "compare_recipes")
     return parser.parse_args(arguments)
 
 
-def add_budget(parser: argparse.ArgumentParser) -> None:
-    """Give a command the fields of ``Budget`` that may be chosen."""
+def add_common(parser: argparse.ArgumentParser, work: str) -> None:
+    """Give a command data, backbone, folders and the fields of ``Budget`` that may be chosen."""
+    add = parser.add_argument
+    add("--data", type=Path, default=DATASET_VARIABLES, help="folder of prepared *_set.pt")
+    add("--backbone", choices=sorted(BACKBONES), default="resnet34")
+    add("--out", type=Path, required=True, help="folder of the results")
+    add("--work", type=Path, default=ROOT / "runs" / work, help="folder of weights and unfinished runs")
     for name, default in asdict(Budget()).items():
         if name not in ("eps", "trainable"):
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+            add(f"--{name.replace('_', '-')}", type=type(default), default=default)
     trainable = {"type": parse_trainable, "default": "all", "metavar": "all|head|N"}
-    parser.add_argument("--trainable", help="what is trained; N: the last N blocks", **trainable)
+    add("--trainable", help="what is trained; N: the last N blocks", **trainable)
 
 
 def budget_of(args: argparse.Namespace) -> Budget:
-    """What :func:`add_budget` has read."""
+    """The budget that :func:`add_common` has read."""
     return Budget(**{name: getattr(args, name) for name in Budget.__dataclass_fields__ if hasattr(args, name)})
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from models.def_models import BACKBONES
 from utils.baselines import BASELINES
 from utils.checkpoints import RECORD, load_checkpoint
 from utils.compare_recipes import (
@@ -28,9 +27,10 @@ from utils.compare_recipes import (
     SUITE,
     VARIANTS,
     Budget,
-    add_budget,
+    add_common,
     budget_of,
     claim,
+    describe_start,
     harden,
     train_clean,
     weights_name,
@@ -38,7 +38,7 @@ from utils.compare_recipes import (
 from utils.data import DataSplits, ImageSet, load_splits, resplit
 from utils.intervals import report
 from utils.metrics import predict
-from utils.paths import DATASET_VARIABLES, ROOT, read_json, write_json
+from utils.paths import read_json, write_json
 from utils.plots import COLOURS, axes_of, finish, save_figure
 from utils.reproducibility import environment_facts
 from utils.splits import fold_sides
@@ -213,9 +213,8 @@ def summary_figure(summary: Mapping[str, Any]) -> Figure:
         ax.errorbar(levels, middle, yerr=[middle - low, high - middle], color=colour, marker="o", capsize=3, label=name)
     ax.set(xlabel="radius (grey levels of 255)", ylabel="AUROC by patient, Non against the rest (%)", xticks=levels)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
-    model = f"{BACKBONES[summary['model']['backbone']].title}, {summary['model']['image_size']} px"
     folds = f"{len(summary['folds'])} of {summary['data']['n_folds']} folds, {summary['n_subjects']} patients"
-    return finish(figure, f"{model}: each patient tested once", f"{folds}; bars: 95 % over patients")
+    return finish(figure, f"{describe_start(summary)}: each patient tested once", f"{folds}; bars: 95 % over patients")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,14 +241,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m utils.cross_validate", description="Test every patient once")
     add = parser.add_argument
-    add("--data", type=Path, default=DATASET_VARIABLES, help="folder of prepared *_set.pt, split by patient")
-    add("--backbone", choices=sorted(BACKBONES), default="resnet34")
     add("--n-folds", type=int, default=5)
     add("--folds", type=int, nargs="+", metavar="K", help="only these, counted from 0; default: all")
     add("--seed", type=int, default=0)
-    add("--out", type=Path, required=True, help="folder of the results")
-    add("--work", type=Path, default=ROOT / "runs" / "cross_validate", help="folder of weights and unfinished runs")
-    add_budget(parser)
+    add_common(parser, "cross_validate")
     return parser.parse_args(arguments)
 
 

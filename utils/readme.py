@@ -83,9 +83,9 @@ def folds_table(summary: Mapping[str, Any]) -> str:
         by_fold = np.array(row["auroc_by_fold"][0], dtype=float) * 100
         rows.append([name, *cells, f"{by_fold.mean():.1f} ± {by_fold.std():.1f}"])
     header = [f"{level}{what}" for level in ("clean", *levels) for what in places]
-    budget, model = summary["budget"], summary["model"]
+    budget = summary["budget"]
     said = (
-        f"\n{model['backbone']}, {model['image_size']} px, {len(summary['folds'])} of {summary['data']['n_folds']} "
+        f"\n{describe_start(summary)}, {len(summary['folds'])} of {summary['data']['n_folds']} "
         f"folds, {summary['n_subjects']} patients each tested once: {summary['n_images']['test']} images without "
         f"attack, {summary['n_images']['attacked']} under the worst case of {', '.join(summary['attacks'])}; "
         f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening; %, 95 % intervals over "

@@ -207,11 +207,11 @@ uf.attack_explorer(model, test, note=note)
 # (`benchmarks/recipes`, table in the README), training on attacked images only, `adversarial` with `adv_weight = 1`,
 # stood the worst case best. `n_fgsm` came within its spread with a single step, and is what to take where time is
 # short. Keeping half of the loss on clean images, TRADES and MART held less at 2/255, and none of them was better
-# without attack by more than the seeds differ. Of twelve changes to the winner only one stood out: `sampling =
-# "class"` trades ten points of accuracy for four of balanced accuracy under attack and two of AUROC by patient, so it
-# stays a choice. All this on a ResNet34 at 32 pixels; another backbone or size may order them otherwise, and
-# `python -m utils.compare_recipes` tells. A transformer has to be trained as a whole (`trainable = "all"`): on a frozen
-# DINOv2 encoder, hardening found only the answer that is always the same.
+# without attack by more than the seeds differ. Of twelve changes to the winner only one stood out: on validation
+# patients `sampling = "class"` trades eleven points of accuracy for four of balanced accuracy under attack, and not on
+# every seed, so it stays a choice. All this on a ResNet34 at 32 pixels; another backbone or size may order them
+# otherwise, and `python -m utils.compare_recipes` tells. A transformer has to be trained as a whole
+# (`trainable = "all"`): on a frozen DINOv2 encoder, hardening found only the answer that is always the same.
 
 # %%
 augmentation = uf.Augmentation(strength=augmentation_strength, scanner=scanner)
