@@ -81,6 +81,7 @@ def test_the_file_tells_the_whole_search_and_is_drawn_from(splits, tmp_path: Pat
     stored = json.loads((tmp_path / "found.json").read_text())
     assert stored == found and stored["selected_by"] == "validation_balanced_accuracy"
     assert [trial["number"] for trial in stored["history"]] == [0, 1, 2]
+    assert stored["history"][0]["params"] == {"learning_rate": 1e-3, "weight_decay": 0.05}  # those without a search
     best = max(stored["history"], key=lambda trial: trial["value"])
     assert best["value"] == stored["value"]
     if stored["importance"]:

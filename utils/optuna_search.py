@@ -95,7 +95,8 @@ def optuna_search(
         make_model: returns a fresh model for each trial.
         num_epochs: epochs a trial.
         n_trials: trials in all, over all workers; a journal that holds some already is only filled up.
-        space: see ``SEARCH_SPACE``, which is the default.
+        space: see ``SEARCH_SPACE``, which is the default. The first trial takes the values of ``config`` and
+            ``objective`` where it allows them, so that a short search does not end below them unseen.
         objective: recipe; None is standard training, scored by balanced accuracy on validation images. Trials of a
             recipe that attacks are pruned by balanced accuracy under PGD-10 on them, and the kept epoch of those that
             are left is scored by the worst case of ``RESCORE``.
@@ -139,6 +140,8 @@ def optuna_search(
         "pareto": pareto,
     }
     _claim(study, about, journal)
+    if not study.trials:
+        study.enqueue_trial(_given(space, config, objective), skip_if_exists=True)
     # a study that goes on must not draw its first trials again
     study.sampler = _sampler(derived_seed(seed, len(study.trials), worker) % 2**32, clean_floor)
 
@@ -196,6 +199,21 @@ def _suggest(trial: optuna.Trial, name: str, bounds: tuple) -> Any:
     if kind in ("log", "float") and len(rest) == 2:
         return trial.suggest_float(name, *rest, log=kind == "log")
     raise ValueError(f"search space of {name} must be ('log'|'float', low, high) or ('choice', values), not {bounds}")
+
+
+def _given(space: Mapping[str, tuple], config: TrainConfig, objective: Standard) -> dict[str, Any]:
+    """The values that hold without a search, as far as ``space`` allows them."""
+    given = {**config.as_dict(), **objective.as_dict(), "augmentation_strength": config.augmentation.strength}
+    return {name: given[name] for name, bounds in space.items() if name in given and _allows(bounds, given[name])}
+
+
+def _allows(bounds: tuple, value: Any) -> bool:
+    match bounds:
+        case ("choice", values):
+            return value in values
+        case ("log" | "float", low, high):
+            return value is not None and low <= value <= high
+    return False
 
 
 def _sampler(seed: int, clean_floor: float) -> optuna.samplers.TPESampler:
