@@ -71,7 +71,9 @@ def test_a_study_that_goes_on_draws_new_trials_and_is_not_mixed_with_another(spl
         optuna_search(make, splits, n_trials=5, **options | {"num_epochs": 2})
 
 
-def test_the_file_tells_the_whole_search_and_is_drawn_from(splits, tmp_path: Path) -> None:
+def test_the_file_tells_the_whole_search_and_is_drawn_from(
+    splits, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     space = {"learning_rate": ("log", 1e-4, 1e-2), "weight_decay": ("log", 1e-4, 1e-1)}
 
     def make():
@@ -84,6 +86,7 @@ def test_the_file_tells_the_whole_search_and_is_drawn_from(splits, tmp_path: Pat
     assert stored["history"][0]["params"] == {"learning_rate": 1e-3, "weight_decay": 0.05}  # those without a search
     best = max(stored["history"], key=lambda trial: trial["value"])
     assert best["value"] == stored["value"]
+    assert f"trial 2 {stored['history'][2]['state']}: {stored['history'][2]['value']:.3f}" in capsys.readouterr().out
     if stored["importance"]:
         assert set(stored["importance"]) == set(space) and sum(stored["importance"].values()) == pytest.approx(1)
     stored["importance"] = {"learning_rate": 0.7, "weight_decay": 0.3}

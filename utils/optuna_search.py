@@ -124,6 +124,7 @@ def optuna_search(
     if not 0 <= clean_floor < 1:
         raise ValueError(f"clean_floor must be a balanced accuracy in [0, 1), not {clean_floor}")
     config = replace(config or TrainConfig(), num_epochs=num_epochs, seed=seed, patience=0)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is printed below
     study = optuna.create_study(
         study_name="search",
         directions=["maximize"] * (2 if pareto else 1),
@@ -154,7 +155,7 @@ def optuna_search(
     missing = n_trials - len(_finished(study))
     if missing > 0:
         enough = optuna.study.MaxTrialsCallback(n_trials, states=_FINISHED)
-        study.optimize(run, n_trials=missing, callbacks=[enough], show_progress_bar=True)
+        study.optimize(run, n_trials=missing, callbacks=[enough, _print_trial], show_progress_bar=True)
     result = _facts(study, about, splits, seed)
     write_json(Path(out), result)
     return result
@@ -165,6 +166,13 @@ _FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
 def _finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=_FINISHED)
+
+
+def _print_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    entry = _entry(trial, trial.state.name.lower())
+    value = "no value" if entry["value"] is None else f"{entry['value']:.3f}"
+    params = (f"{name} {own:.3g}" if isinstance(own, float) else f"{name} {own}" for name, own in trial.params.items())
+    print(f"trial {trial.number} {entry['state']}: {value} with {', '.join(params)}", flush=True)
 
 
 def _listed(space: Mapping[str, tuple]) -> dict[str, list]:
