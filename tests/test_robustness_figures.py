@@ -4,15 +4,20 @@ import pytest
 import torch
 
 from tests.toy import EPS, train_toy
+from utils.baselines import majority
 from utils.ensemble import Vote
+from utils.intervals import report
 from utils.masking import NOT_TRUSTED
 from utils.paths import write_json
+from utils.readme import KINDS
 from utils.robustness import evaluate_robustness
 from utils.robustness_figures import (
     draw_all,
+    headline_table,
     paired_table,
     panel_table,
     question_table,
+    recall_table,
     remark,
     robustness_records,
     summary_table,
@@ -56,6 +61,27 @@ def test_tables_are_made_of_records_alone(workspace: Workspace) -> None:
         [round(100 * value, 1) for value in records["Ensemble"]["curve"]["robust_accuracy"]]
     )
     assert {"all from members", "best member", "oracle", "Square-200"} <= set(voted.index)
+
+
+def test_models_and_baselines_stand_in_one_table(workspace: Workspace, toy_test) -> None:
+    records, few = robustness_records(workspace, "quick"), toy_test.balanced_subset(64)
+    baselines = {"majority": report(majority(few, few), few)}
+    table, plain = headline_table(records, baselines), records["ResNet34"]
+    assert table.loc["ResNet34", "2/255"].startswith(f"{100 * plain['curve']['robust_accuracy'][1]:.1f} [")
+    by_patient = plain["metrics"][0]["binary"]["patient"]["auroc"]
+    assert table.loc["ResNet34", "clean, AUROC"].startswith(f"{100 * by_patient:.1f} [")
+    assert set(table["1/255"]) == {"-"} and table.loc["majority", "2/255"] == "-"
+    assert table.loc["majority", "clean, balanced"].startswith("25.0 [")
+    recalls = recall_table(records, 2 / 255)
+    clean, attacked = (entry["4 classes"]["image"]["recall"]["Non"] for entry in plain["metrics"][:2])
+    assert recalls.loc["ResNet34", "Non"] == f"{100 * clean:.1f} / {100 * attacked:.1f}"
+    with pytest.raises(ValueError, match="1/255 was not measured"):
+        recall_table(records)
+    for kind in ("headline", "worst_case"):
+        text = KINDS[kind](list(records.values()))
+        order = [text.index(f"| {title} |") for title in records]
+        assert order == sorted(order) and "of Ensemble: PGD-20 from mean probability" in text
+    assert "binary | patient | 6/255" in KINDS["questions"](plain)
 
 
 def test_a_pair_is_compared_on_the_same_images(workspace: Workspace, toy_test) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import scipy  # loads its parts at their first use
 import torch
 
-from utils.data import ImageSet
+from utils.data import DataSplits, ImageSet
 from utils.leak_audit import nearest_neighbours, raw_pixels
 
 #: An image is dark where it is below this share of its own bright end: fluid, not tissue.
@@ -54,6 +54,16 @@ BASELINES: dict[str, Callable[[ImageSet, ImageSet], torch.Tensor]] = {
     "1-NN, raw pixels": nearest_neighbour,
     "ventricles and sulci": anatomy,
 }
+
+
+def baseline_answers(splits: DataSplits, images: ImageSet | None = None) -> dict[str, torch.Tensor]:
+    """Name -> logits N x K of each baseline, learnt from training and validation patients.
+
+    Args:
+        images: to answer for; None takes all test images.
+    """
+    known = splits.train.join(splits.validation)
+    return {name: baseline(known, splits.test if images is None else images) for name, baseline in BASELINES.items()}
 
 
 def fluid_shares(images: np.ndarray) -> np.ndarray:

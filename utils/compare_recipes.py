@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.augment import Augmentation
-from utils.baselines import BASELINES
+from utils.baselines import baseline_answers
 from utils.checkpoints import RECORD, load_checkpoint, load_trainable
 from utils.config import TrainConfig, parse_trainable
 from utils.data import DataSplits, ImageSet, load_splits
@@ -258,9 +258,8 @@ def _short(logits: torch.Tensor, images: ImageSet) -> dict[str, Any]:
 
 
 def score_baselines(splits: DataSplits) -> dict[str, dict[str, Any]]:
-    """Name -> metrics of each baseline on all test images, learnt from training and validation patients."""
-    known = splits.train.join(splits.validation)
-    return {name: _short(baseline(known, splits.test), splits.test) for name, baseline in BASELINES.items()}
+    """Name -> metrics of each baseline on all test images."""
+    return {name: _short(logits, splits.test) for name, logits in baseline_answers(splits).items()}
 
 
 #: Column -> where its value is in a run's file: side, radius (index), question, level, metric.

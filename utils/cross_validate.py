@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from utils.baselines import BASELINES
+from utils.baselines import baseline_answers
 from utils.checkpoints import RECORD, load_checkpoint
 from utils.compare_recipes import (
     EPSILONS,
@@ -82,7 +82,6 @@ def run_fold(splits: DataSplits, *, backbone: str, seed: int, budget: Budget, ta
     if not (folders[HARD] / RECORD).is_file():
         harden(splits, VARIANTS[RECIPE], seed, budget, folders[PLAIN], folders[HARD])
     few = splits.test.balanced_subset(budget.max_images)
-    known = splits.train.join(splits.validation)
     record: dict[str, Any] = {
         "data": splits.info,
         "budget": asdict(budget) | {"weights": weights_name(budget.weights)},
@@ -92,7 +91,7 @@ def run_fold(splits: DataSplits, *, backbone: str, seed: int, budget: Budget, ta
         "classes": splits.classes,
         "test": _whose(splits.test),
         "attacked": _whose(few),
-        "baselines": {name: _rounded(baseline(known, splits.test)) for name, baseline in BASELINES.items()},
+        "baselines": {name: _rounded(logits) for name, logits in baseline_answers(splits).items()},
         "models": {},
         "environment": environment_facts(),
     }

@@ -1,4 +1,4 @@
-"""The README's tables, made from the records in the repository: ``python -m utils.readme`` writes them anew.
+"""Tables of the README and the model card, made from the repository's records: ``python -m utils.readme``.
 
 A table stands between ``<!-- table KIND RECORD -->`` and ``<!-- end -->``; a ``*`` in RECORD makes one of several.
 """
@@ -12,11 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from utils.compare_recipes import COLUMNS, describe_start, summary_table
-from utils.paths import ROOT, atomic_write, read_json
+from utils.compare_recipes import COLUMNS, ENCODERS, describe_start
+from utils.compare_recipes import summary_table as recipes_summary
+from utils.paths import ROOT, atomic_write_all, read_json
+from utils.results import known_titles, title_of
+from utils.robustness_figures import (
+    headline_cells,
+    headline_table,
+    question_table,
+    recall_table,
+    summary_table,
+    worst_cases,
+)
 
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "checkpoints" / "MODEL_CARD.md")
 _BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
@@ -41,7 +52,7 @@ def leak_table(record: Mapping[str, Any]) -> str:
 
 def recipes_table(summary: Mapping[str, Any]) -> str:
     """What :mod:`utils.compare_recipes` found, with how many images, patients and attacks that was."""
-    table = summary_table(summary).drop(columns="minutes")
+    table = recipes_summary(summary).drop(columns="minutes")
     rows = [[name, *map(str, row)] for name, row in zip(table.index, table.to_numpy())]
     said = "baselines on all test images. *: chosen on validation patients"
     return markdown(["hardening", *table.columns], rows) + f"\n{_budget(summary)}; {said}.\n"
@@ -65,7 +76,7 @@ def trainable_table(summaries: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for summary in sorted(summaries, key=lambda one: order.get(one["budget"]["trainable"], 1)):
         part = summary["budget"]["trainable"]
-        table = summary_table(summary)[columns].head(len(summary["variants"]))
+        table = recipes_summary(summary)[columns].head(len(summary["variants"]))
         cells = [[title.removesuffix(" *"), *map(str, row)] for title, row in zip(table.index, table.to_numpy())]
         rows += [[names.get(part, f"the last {part} blocks"), *own] for own in cells]
     return markdown(["trained", "hardening", *columns], rows) + f"\n{_budget(summaries[0])}.\n"
@@ -73,16 +84,12 @@ def trainable_table(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 def folds_table(summary: Mapping[str, Any]) -> str:
     """What :mod:`utils.cross_validate` found over all folds, beside the baselines."""
-    places = {"": ("4 classes", "image", "accuracy"), ", balanced": ("4 classes", "image", "balanced_accuracy")}
-    places |= {", AUROC by patient": ("binary", "patient", "auroc")}
-    levels = [f"{255 * eps:.3g}/255" for eps in summary["epsilons"][1:]]
-    rows = []
+    epsilons, rows = summary["epsilons"], []
     for name, row in summary["rows"].items():
-        attacked = row["attacked"]["metrics"][1:] if "attacked" in row else [None] * len(levels)
-        cells = [_with_interval(found, *place) for found in (row["metrics"][0], *attacked) for place in places.values()]
+        attacked = row["attacked"]["metrics"][1:] if "attacked" in row else [None] * len(epsilons[1:])
+        cells = headline_cells([row["metrics"][0], *attacked], epsilons)
         by_fold = np.array(row["auroc_by_fold"][0], dtype=float) * 100
-        rows.append([name, *cells, f"{by_fold.mean():.1f} ± {by_fold.std():.1f}"])
-    header = [f"{level}{what}" for level in ("clean", *levels) for what in places]
+        rows.append([name, *cells.values(), f"{by_fold.mean():.1f} ± {by_fold.std():.1f}"])
     budget = summary["budget"]
     said = (
         f"\n{describe_start(summary)}, {len(summary['folds'])} of {summary['data']['n_folds']} "
@@ -91,15 +98,105 @@ def folds_table(summary: Mapping[str, Any]) -> str:
         f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening; %, 95 % intervals over "
         "patients.\n"
     )
-    return markdown(["model", *header, "clean AUROC by fold"], rows) + said
+    return markdown(["model", *cells, "clean AUROC by fold"], rows) + said
 
 
-def _with_interval(found: Mapping[str, Any] | None, question: str, level: str, metric: str) -> str:
-    if found is None:
-        return "-"
-    own = found[question][level]
-    low, high = own["interval"][metric]
-    return f"{100 * own[metric]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+def headline(records: Sequence[Mapping[str, Any]]) -> str:
+    """All models and, where the vote's record holds them, the baselines: the numbers that come first."""
+    worst = _worst(records)
+    baselines = next((record["baselines"] for record in records if "baselines" in record), None)
+    said = "AUROC is by patient, Non against the rest; the lowest rows are baselines on the same test images"
+    return _of_frame(headline_table(worst, baselines), "model") + _attacks(worst, said)
+
+
+def trained(records: Sequence[Mapping[str, Any]]) -> str:
+    """How each model was trained."""
+    rows = {title: _training(record) for title, record in _titled(records).items() if "training" in record}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return _of_frame(table, "model") + f"\n{_protocol(records)}; {records[0]['environment']['hardware']}.\n"
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    own, objective = record["training"], record["training"]["objective"]
+    hardened = objective["name"] != "standard"
+    return {
+        "input": f"{record['model']['image_size']} px",
+        "begins with": ENCODERS.get(Path(own["start"]).name, own["start"]),
+        "attack": f"{255 * objective['eps']:.3g}/255, {objective['steps']} steps" if hardened else "none",
+        "epoch kept": f"{own['best_epoch'] + 1} of {len(own['history'])}",
+        "learning rate": f"{own['config']['learning_rate']:.2g}",
+        "precision": own["config"]["precision"],
+        "seed": own["config"]["seed"],
+        "minutes": f"{own['seconds'] / 60:.0f}",
+    }
+
+
+def worst_case_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Robust accuracy of all models at every radius."""
+    worst = _worst(records)
+    return _of_frame(summary_table(worst), "model") + _attacks(worst)
+
+
+def recalls(records: Sequence[Mapping[str, Any]]) -> str:
+    """Recall of each class without attack and at 1/255."""
+    worst = _worst(records)
+    return _of_frame(recall_table(worst), "model") + _attacks(worst)
+
+
+def questions(record: Mapping[str, Any]) -> str:
+    """Four, three and two classes, by image and by patient, at every radius, of one model."""
+    worst = _worst([record])
+    table = question_table(next(iter(worst.values()))).reset_index()
+    return markdown(list(table.columns), table.astype(str).to_numpy().tolist()) + _attacks(worst)
+
+
+def sweeps(records: Sequence[Mapping[str, Any]]) -> str:
+    """Robust accuracy of all models under each attack of the notebooks alone, a column a radius."""
+    rows = {}
+    for title, record in _titled(records).items():
+        for attack, curve in sorted(record["robustness"].items()):
+            levels = ["clean", *(f"{255 * eps:.3g}/255" for eps in curve["epsilons"][1:])]
+            rows[f"{title}, {attack}"] = {
+                level: f"{100 * value:.1f}" for level, value in zip(levels, curve["robust_accuracy"])
+            }
+    table = pd.DataFrame.from_dict(rows, orient="index").fillna("-")
+    return _of_frame(table, "model, attack") + f"\n{_protocol(records)}, all test images; %.\n"
+
+
+def _worst(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Title -> worst case, of records of models or of :mod:`utils.robustness`."""
+    titled = _titled(records)
+    return {title: record for title, record in titled.items() if "curve" in record} | worst_cases(titled)
+
+
+def _titled(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Title -> record, in the order of all tables; ``python -m utils.robustness`` writes the title into its records."""
+    order = known_titles()
+    named = {record.get("title") or title_of(record): record for record in records}
+    return dict(sorted(named.items(), key=lambda item: order.index(item[0])))
+
+
+def _of_frame(table: pd.DataFrame, first: str) -> str:
+    return markdown(
+        [first, *table.columns], [[name, *map(str, row)] for name, row in zip(table.index, table.to_numpy())]
+    )
+
+
+def _attacks(worst: Mapping[str, Mapping[str, Any]], said: str = "") -> str:
+    """Which attacks a table's worst cases are over, and on how many images."""
+    by_attacks: dict[str, list[str]] = {}
+    for title, record in worst.items():
+        curve = record["curve"]
+        over = f"{', '.join(one['title'] for one in curve['attacks'])} on {curve['n_images']} test images"
+        by_attacks.setdefault(f"{over} of {curve['n_subjects']} patients", []).append(title)
+    most, *others = sorted(by_attacks, key=lambda over: -len(by_attacks[over]))
+    parts = [most, *(f"of {', '.join(by_attacks[over])}: {over}" for over in others), *([said] if said else [])]
+    return f"\n{_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; %, 95 % intervals over patients.\n"
+
+
+def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
+    data = records[0]["data"]
+    return f"{data['source']}, {data['protocol']} split"
 
 
 def attack_speed_table(record: Mapping[str, Any]) -> str:
@@ -147,6 +244,12 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "leak": leak_table,
     "recipes": recipes_table,
     "folds": folds_table,
+    "headline": headline,
+    "trained": trained,
+    "worst_case": worst_case_table,
+    "sweeps": sweeps,
+    "recalls": recalls,
+    "questions": questions,
     "trainable": trainable_table,
     "attack_speed": attack_speed_table,
     "training_speed": training_speed_table,
@@ -174,13 +277,13 @@ def rebuilt(text: str, root: Path = ROOT) -> str:
 
 
 def main() -> int:
-    """Write the README anew; returns the exit status."""
+    """Write the documents anew; returns the exit status."""
     try:
-        text = rebuilt(README.read_text(encoding="utf-8"))
+        texts = {path: rebuilt(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    atomic_write(README, lambda path: path.write_text(text, encoding="utf-8"))
+    atomic_write_all({path: lambda target, text=text: target.write_text(text, "utf-8") for path, text in texts.items()})
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ from utils.worst_case import NEVER
 
 Record = dict[str, Any]
 UNCHECKED = "unchecked"
+#: Radii and columns of the table that comes first.
+HEADLINE_EPS = (0.0, 1 / 255, 2 / 255)
+HEADLINE = {"": ("image", "accuracy"), ", balanced": ("image", "balanced_accuracy"), ", AUROC": ("patient", "auroc")}
 #: In place of a suite: the worst case over the sweeps of the notebooks, which each model's own record holds.
 NOTEBOOKS = "notebooks"
 
@@ -100,7 +103,59 @@ def summary_table(records: Mapping[str, Record]) -> pd.DataFrame:
         }
         rows[title] = {"images (patients)": f"{curve['n_images']} ({curve['n_subjects']})", **cells}
         rows[title]["panel"] = verdict(record)
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("-")
+
+
+def headline_table(records: Mapping[str, Record], baselines: Mapping[str, Record] | None = None) -> pd.DataFrame:
+    """A row a model: accuracies over images and AUROC by patient, without attack and under the worst case.
+
+    AUROC is of the coarsest question, Non against the rest where the classes are the known ones.
+
+    Args:
+        records: see :func:`worst_cases`.
+        baselines: name -> :func:`utils.intervals.report` of its answers to images without attack.
+    """
+    rows = {}
+    for title, record in records.items():
+        by_radius = dict(zip(record["curve"]["epsilons"], record["metrics"]))
+        rows[title] = headline_cells([by_radius.get(eps) for eps in HEADLINE_EPS])
+        rows[title]["panel"] = verdict(record)
+    for name, metrics in (baselines or {}).items():
+        rows[name] = headline_cells([metrics]) | {"panel": "-"}
+    return pd.DataFrame.from_dict(rows, orient="index").astype(object).fillna("-")
+
+
+def headline_cells(metrics: Sequence[Record | None], epsilons: Sequence[float] = HEADLINE_EPS) -> dict[str, str]:
+    """Column -> percent with its interval, for each radius; "-" where nothing was measured."""
+    cells = {}
+    for eps, found in zip(epsilons, metrics):
+        for column, (level, metric) in HEADLINE.items():
+            questions = list(found.values()) if found else []
+            own = questions[-1 if metric == "auroc" else 0][level] if found else None
+            shown = _with_interval(own[metric], own["interval"][metric]) if own else "-"
+            cells[("clean" if eps == 0 else f"{255 * eps:.3g}/255") + column] = shown
+    return cells
+
+
+def recall_table(records: Mapping[str, Record], eps: float = 1 / 255) -> pd.DataFrame:
+    """A row a model: recall of each class over images in percent, without attack / under the worst case at ``eps``.
+
+    Raises:
+        ValueError: no record of that radius.
+    """
+    rows = {}
+    for title, record in records.items():
+        epsilons = record["curve"]["epsilons"]
+        if eps not in epsilons:
+            raise ValueError(f"{255 * eps:.3g}/255 was not measured of {title}")
+        step = epsilons.index(eps)
+        clean, attacked = (next(iter(record["metrics"][i].values()))["image"]["recall"] for i in (0, step))
+        rows[title] = {name: f"{_percent(clean[name])} / {_percent(attacked[name])}" for name in clean}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def question_table(record: Record) -> pd.DataFrame:
@@ -164,9 +219,9 @@ def vote_table(record: Record) -> pd.DataFrame:
 
 
 def _with_interval(value: float | None, bounds: list[float] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f}" + (f" [{round(100 * bounds[0])}, {round(100 * bounds[1])}]" if bounds else "")
+    if value is None or bounds is None:
+        return _percent(value)
+    return f"{_percent(value)} [{round(100 * bounds[0])}, {round(100 * bounds[1])}]"
 
 
 def model_figures(title: str, records: Mapping[str, Record]) -> dict[str, Figure]:

@@ -3,6 +3,7 @@
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.attacks import attack_mode, check_eps, default_alpha, fgsm, pgd
 from utils.augment import NO_AUGMENTATION, Augmentation
+from utils.baselines import baseline_answers
 from utils.checkpoints import load_checkpoint, load_trainable, read_record, save_checkpoint
 from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet, load_manifest, load_splits
@@ -10,6 +11,7 @@ from utils.ensemble import RULES, Vote, validation_weights
 from utils.figures import hardening_cams, member_cams, optuna_figures, recipe, show, show_search
 from utils.fit import fit
 from utils.grad_cam import explain_rows, grad_cam
+from utils.intervals import report
 from utils.leak_audit import audit_splits, audit_table
 from utils.metrics import evaluate, predict
 from utils.objectives import RECIPES, Adversarial, Standard, make_objective
@@ -62,6 +64,7 @@ from utils.results import (
 from utils.robustness import evaluate_robustness, judge
 from utils.robustness_figures import (
     comparison_figures,
+    headline_table,
     model_figures,
     paired_table,
     panel_table,
@@ -106,6 +109,7 @@ __all__ = [
     "audit",
     "audit_splits",
     "audit_table",
+    "baseline_answers",
     "build_model",
     "check_against_record",
     "check_eps",
@@ -123,6 +127,7 @@ __all__ = [
     "grad_cam",
     "group_by_subject",
     "hardening_cams",
+    "headline_table",
     "judge",
     "load_checkpoint",
     "load_hyperparams",
@@ -157,6 +162,7 @@ __all__ = [
     "print_epoch",
     "read_record",
     "recipe",
+    "report",
     "robustness_curve",
     "robustness_table",
     "save_audit",

@@ -66,6 +66,14 @@ uf.comparison_table(records)
 uf.summary_table(uf.worst_cases(records))
 
 # %% [markdown]
+# What a network has to beat without any attack: three baselines, two of which look at the images without learning what
+# a brain is. AUROC is by patient, Non against the rest.
+
+# %%
+baselines = {name: uf.report(logits, test) for name, logits in uf.baseline_answers(splits, test).items()}
+uf.headline_table(uf.worst_cases(records), baselines)
+
+# %% [markdown]
 # ## The vote
 #
 # `soft` averages the members' probabilities, `hard` counts one vote a member, `weighted` averages with weights that
@@ -119,7 +127,8 @@ uf.panel_table(rules[rule]["worst_case"])
 # %%
 chosen = {"rule": rule, "rules": rules, "weights": weights}
 own = {title: records[title] for title in titles}
-record = uf.save_vote(workspace, splits=splits, members=own, note=note, **chosen)
+uf.save_vote(workspace, splits=splits, members=own, note=note, **chosen)
+record = uf.update_record(workspace.checkpoint(uf.ENSEMBLE), baselines=baselines)
 uf.comparison_table(records | {f"{name} vote": found for name, found in rules.items()})
 
 # %%
