@@ -172,6 +172,11 @@ def test_plan_runs_preparation_first_unless_the_data_are_prepared(tmp_path: Path
     assert len(steps) == 7 and steps[0][1]["data_dir"] == str(tmp_path) and steps[1][1]["Epsilon"] == 0.01
     steps = plan(reproduce._arguments(["--data", str(tmp_path), "--models", "resnet", "--skip-results"]))
     assert [path.stem for path, _ in steps] == ["resnet_model", "resnet_model_atk"]
+    steps = plan(reproduce._arguments(["--data", str(tmp_path), "--only-results"]))
+    assert [path.stem for path, _ in steps] == ["results"]
+    for wrong in (["--models", "resnet"], ["--skip-results"], ["--data", "phantom"]):
+        with pytest.raises(ValueError, match="--only-results"):
+            plan(reproduce._arguments(["--data", str(tmp_path), "--only-results", *wrong]))
 
 
 @pytest.mark.parametrize(

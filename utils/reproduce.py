@@ -275,10 +275,12 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
     """Notebooks to run, each with its parameters.
 
     Raises:
-        ValueError: an unknown model, or a ``--set`` name that no chosen notebook has.
+        ValueError: an unknown model, options that exclude each other, or a ``--set`` name that no chosen notebook has.
     """
     available = model_notebooks()
-    models = args.models or list(available)
+    models = [] if args.only_results else args.models or list(available)
+    if args.only_results and (args.models or args.skip_results):
+        raise ValueError("--only-results leaves neither models to run nor results to skip")
     unknown = [name for name in models if name not in available]
     if unknown:
         raise ValueError(f"no notebooks for {', '.join(unknown)}; available: {', '.join(available)}")
@@ -300,6 +302,8 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
         check_source(data)
         shared["source"] = str(Path(data).resolve()) if Path(data).exists() else data
         steps.append((ROOT / "dataset" / "prepare_dataset.ipynb", shared | chosen))
+    if args.only_results and steps:
+        raise ValueError(f"--only-results needs the data that the models were trained on, not {data}")
     for name in models:
         for path in available[name]:
             attacks = path.stem.endswith("_atk")
@@ -364,6 +368,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
         "default: phantom, or with --profile full what dataset/dataset_variables holds",
     )
     parser.add_argument("--skip-results", action="store_true", help="leave results.ipynb out")
+    parser.add_argument("--only-results", action="store_true", help="run results.ipynb alone, on models trained before")
     parser.add_argument("--split", choices=PROTOCOLS, help="default: patient")
     parser.add_argument("--out", type=Path, help="default: quick_run/, or with --profile full the repository itself")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the notebooks")
