@@ -211,6 +211,14 @@ def test_settings_may_be_fractions() -> None:
     assert steps[-1][1]["Alpha"] == 0.5 / 255
 
 
+def test_paths_among_the_settings_are_from_where_the_command_is_given(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "encoder.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+    for given, passed in (("encoder.safetensors", str(tmp_path / "encoder.safetensors")), ("scratch", "scratch")):
+        steps = plan(reproduce._arguments(["--models", "dino_v2", "--skip-results", "--set", f"weights={given}"]))
+        assert steps[1][1]["weights"] == passed
+
+
 def test_settings_of_the_hardening_notebooks_leave_the_others_alone() -> None:
     steps = plan(reproduce._arguments(["--set", "num_epochs=20", "--set-atk", "num_epochs=5"]))
     epochs = {path.stem: values["num_epochs"] for path, values in steps}

@@ -292,8 +292,7 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
         raise ValueError(f"--jobs must be at least 1, not {args.jobs}")
     if args.out and args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; give a folder")
-    chosen = dict(parse_assignment(text) for text in args.set)
-    chosen_atk = dict(parse_assignment(text) for text in args.set_atk)
+    chosen, chosen_atk = (dict(map(_assigned, texts)) for texts in (args.set, args.set_atk))
     steps = []
     data = _data(args)
     if prepared(data):
@@ -318,6 +317,13 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
         for name, value in settings.items():
             _check_setting(f"{option} {name}", name, value, known)
     return steps
+
+
+def _assigned(text: str) -> tuple[str, Any]:
+    """Name and value of an assignment; a path is made whole, because notebooks run in another folder."""
+    name, value = parse_assignment(text)
+    here = name in ("weights", "pretrained_model_path") and Path(str(value)).expanduser().exists()
+    return name, str(Path(value).expanduser().resolve()) if here else value
 
 
 def _data(args: argparse.Namespace) -> str:
