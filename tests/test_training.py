@@ -250,7 +250,8 @@ def test_training_without_validation_images_is_refused(splits) -> None:
 def _trained(splits, folder: Path) -> tuple[def_models.MRIClassifier, dict]:
     model = small_model()
     result = train(model, splits, config=FAST, folder=folder)
-    return model, save_trained(model, folder, splits=splits, result=result, config=FAST)
+    start = str(folder / "encoder.safetensors")
+    return model, save_trained(model, folder, splits=splits, result=result, config=FAST, start=start)
 
 
 def test_checkpoint_round_trip(splits, tmp_path: Path) -> None:
@@ -260,6 +261,7 @@ def test_checkpoint_round_trip(splits, tmp_path: Path) -> None:
     images = splits.test.pixels(slice(0, 4))
     assert torch.equal(loaded(images), model(images)) and again == record
     needed = {"history", "config", "objective", "best_epoch", "seconds", "start"}
+    assert record["training"]["start"] == "encoder.safetensors"  # and not where it lay
     assert needed <= set(record["training"]) and record["data"]["fingerprint"] == splits.fingerprint
     assert {"versions", "hardware", "commit", "python"} <= set(record["environment"])
     update_record(tmp_path, extra=[1])

@@ -46,7 +46,8 @@ def save_trained(
     """Write weights and record of a finished training, and drop its resume state.
 
     Args:
-        start: where the weights came from: ``scratch``, ``pretrained`` or a path.
+        start: where the weights came from: ``scratch``, ``pretrained`` or a path, which is recorded by its
+            name alone if it is absolute.
         note: what must be said wherever the numbers are shown.
 
     Returns:
@@ -59,7 +60,7 @@ def save_trained(
         "training": {
             "objective": (objective or Standard()).as_dict(),
             "config": config.as_dict(),
-            "start": start,
+            "start": Path(start).name if Path(start).is_absolute() else start,
             "best_epoch": result.best_epoch,
             "selected_by": result.selected_by,
             "seconds": result.seconds,
