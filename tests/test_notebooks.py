@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import json
 import re
@@ -13,6 +15,7 @@ import nbformat
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 from torch import nn
 
 from models import def_models
@@ -276,6 +279,23 @@ def test_tidy_drops_widgets_and_bars() -> None:
     tidy(notebook)
     assert len(cell.outputs) == 2 and "widgets" not in notebook.metadata
     assert cell.outputs[0].text == "utils/attacks.py:9: UserWarning: alpha"
+
+
+def test_tidy_lightens_figures() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
+    bars = np.repeat(np.arange(900, dtype=np.uint8)[None, :, None] // 100 * 20, 600, 0).repeat(3, 2)
+    outputs = []
+    for pixels in (noise, bars):
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        data = {"image/png": base64.b64encode(file.getvalue()).decode(), "text/plain": "<Figure>"}
+        outputs.append(nbformat.v4.new_output("display_data", data))
+    tidy(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=outputs)]))
+    heavy, light = (output.data for output in outputs)
+    assert list(heavy) == ["image/jpeg", "text/plain"] and list(light) == ["image/png", "text/plain"]
+    assert Image.open(io.BytesIO(base64.b64decode(heavy["image/jpeg"]))).size == (720, 480)
+    again = np.asarray(Image.open(io.BytesIO(base64.b64decode(light["image/png"]))).convert("RGB"))
+    assert np.array_equal(again, bars) and len(light["image/png"]) < 4000
 
 
 def _notebook(folder: Path, name: str, source: str) -> Path:

@@ -53,6 +53,34 @@ def test_every_attack_only_lowers_the_worst_case(worst, toy_nets, toy_test) -> N
     assert all(both <= one for both, one in zip(worst.robust_accuracy, alone.robust_accuracy))
 
 
+def test_what_is_known_is_not_attacked_again_and_counts_the_same(worst, toy_nets, toy_test, monkeypatch) -> None:
+    net, more = toy_nets["plain"], Attack("pgd", loss="margin", stop_when_fooled=True)
+    at_once = robustness_curve(net, toy_test, attack=[*SUITES["quick"], more], epsilons=GRID)
+    attacked = []
+    real = worst_case._Run._attack
+    monkeypatch.setattr(worst_case._Run, "_attack", lambda self, *a: attacked.append((a[2], a[1])) or real(self, *a))
+    after = robustness_curve(net, toy_test, attack=more, epsilons=GRID, known=worst)
+    for name in ("first_broken", "broken_by", "robust_accuracy", "rounded_accuracy", "attacks", "title"):
+        assert getattr(after, name) == getattr(at_once, name), name
+    assert torch.allclose(after.logits, at_once.logits, atol=1e-4)
+    first = torch.tensor(worst.first_broken)
+    for eps, index in attacked:
+        own = first[index]
+        assert ((own == NEVER) | (own > worst.epsilons.index(eps))).all()
+    assert 2 in after.broken_by
+    assert after.seconds > worst.seconds
+
+
+@pytest.mark.parametrize("other", ["images", "radii", "threat", "model"])
+def test_what_is_known_of_something_else_is_refused(worst, toy_nets, toy_test, other: str) -> None:
+    net = toy_nets["hardened" if other == "model" else "plain"]
+    images = toy_test.subset(torch.arange(20)) if other == "images" else toy_test
+    options = {"threat": Threat(norm="l2")} if other == "threat" else {}
+    with pytest.raises(ValueError, match="what is known was measured"):
+        radii = GRID[:2] if other == "radii" else GRID
+        robustness_curve(net, images, attack=Attack("fgsm"), epsilons=radii, known=worst, **options)
+
+
 def test_the_progress_bar_ends_full(toy_nets, toy_test, monkeypatch) -> None:
     bars = []
     real = worst_case.tqdm

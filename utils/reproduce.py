@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import base64
+import io
 import os
 import re
 import sys
@@ -15,6 +17,7 @@ from typing import Any, ClassVar
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from PIL import Image
 from tqdm.auto import tqdm
 
 from utils.config import SAMPLINGS, parse_assignment
@@ -30,6 +33,9 @@ from utils.workspace import PROFILES
 
 QUICK_FOLDER = ROOT / "quick_run"
 FAILED = ROOT / "runs" / "failed"
+
+#: What a figure may take in a notebook, so that the longest stays under a megabyte.
+FIGURE_BYTES, FIGURE_COLOURS, FIGURE_WIDTH = 80_000, 64, 720
 
 #: Parameters that have an option of their own, and the option.
 _OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profile": "--profile", "split": "--split"}
@@ -254,15 +260,30 @@ def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Drop what only lives with the kernel or on this machine: widgets, progress bars, times, paths."""
+    """Lighten figures, and drop what only lives with the kernel or on this machine: widgets, bars, times, paths."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata.pop("execution", None)
             cell.outputs = [output for output in cell.outputs if not _fleeting(output)]
             for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    output.data = _lighter(output.data)
                 if output.output_type == "stream":
                     output.text = re.sub(r"\S*/ipykernel_\d+/\d+\.py", "cell", output.text.replace(f"{ROOT}/", ""))
+
+
+def _lighter(data: dict[str, Any]) -> dict[str, Any]:
+    """Outputs with a figure in few colours, or a smaller JPEG where that is not enough; ``assets/`` holds it whole."""
+    figure = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
+    packed, kind = io.BytesIO(), "image/png"
+    figure.quantize(FIGURE_COLOURS, dither=Image.Dither.NONE).save(packed, "PNG", optimize=True)
+    if len(packed.getvalue()) > FIGURE_BYTES:
+        packed, kind = io.BytesIO(), "image/jpeg"
+        figure.thumbnail((FIGURE_WIDTH, figure.height))
+        figure.save(packed, "JPEG", quality=65, optimize=True)
+    others = {mime: content for mime, content in data.items() if mime != "image/png"}
+    return {kind: base64.b64encode(packed.getvalue()).decode(), **others}
 
 
 def _fleeting(output: nbformat.NotebookNode) -> bool:

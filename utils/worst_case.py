@@ -94,6 +94,7 @@ def robustness_curve(
     precision: str = "fp32",
     compiled: bool = False,
     cache: Path | None = None,
+    known: RobustnessCurve | None = None,
     on_broken: OnBroken | None = None,
 ) -> RobustnessCurve:
     """Run attacks at growing radii, each only on what no earlier attack and no smaller radius has broken.
@@ -113,17 +114,20 @@ def robustness_curve(
             float32 says no, they are made again in float32.
         compiled: attack by way of :class:`utils.compiled.Compiled`, which needs a C++ compiler (on a GPU, Triton).
         cache: folder for finished batches, from which a killed evaluation goes on; None keeps nothing.
+        known: what other attacks found on the same model, images and radii: only what they left is attacked, and the
+            curve is the worst case of theirs and these.
         on_broken: called with the indices of images that were just broken, the images that broke them, and the
             index of the radius.
 
     Raises:
-        ValueError: a bad radius; an attack from a surrogate that is not given; labels, logits or images that
+        ValueError: a bad radius; an attack from a surrogate that is not given; ``known`` is of other images, radii or
+            another threat, or of a model with other answers; labels, logits or images that
             :func:`utils.attacks.check_logits` or :func:`utils.attacks.check_batch` refuses.
         TypeError: a model in half precision.
     """
     attacks = [attack] if isinstance(attack, Attack) else list(attack)
     fixed = {"seed": seed, "batch_size": batch_size, "device": device, "precision": precision, "compiled": compiled}
-    fixed["on_broken"] = on_broken
+    fixed |= {"known": known, "on_broken": on_broken}
     run = _Run(model, images, attacks, threat or Threat(), dict(surrogates or {}), **fixed)
     return run.curve(sorted({0.0, *(check_eps(eps, run.threat.norm) for eps in epsilons)}), title, cache)
 
@@ -142,6 +146,7 @@ class _Run:
     device: torch.device | str
     precision: str
     compiled: bool
+    known: RobustnessCurve | None
     on_broken: OnBroken | None
 
     def __post_init__(self) -> None:
@@ -156,7 +161,9 @@ class _Run:
 
     def curve(self, radii: list[float], title: str, folder: Path | None) -> RobustnessCurve:
         self._start()
-        title = title or (self.attacks[0].title if len(self.attacks) == 1 else "worst case")
+        self._check_known(radii)
+        budgets = [*(self.known.attacks if self.known else []), *describe(self.attacks)]
+        title = title or (budgets[0]["title"] if len(budgets) == 1 else "worst case")
         logits = [self.worst.clone()]
         # the total is what a model costs that nothing breaks; images that are broken already pass at once
         passes = len(self.images) * (len(radii) - 1) * sum(attack.passes for attack in self.attacks)
@@ -165,13 +172,14 @@ class _Run:
                 self.norms.append(0.0)
                 # its own for each radius: what is found there depends on the smaller ones and not on the larger
                 self.cache = self._cache(folder, radii[: step + 1])
+                self._recall(step)
                 for number in range(len(self.attacks)):
                     self._attack_survivors(number, step, eps, bar)
                 logits.append(self.worst.clone())
         return RobustnessCurve(
             title=title,
-            attacks=describe(self.attacks),
-            threat={"title": self.threat.title, "norm": self.threat.norm, "size": self.threat.size},
+            attacks=budgets,
+            threat=_described(self.threat),
             epsilons=radii,
             robust_accuracy=[share_standing(self.first_broken, step) for step in range(len(radii))],
             rounded_accuracy=[
@@ -187,6 +195,28 @@ class _Run:
             first_rounded=self.first_rounded,
             logits=torch.stack(logits),
         )
+
+    def _check_known(self, radii: list[float]) -> None:
+        if (known := self.known) is None:
+            return
+        if (known.epsilons, known.n_images, known.threat) != (radii, len(self.images), _described(self.threat)):
+            raise ValueError("what is known was measured on other images, at other radii or of another threat")
+        if not torch.equal(known.logits[0].argmax(1), self.worst.argmax(1)):
+            raise ValueError("what is known was measured of another model or on other images")
+        self.seconds += known.seconds
+
+    def _recall(self, step: int) -> None:
+        """Take over what is known of a radius; what broke there needs no attack."""
+        if (known := self.known) is None:
+            return
+        standing = self.first_broken == NEVER
+        broken = standing & (torch.tensor(known.first_broken) == step)
+        reached = margin(known.logits[step], self.images.labels)
+        closer = broken | (standing & (reached > self.margin))
+        self.margin[closer], self.worst[closer] = reached[closer], known.logits[step][closer]
+        self.first_broken[broken], self.broken_by[broken] = step, torch.tensor(known.broken_by)[broken]
+        self.first_rounded[(self.first_rounded == NEVER) & (known.first_rounded == step)] = step
+        self.norms[step] = known.max_norm[step]
 
     def _cache(self, folder: Path | None, radii: list[float]) -> AttackCache:
         kind = torch.device(self.device).type + " bf16" * self.bf16 + " compiled" * self.compiled
@@ -306,7 +336,8 @@ class _Run:
         closer = fooled | (reached > self.margin[index])
         self.margin[index] = torch.where(closer, reached, self.margin[index])
         self.worst[index] = torch.where(closer[:, None], found["logits"], self.worst[index])
-        self.first_broken[index[fooled]], self.broken_by[index[fooled]] = step, number
+        before = len(self.known.attacks) if self.known else 0
+        self.first_broken[index[fooled]], self.broken_by[index[fooled]] = step, before + number
         self.seconds += found["seconds"].item()
         self.norms[step] = max(self.norms[step], found["norm"].max().item())
         if "rounded" in found:
@@ -314,6 +345,10 @@ class _Run:
             self.first_rounded[index[wrong]] = step
         if self.on_broken is not None and fooled.any():
             self.on_broken(index[fooled], found["broken"], step)
+
+
+def _described(threat: Threat) -> dict[str, Any]:
+    return {"title": threat.title, "norm": threat.norm, "size": threat.size}
 
 
 @contextmanager

@@ -27,6 +27,7 @@ max_test_images = 0  # 0 attacks all test images; else as many as the other note
 attacked_rules = ["soft", "hard", "weighted"]  # votes that are attacked as one system, by all that is known of them
 vote_suite = "quick"  # their budget: a key of SUITES in utils/suites.py
 vote_images = 128  # on so many test images; 0 takes all
+precision = "auto"  # "bf16": bfloat16 inside the models while attacking; "auto" where a GPU has it
 panel_images = 64  # on so many the vote's gradients are checked for masking; 0 leaves that out
 panel_queries = 500  # of the black-box attack in these checks
 seed = 0
@@ -59,8 +60,8 @@ print("vote:", ", ".join(titles))
 uf.comparison_table(records)
 
 # %% [markdown]
-# The worst case over both attacks, with 95 % intervals over patients and the verdict of the checks for masked
-# gradients.
+# The worst case over all attacks of their notebooks, with 95 % intervals over patients and the verdict of the checks
+# for masked gradients.
 
 # %%
 uf.summary_table(uf.worst_cases(records))
@@ -98,7 +99,7 @@ dict(zip(members, (round(weight, 3) for weight in weights)))
 
 # %%
 attacks = [uf.Attack("fgsm"), uf.Attack("pgd", steps=num_iter, stop_when_fooled=True)]
-options = {"epsilons": epsilons, "seed": seed, "device": device}
+options = {"epsilons": epsilons, "seed": seed, "device": device, "precision": precision}
 rules = {}
 for name, vote in votes.items():
     curves = {attack.title: uf.robustness_curve(vote, test, attack=attack, **options) for attack in attacks}
