@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import small_model
 
-from benchmarks import attack_speed, training_speed, whole_processes
+from benchmarks import attack_speed, patient_signal, training_speed, whole_processes
 from benchmarks.measure import take_turns
+from models.def_models import build_model
 from utils.checkpoints import save_checkpoint
 from utils.data import DataSplits
 from utils.objectives import Adversarial
@@ -80,3 +83,19 @@ def test_growth_is_measured_on_parts_of_the_source() -> None:
     found = whole_processes.growth_by_images(raw, [24, 48])
     assert all(list(seconds) == [24, 48] and min(seconds.values()) > 0 for seconds in found.values())
     whole_processes.growth_figure(found, {1: 2.0, 2: 1.1}, "note")
+
+
+def test_readers_learn_from_patients_what_the_label_follows(splits: DataSplits, tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    demented = np.arange(60) % 2 == 1
+    told = draws.normal(size=(60, 3)) + 2 * demented[:, None]
+    found = patient_signal.auroc_by_patients(told, demented, repeats=2, seed=0)
+    assert list(found) == [20, 40, 48] and min(found[48]) > 0.9
+    noise = patient_signal.auroc_by_patients(draws.normal(size=(60, 3)), demented, repeats=2, seed=0)
+    assert 0.2 < np.mean(noise[48]) < 0.75
+    weights = tmp_path / "encoder.pth"
+    torch.save(build_model("dino_v2", image_size=42).backbone.state_dict(), weights)
+    features = patient_signal.read_slices(splits.train, weights, 42)
+    patients = len(splits.train.subjects.unique())
+    assert {len(own) for own in features.values()} == {patients}
+    assert features["frozen encoder"].shape[1] % 768 == 0 and features["ventricles and sulci"].shape[1] == 2

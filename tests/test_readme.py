@@ -16,8 +16,20 @@ from conftest import ROOT
 
 from models.def_models import build_model
 from models.templates import build
-from utils import compare_recipes, figures, fit, optuna_search, prepare, readme, reproduce, robustness, utils_funcs
+from utils import (
+    compare_recipes,
+    cross_validate,
+    figures,
+    fit,
+    optuna_search,
+    prepare,
+    readme,
+    reproduce,
+    robustness,
+    utils_funcs,
+)
 from utils.checkpoints import save_checkpoint
+from utils.compare_recipes import budget_of
 from utils.data import load_splits
 from utils.paths import read_json
 from utils.phantom import PhantomConfig, make_phantoms
@@ -164,6 +176,16 @@ def _launch(command: str) -> Callable[[Path], None]:
     return run
 
 
+def _folds(command: str) -> Callable[[Path], None]:
+    """Its parser takes it; tests/test_cross_validate.py runs it, smaller."""
+
+    def run(folder: Path) -> None:
+        parsed = cross_validate._parse(_arguments(command))
+        assert (ROOT / parsed.out / "summary.json").is_file() and budget_of(parsed).epochs > 0
+
+    return run
+
+
 def _benchmark(command: str) -> Callable[[Path], None]:
     """Its parser takes it; tests/test_benchmarks.py runs it, smaller."""
 
@@ -216,6 +238,7 @@ SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
 #: Read from the README itself: what matters is that whatever stands there is understood.
 BENCHMARKS = [command for command in COMMANDS if command.startswith("python -m benchmarks.")]
 COMPARES = [command for command in COMMANDS if command.startswith("python -m utils.compare_recipes ")]
+FOLDS = [command for command in COMMANDS if command.startswith("python -m utils.cross_validate ")]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
@@ -235,6 +258,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     SEARCH: _search(SEARCH),
     HARDEN: _search_hardening,
     **{command: _compare(command) for command in COMPARES},
+    **{command: _folds(command) for command in FOLDS},
     **{command: _launch(command) for command in LAUNCHES},
     SLURM: _slurm,
     **{command: _benchmark(command) for command in BENCHMARKS},
