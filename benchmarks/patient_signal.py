@@ -40,7 +40,14 @@ STRENGTHS = 10.0 ** np.arange(-5, 1)
 
 
 def read_slices(images: ImageSet, weights: Path, image_size: int) -> dict[str, np.ndarray]:
-    """Name of the reader -> one row of features a patient, its slices side by side in order. Shape P x D."""
+    """Name of the reader -> one row of features a patient, its slices side by side in order. Shape P x D.
+
+    Raises:
+        ValueError: a patient or the place of a slice is unknown, or patients have different numbers of slices.
+    """
+    counts = images.subjects.unique(return_counts=True)[1]
+    if min(images.subjects.min(), images.slices.min()) < 0 or len(counts.unique()) != 1:
+        raise ValueError("this compares patients slice by slice: all need the same number of slices in a known order")
     order = sorted(range(len(images)), key=lambda i: (images.subjects[i].item(), images.slices[i].item()))
     chosen = torch.tensor([i for i in order if images.slices[i] % STRIDE == 0])
     n = len(images.subjects.unique())
@@ -57,17 +64,16 @@ def read_slices(images: ImageSet, weights: Path, image_size: int) -> dict[str, n
 @torch.inference_mode()
 def _encoded(model: MRIClassifier, images: ImageSet, chosen: torch.Tensor) -> torch.Tensor:
     """Class token beside the mean of the patches. Shape N x 2C."""
-    device, side, rows = pick_device(), (model.image_size, model.image_size), []
+    device, rows = pick_device(), []
     for part in progress(list(chosen.split(BATCH)), "encoder"):
-        pixels = F.interpolate(images.pixels(part, device), side, mode="bilinear", antialias=True)
         with autocast("bf16", device):
-            tokens = model.backbone.forward_features((pixels.expand(-1, 3, -1, -1) - model.mean) / model.std).float()
+            tokens = model.backbone.forward_features(model.prepared(images.pixels(part, device))).float()
         rows.append(torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1).cpu())
     return torch.cat(rows)
 
 
 def auroc_by_patients(features: np.ndarray, demented: np.ndarray, repeats: int, seed: int) -> dict[int, list[float]]:
-    """Patients learnt from -> AUROC over all patients, each answered for when it was held out; one value a repeat.
+    """Patients learnt from -> mean over ``FOLDS`` of the AUROC on the patients held out, one value a repeat.
 
     The strength of the regression is chosen within the patients that are learnt from.
     """
@@ -117,7 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         splits = load_splits(args.data)
         if splits.info["protocol"] != "patient":
             raise ValueError(f"{args.data} is split by {splits.info['protocol']}; prepare with --split patient")
-        images = splits.train.join(splits.validation).join(splits.test)
+        if args.repeats < 2:
+            raise ValueError(f"--repeats must be at least 2 to have a spread, not {args.repeats}")
+        images = splits.everyone
         features = read_slices(images, args.weights, args.image_size)
         labels = {subject.item(): label.item() for subject, label in zip(images.subjects, images.labels)}
         demented = np.array([labels[subject] > 0 for subject in sorted(labels)])

@@ -143,8 +143,7 @@ def _part(raw: RawImages, index: np.ndarray) -> RawImages:
 
 
 def _all_images(raw: RawImages, subjects: Any) -> ImageSet:
-    splits = splits_in_memory(raw, subjects, "random")
-    return splits.train.join(splits.validation).join(splits.test)
+    return splits_in_memory(raw, subjects, "random").everyone
 
 
 def growth_by_processes(folder: Path, counts: list[int], images: int) -> dict[int, float]:

@@ -170,14 +170,22 @@ class MRIClassifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits, N x num_classes, of images N x 1 x H x W or N x 3 x H x W in [0, 1]."""
+        # under autocast the loss is still to be float32
+        return self.backbone(self.prepared(images)).to(images.dtype)
+
+    def prepared(self, images: torch.Tensor) -> torch.Tensor:
+        """What the backbone sees of images: N x 3 x image_size x image_size, normalised.
+
+        Raises:
+            ValueError: images of another shape than :meth:`forward` takes.
+        """
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images must be N x 1 x H x W or N x 3 x H x W, not {tuple(images.shape)}")
         side = (self.image_size, self.image_size)
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bilinear", align_corners=False, antialias=True)
         normalised = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
-        # under autocast the loss is still to be float32
-        return self.backbone(normalised.contiguous(memory_format=torch.channels_last)).to(images.dtype)
+        return normalised.contiguous(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> MRIClassifier:
         """As in torch, but normalisation layers whose parameters are frozen keep their statistics."""

@@ -98,4 +98,6 @@ def test_readers_learn_from_patients_what_the_label_follows(splits: DataSplits, 
     features = patient_signal.read_slices(splits.train, weights, 42)
     patients = len(splits.train.subjects.unique())
     assert {len(own) for own in features.values()} == {patients}
+    with pytest.raises(ValueError, match="same number of slices"):
+        patient_signal.read_slices(splits.train.subset(torch.arange(1, len(splits.train))), weights, 42)
     assert features["frozen encoder"].shape[1] % 768 == 0 and features["ventricles and sulci"].shape[1] == 2

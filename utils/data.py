@@ -128,6 +128,11 @@ class DataSplits:
         """Identifies pixels, labels and patients of all three sides."""
         return self.info["fingerprint"]
 
+    @property
+    def everyone(self) -> ImageSet:
+        """Copies of all images: train, validation and test one after the other."""
+        return self.train.join(self.validation).join(self.test)
+
     def __iter__(self) -> Iterator[tuple[str, ImageSet]]:
         return iter((name, getattr(self, name)) for name in SPLITS)
 
@@ -167,7 +172,7 @@ def resplit(splits: DataSplits, sides: np.ndarray, **info: object) -> DataSplits
         sides: str array N over train, validation and test one after the other.
         info: entries to change.
     """
-    everyone = splits.train.join(splits.validation).join(splits.test)
+    everyone = splits.everyone
     parts = [everyone.subset(torch.from_numpy(np.flatnonzero(sides == name))) for name in SPLITS]
     again = DataSplits(*(replace(part, info=dict(part.info) | info) for part in parts))
     for _, part in again:

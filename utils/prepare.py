@@ -158,10 +158,9 @@ def audit(raw: RawImages, subjects: Subjects, *, seed: int = 0, cross_validate: 
     """
     protocols = ("published" if {"train", "test"} <= set(raw.folders) else "random", "patient")
     splits = [splits_in_memory(raw, subjects, protocol, seed) for protocol in protocols]
-    everyone = splits[1].train.join(splits[1].validation).join(splits[1].test)
     return {
         "audits": audit_splits(*splits),
-        "cross_validation": cross_validated_accuracy(everyone, seed=seed) if cross_validate else None,
+        "cross_validation": cross_validated_accuracy(splits[1].everyone, seed=seed) if cross_validate else None,
         "data": splits[1].info,
     }
 
