@@ -6,6 +6,7 @@ import re
 
 from conftest import ROOT
 
+from models.def_models import BACKBONES, build_model
 from utils.sources import CLASSES, DATA_SOURCES
 
 SLICES = 32
@@ -24,3 +25,12 @@ def test_the_data_card_counts_as_the_sources_do() -> None:
     assert found == [small.n_images, large.n_images, small.n_subjects, small.n_images]
     for number in (large.n_synthetic, large.n_duplicates):
         assert f"{number:,}" in text
+
+
+def test_the_model_card_counts_parameters_as_the_models_do() -> None:
+    text = (ROOT / "checkpoints" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "Not for clinical use" in text
+    for name, backbone in BACKBONES.items():
+        millions = sum(p.numel() for p in build_model(name, image_size=64).parameters()) / 1e6
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{backbone.title}`, "))
+        assert row.split(" | ")[2] == f"{millions:.0f} M"
