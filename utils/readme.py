@@ -199,6 +199,21 @@ def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
     return f"{data['source']}, {data['protocol']} split"
 
 
+def signal_table(record: Mapping[str, Any]) -> str:
+    """AUROC of simple readers by the number of patients they learnt from, from ``benchmarks/patient_signal.json``."""
+    sizes = list(next(iter(record["readers"].values())))
+    rows = []
+    for name, found in record["readers"].items():
+        values = [100 * np.array(found[size]) for size in sizes]
+        rows.append([name, *(f"{own.mean():.1f} ± {own.std(ddof=1):.1f}" for own in values)])
+    weights = record["encoder"]["weights"]
+    said = (
+        f"\n{record['n_subjects']} patients, {record['folds']} folds, {record['repeats']} times; %, mean ± standard "
+        f"deviation over the times; encoder: {ENCODERS.get(weights, weights)}, {record['encoder']['image_size']} px.\n"
+    )
+    return markdown(["reader", *(f"{size} patients" for size in sizes)], rows) + said
+
+
 def attack_speed_table(record: Mapping[str, Any]) -> str:
     """Our attacks beside the slow way, from ``benchmarks/attack_speed.json``."""
     ways = [way for way in next(iter(record["models"].values()))["rows"]["PGD-10"] if way in OWN_WAYS]
@@ -244,6 +259,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "leak": leak_table,
     "recipes": recipes_table,
     "folds": folds_table,
+    "signal": signal_table,
     "headline": headline,
     "trained": trained,
     "worst_case": worst_case_table,
