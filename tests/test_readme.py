@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,7 @@ FULL = "python -m utils.reproduce --profile full --data PATH"
 
 
 def _arguments(command: str, source: str = "phantom") -> list[str]:
-    return command.replace("PATH", source).split()[3:]
+    return shlex.split(command.replace("PATH", source))[3:]
 
 
 def _shell(*command: str) -> None:
@@ -119,6 +120,19 @@ def _train_one(command: str, clean_epochs: int, atk_epochs: int) -> Callable[[Pa
         steps = reproduce.plan(reproduce._arguments(_arguments(command)))
         epochs = {path.stem: values.get("num_epochs") for path, values in steps}
         assert epochs["resnet_model"] == clean_epochs and epochs["resnet_model_atk"] == atk_epochs
+
+    return run
+
+
+def _results(command: str) -> Callable[[Path], None]:
+    """The command's own plan, on phantoms: what it runs is what _full runs, longer."""
+
+    def run(folder: Path) -> None:
+        assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
+        data = [] if "--data" in command else ["--data", str(folder / "data")]
+        words = [str(folder) if word.endswith(".safetensors") else word for word in _arguments(command)]
+        steps = reproduce.plan(reproduce._arguments([*words, *data]))
+        assert all(path.is_file() and values["profile"] == "full" for path, values in steps) and steps
 
     return run
 
@@ -239,6 +253,7 @@ SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
 BENCHMARKS = [command for command in COMMANDS if command.startswith("python -m benchmarks.")]
 COMPARES = [command for command in COMMANDS if command.startswith("python -m utils.compare_recipes ")]
 FOLDS = [command for command in COMMANDS if command.startswith("python -m utils.cross_validate ")]
+RESULTS = [command for command in COMMANDS if re.match(r"python -m utils.reproduce .*--(skip|only)-results", command)]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
@@ -257,6 +272,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     PUBLISHED: _train_one(PUBLISHED, 16, 16),
     SEARCH: _search(SEARCH),
     HARDEN: _search_hardening,
+    **{command: _results(command) for command in RESULTS},
     **{command: _compare(command) for command in COMPARES},
     **{command: _folds(command) for command in FOLDS},
     **{command: _launch(command) for command in LAUNCHES},

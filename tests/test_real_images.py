@@ -11,10 +11,20 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from utils.checkpoints import read_record
 from utils.data import load_splits
 from utils.leak_audit import audit_splits
-from utils.prepare import group_by_subject, splits_in_memory
+from utils.prepare import group_by_subject, split_and_save, splits_in_memory
 from utils.sources import DATA_SOURCES, load_source
+from utils.spot_check import IMAGES, check
+
+#: Folders whose weights are part of the repository; what somebody trained for himself is his own affair.
+PUBLISHED = sorted(
+    Path(name).parent
+    for name in subprocess.run(
+        ["git", "ls-files", "checkpoints/*/weights.safetensors"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+)
 
 
 @pytest.fixture(scope="module", params=sorted(DATA_SOURCES))
@@ -57,3 +67,17 @@ def test_command_line_and_its_memory(mri_root: Path, tmp_path: Path) -> None:
     assert "200 patients, 4937 synthetic images, 182 byte-identical copies" in output
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 * 2**20
     assert len(load_splits(tmp_path).test) == 1280
+
+
+@pytest.fixture(scope="module")
+def patient_split(mri_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    raw = load_source(mri_root / "best_alzheimer_mri.tar.xz")
+    folder = tmp_path_factory.mktemp("patient_split")
+    split_and_save(raw, group_by_subject(raw), out=folder)
+    return folder
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_weights_stand_and_fall_as_recorded(folder: Path, patient_split: Path) -> None:
+    assert len(read_record(ROOT / folder)["spot_check"]["paths"]) == IMAGES
+    assert f"of {IMAGES} images as recorded" in check(ROOT / folder, patient_split)

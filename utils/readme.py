@@ -152,15 +152,16 @@ def questions(record: Mapping[str, Any]) -> str:
 
 def sweeps(records: Sequence[Mapping[str, Any]]) -> str:
     """Robust accuracy of all models under each attack of the notebooks alone, a column a radius."""
-    rows = {}
+    rows, counts = {}, set()
     for title, record in _titled(records).items():
         for attack, curve in sorted(record["robustness"].items()):
+            counts.add(f"{curve['n_images']} test images of {curve['n_subjects']} patients")
             levels = ["clean", *(f"{255 * eps:.3g}/255" for eps in curve["epsilons"][1:])]
             rows[f"{title}, {attack}"] = {
                 level: f"{100 * value:.1f}" for level, value in zip(levels, curve["robust_accuracy"])
             }
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("-")
-    return _of_frame(table, "model, attack") + f"\n{_protocol(records)}, all test images; %.\n"
+    return _of_frame(table, "model, attack") + f"\n{_protocol(records)}, {' or '.join(sorted(counts))}; %.\n"
 
 
 def _worst(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
