@@ -172,6 +172,8 @@ def plot_step_sizes(
     axes[0, 0].plot(reach, [100 * value for value in accuracy], **line_style(0), label=f"PGD-{steps}")
     axes[0, 0].axvline(2.5, color=COLOURS[2], linewidth=1, label="2.5 eps / steps, the default")
     axes[0, 0].set_xscale("log")
+    axes[0, 0].set_xticks(reach, [f"{value:.2g}" for value in reach])
+    axes[0, 0].minorticks_off()
     axes[0, 0].set(
         xlabel=f"alpha * steps / eps   (eps = {255 * eps:.3g}/255)",
         ylabel="accuracy that is left (%)",
