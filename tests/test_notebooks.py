@@ -281,6 +281,16 @@ def test_tidy_drops_widgets_and_bars() -> None:
     assert cell.outputs[0].text == "utils/attacks.py:9: UserWarning: alpha"
 
 
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_notebooks_are_light_and_name_nobodys_folders(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert outputs and path.stat().st_size < 1_000_000 and "widgets" not in notebook.metadata
+    assert not any(output.output_type == "error" for output in outputs)
+    said = " ".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    assert not re.search(r"(?<![\w.])/(?:root|home|Users|tmp|work|content)/", said)
+
+
 def test_tidy_lightens_figures() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
     bars = np.repeat(np.arange(900, dtype=np.uint8)[None, :, None] // 100 * 20, 600, 0).repeat(3, 2)

@@ -27,6 +27,7 @@ from utils import (
     readme,
     reproduce,
     robustness,
+    spot_check,
     utils_funcs,
 )
 from utils.checkpoints import save_checkpoint
@@ -231,6 +232,12 @@ def _robustness(folder: Path) -> None:
     assert robustness.main([*_arguments(ROBUSTNESS), "--root", str(folder)]) == 1
 
 
+def _spot_check(folder: Path) -> None:
+    """Other data are refused; tests/test_real_images.py runs it on the data of the records."""
+    assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
+    assert spot_check.main(["--data", str(folder / "data")]) == 1
+
+
 def _build(folder: Path) -> None:
     before = {path: path.read_bytes() for path in build.notebooks()}
     _shell(sys.executable, "-m", "models.templates.build")
@@ -279,6 +286,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     SLURM: _slurm,
     **{command: _benchmark(command) for command in BENCHMARKS},
     ROBUSTNESS: _robustness,
+    "python -m utils.spot_check": _spot_check,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
 }

@@ -140,7 +140,7 @@ def worst_case_table(records: Sequence[Mapping[str, Any]]) -> str:
 def recalls(records: Sequence[Mapping[str, Any]]) -> str:
     """Recall of each class without attack and at 1/255."""
     worst = _worst(records)
-    return _of_frame(recall_table(worst), "model") + _attacks(worst)
+    return _of_frame(recall_table(worst), "model") + _attacks(worst, unit="%")
 
 
 def questions(record: Mapping[str, Any]) -> str:
@@ -183,7 +183,9 @@ def _of_frame(table: pd.DataFrame, first: str) -> str:
     )
 
 
-def _attacks(worst: Mapping[str, Mapping[str, Any]], said: str = "") -> str:
+def _attacks(
+    worst: Mapping[str, Mapping[str, Any]], said: str = "", unit: str = "%, 95 % intervals over patients"
+) -> str:
     """Which attacks a table's worst cases are over, and on how many images."""
     by_attacks: dict[str, list[str]] = {}
     for title, record in worst.items():
@@ -192,7 +194,7 @@ def _attacks(worst: Mapping[str, Mapping[str, Any]], said: str = "") -> str:
         by_attacks.setdefault(f"{over} of {curve['n_subjects']} patients", []).append(title)
     most, *others = sorted(by_attacks, key=lambda over: -len(by_attacks[over]))
     parts = [most, *(f"of {', '.join(by_attacks[over])}: {over}" for over in others), *([said] if said else [])]
-    return f"\n{_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; %, 95 % intervals over patients.\n"
+    return f"\n{_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; {unit}.\n"
 
 
 def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
