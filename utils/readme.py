@@ -105,7 +105,8 @@ def headline(records: Sequence[Mapping[str, Any]]) -> str:
     """All models and, where the vote's record holds them, the baselines: the numbers that come first."""
     worst = _worst(records)
     baselines = next((record["baselines"] for record in records if "baselines" in record), None)
-    said = "AUROC is by patient, Non against the rest; the lowest rows are baselines on the same test images"
+    said = "AUROC is by patient, Non against the rest"
+    said += "; the lowest rows are baselines on the same test images" if baselines else ""
     return _of_frame(headline_table(worst, baselines), "model") + _attacks(worst, said)
 
 
