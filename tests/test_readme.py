@@ -131,8 +131,7 @@ def _results(command: str) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
         data = [] if "--data" in command else ["--data", str(folder / "data")]
-        words = [str(folder) if word.endswith(".safetensors") else word for word in _arguments(command)]
-        steps = reproduce.plan(reproduce._arguments([*words, *data]))
+        steps = reproduce.plan(reproduce._arguments([*_arguments(command), *data]))
         assert all(path.is_file() and values["profile"] == "full" for path, values in steps) and steps
 
     return run

@@ -254,13 +254,12 @@ def comparison_figures(records: Mapping[str, Record]) -> dict[str, Figure]:
     """Figures of all models together by file name."""
     note = remark(records)
     figures = {"worst_case_all": curves_figure(records, "Worst case of each image, all models", note)}
-    panels = {title: record["panel"]["alone"] for title, record in records.items() if record["panel"]}
+    panels = {title: record["panel"] for title, record in records.items() if record["panel"]}
     if panels:
-        first = next(record["panel"] for record in records.values() if record["panel"])
-        place = f"{255 * first['eps']:.3g}/255, {first['n_images']} images"
-        figures["attacks"] = plot_heat_map(
-            panels, title=f"Each attack alone at {place}", rows="model", columns="attack", note=note
-        )
+        places = dict.fromkeys(f"{255 * own['eps']:.3g}/255, {own['n_images']} images" for own in panels.values())
+        alone = {title: own["alone"] for title, own in panels.items()}
+        title = f"Each attack alone at {' or '.join(places)}"
+        figures["attacks"] = plot_heat_map(alone, title=title, rows="model", columns="attack", note=note)
     return figures
 
 
