@@ -4,7 +4,8 @@
 
 measures the models in ``ROOT/checkpoints`` on test images of ``ROOT/data``. All contenders get the same images, radius,
 steps and restarts, take turns in one process, and the accuracy that each leaves stands beside its time: speed that is
-bought by a weaker attack shows. ART and Foolbox take part where ``env/requirements-benchmarks.txt`` is installed.
+bought by a weaker attack shows. ART and Foolbox take part where ``env/requirements-benchmarks.txt`` is installed, and
+bfloat16 on CPUs that have it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from utils.attacks import attack_mode, default_alpha, pgd
 from utils.checkpoints import WEIGHTS, load_checkpoint
 from utils.data import DataSplits, ImageSet, load_splits
 from utils.paths import read_json, write_json
+from utils.precision import emulates_bf16
 from utils.reproducibility import environment_facts
 from utils.results import HARDENED
 from utils.suites import SUITES, Attack
@@ -67,7 +69,8 @@ def _as_evaluated(model: nn.Module, images: ImageSet, attacks: Sequence[Attack],
         options = {"attack": attacks, "epsilons": [EPS], "batch_size": BATCH, "device": device}
         return robustness_curve(model, images, **options, **special).robust_accuracy[-1]
 
-    return {OURS: left, BF16: partial(left, precision="bf16"), FUSED: partial(left, compiled=True)}
+    bf16 = {} if emulates_bf16(device) else {BF16: partial(left, precision="bf16")}
+    return {OURS: left, **bf16, FUSED: partial(left, compiled=True)}
 
 
 def _accuracy_left(model: nn.Module, images: ImageSet, attacks: Sequence[AttackFunction], device: str) -> float:
@@ -197,6 +200,7 @@ def speed_figure(content: Mapping[str, Any]) -> Figure:
             f"{title}{who.removeprefix(OURS)}": row[who]["times_faster"]
             for title, row in own["rows"].items()
             for who in (OURS, BF16, FUSED)
+            if who in row
         }
         for name, own in content["models"].items()
     }

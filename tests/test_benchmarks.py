@@ -17,6 +17,7 @@ from utils.data import DataSplits
 from utils.objectives import Adversarial
 from utils.paths import read_json
 from utils.phantom import PhantomConfig, make_phantoms
+from utils.precision import emulates_bf16
 from utils.prepare import group_by_subject, split_and_save
 from utils.sources import RawImages
 
@@ -47,6 +48,7 @@ def test_all_attacks_leave_the_same_accuracy(root: Path, monkeypatch: pytest.Mon
     record = read_json(root / "out" / "attack_speed.json")
     rows = record["models"]["ResNet34"]["rows"]
     assert set(rows["PGD-10"]) >= {"ours", "ours, every image", "torchattacks"}
+    assert ("ours, bf16" in rows["PGD-10"]) != emulates_bf16("cpu")
     for row in rows.values():
         left = {own["robust_accuracy"] for own in row.values()}
         # one image of sixteen, for random starts differ

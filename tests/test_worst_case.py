@@ -18,6 +18,7 @@ from torch import nn
 from tests.toy import EPS, toy_images, train_toy
 from utils import worst_case
 from utils.attack_cache import describe_module
+from utils.precision import uses_bf16
 from utils.suites import SUITES, Attack, Threat
 from utils.worst_case import NEVER, combine, robustness_curve, round_to_8_bits
 
@@ -266,6 +267,16 @@ def test_bf16_attacks_count_only_what_float32_confirms(toy_nets, toy_test) -> No
     assert quick.robust_accuracy[0] == exact.robust_accuracy[0]  # without attack nothing is rounded
     assert quick.robust_accuracy == pytest.approx(exact.robust_accuracy, abs=2 / 64)
     assert 0 < exact.robust_accuracy[1] < exact.robust_accuracy[0]
+
+
+def test_a_cpu_that_imitates_bf16_is_said_to_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with pytest.warns(UserWarning, match="slower than float32"):
+        assert uses_bf16("bf16", "cpu")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert uses_bf16("bf16", "cpu") and not uses_bf16("auto", "cpu")
 
 
 class _FallsInBf16(nn.Module):
