@@ -28,6 +28,7 @@ from utils.data import ImageSet, load_splits
 from utils.metrics import predict
 from utils.paths import ROOT
 from utils.phantom import PhantomConfig, make_phantoms
+from utils.precision import emulates_bf16
 from utils.prepare import group_by_subject, split_and_save, splits_in_memory
 from utils.sources import RawImages, load_source
 from utils.suites import Attack
@@ -91,7 +92,9 @@ def memory(source: str, folder: Path) -> dict[str, float]:
         hard += ["--set", f"eps={EPS}", "--set", "steps=1"]
         title = BACKBONES[backbone].title
         found[f"{title}, training"] = run_process([*common, *clean])[1]
-        found[f"{title}, training, bf16"] = run_process([*common, *clean, "--overwrite", "--set", "precision=bf16"])[1]
+        if not emulates_bf16("cpu"):
+            half = [*common, *clean, "--overwrite", "--set", "precision=bf16"]
+            found[f"{title}, training, bf16"] = run_process(half)[1]
         found[f"{title}, hardening"] = run_process([*common, *hard])[1]
         found[f"{title}, kept for the backward pass"] = kept_for_backward(backbone)
     found["Python with torch"] = run_process(IMPORT)[1]
