@@ -29,6 +29,7 @@ from utils.reproduce import execute, inject, main, parameters_of, plan, run, tid
 from utils.workspace import Workspace
 
 COMMITTED = [ROOT / "dataset" / "prepare_dataset.ipynb", *sorted((ROOT / "models").glob("*.ipynb"))]
+PUBLISHED = sorted((ROOT / "benchmarks" / "published" / "notebooks").glob("*.ipynb"))
 FIGURES = {
     "accuracy_curve",
     "adversarial_examples_fgsm",
@@ -281,7 +282,7 @@ def test_tidy_drops_widgets_and_bars() -> None:
     assert cell.outputs[0].text == "utils/attacks.py:9: UserWarning: alpha"
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*COMMITTED, *PUBLISHED], ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_committed_notebooks_are_light_and_name_nobodys_folders(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

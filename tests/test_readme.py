@@ -130,8 +130,9 @@ def _results(command: str) -> Callable[[Path], None]:
 
     def run(folder: Path) -> None:
         assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
+        prepared = command.replace("runs/published", str(folder / "data"))
         data = [] if "--data" in command else ["--data", str(folder / "data")]
-        steps = reproduce.plan(reproduce._arguments([*_arguments(command), *data]))
+        steps = reproduce.plan(reproduce._arguments([*_arguments(prepared), *data]))
         assert all(path.is_file() and values["profile"] == "full" for path, values in steps) and steps
 
     return run
@@ -250,6 +251,7 @@ PUBLISHED = f"{FULL} --split published --models resnet --set image_size=64 --set
 PUBLISHED += " --set augmentation_strength=0.25"
 ROBUSTNESS = "python -m utils.robustness --model ResNet34 --suite standard"
 PREPARE = "python -m utils.prepare --source PATH --split patient"
+PREPARE_PUBLISHED = "python -m utils.prepare --source PATH --split published --out runs/published"
 SEARCH = "python -m utils.optuna_search --backbone resnet34 --n-trials 20 --num-epochs 3"
 SEARCH += " --journal runs/resnet34.log --worker 0"
 HARDEN = "python -m utils.optuna_search --backbone resnet34 --start checkpoints/ResNet34 --recipe trades"
@@ -272,6 +274,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     "uv run python -m utils.reproduce --profile quick": _uv,
     "python -m models.templates.build": _build,
     PREPARE: _prepare(PREPARE),
+    PREPARE_PUBLISHED: _prepare(PREPARE_PUBLISHED),
     f"{PREPARE} --audit assets/Dataset": _prepare(f"{PREPARE} --audit assets/Dataset"),
     FULL: _full,
     ONE: _train_one(ONE, 20, 10),

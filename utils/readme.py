@@ -123,13 +123,17 @@ def _training(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "input": f"{record['model']['image_size']} px",
         "begins with": ENCODERS.get(Path(own["start"]).name, own["start"]),
-        "attack": f"{255 * objective['eps']:.3g}/255, {objective['steps']} steps" if hardened else "none",
+        "attack": f"{255 * objective['eps']:.3g}/255, {_steps(objective['steps'])}" if hardened else "none",
         "epoch kept": f"{own['best_epoch'] + 1} of {len(own['history'])}",
         "learning rate": f"{own['config']['learning_rate']:.2g}",
         "precision": own["config"]["precision"],
         "seed": own["config"]["seed"],
         "minutes": f"{own['seconds'] / 60:.0f}",
     }
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count != 1 else ''}"
 
 
 def worst_case_table(records: Sequence[Mapping[str, Any]]) -> str:
