@@ -289,7 +289,27 @@ def test_committed_notebooks_are_light_and_name_nobodys_folders(path: Path) -> N
     assert outputs and path.stat().st_size < 1_000_000 and "widgets" not in notebook.metadata
     assert not any(output.output_type == "error" for output in outputs)
     said = " ".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    said += " ".join(cell.source for cell in notebook.cells)
     assert not re.search(r"(?<![\w.])/(?:root|home|Users|tmp|work|content)/", said)
+
+
+def test_paths_of_a_run_inside_the_repository_hold_in_every_clone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path / "clone")
+    notebook = tmp_path / "a.ipynb"
+    cell = nbformat.v4.new_code_cell("out_dir = data_dir = weights = ''", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    values = {"out_dir": f"{tmp_path}/clone/runs/a", "data_dir": f"{tmp_path}/clone", "weights": f"{tmp_path}/clone2/b"}
+    execute(notebook, values, tmp_path / "clone" / "runs" / "a" / "notebooks" / "a.ipynb")
+    execute(notebook, values, tmp_path / "elsewhere" / "a.ipynb")
+    inside, outside = sorted(tmp_path.rglob("*/a.ipynb"))
+    told = nbformat.read(inside, as_version=4).cells[1].source
+    assert told.splitlines()[1:] == [
+        "out_dir = '../../../runs/a'",
+        "data_dir = '../../..'",
+        f"weights = '{tmp_path}/clone2/b'",
+    ]
+    assert (inside.parent / "../../../runs/a").resolve() == tmp_path / "clone" / "runs" / "a"
+    assert f"data_dir = '{tmp_path}/clone'" in nbformat.read(outside, as_version=4).cells[1].source
 
 
 def test_tidy_lightens_figures() -> None:

@@ -256,7 +256,18 @@ def _needs(path: Path, earlier: Path) -> bool:
 
 def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
     tidy(notebook)
+    if target.is_relative_to(ROOT):
+        _name_paths_from(target.parent, notebook)
     atomic_write(target, lambda file: nbformat.write(notebook, file))
+
+
+def _name_paths_from(folder: Path, notebook: nbformat.NotebookNode) -> None:
+    """Injected paths inside the repository, seen from ``folder``, where Jupyter opens the notebook in any clone."""
+    inside = rf"(?<='){re.escape(repr(str(ROOT))[1:-1])}(?=[/\\'])"
+    there = Path(os.path.relpath(ROOT, folder)).as_posix()
+    for cell in notebook.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(inside, there, cell.source)
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
