@@ -35,6 +35,7 @@ from utils.compare_recipes import budget_of
 from utils.data import load_splits
 from utils.paths import read_json
 from utils.phantom import PhantomConfig, make_phantoms
+from utils.precision import emulates_bf16
 from utils.prepare import group_by_subject, split_and_save
 from utils.suites import Attack
 from utils.worst_case import adversarial_examples
@@ -174,6 +175,7 @@ def _compare(command: str) -> Callable[[Path], None]:
         small = ["--variants", "n_fgsm", "--seeds", "0", "--epochs", "1", "--clean-epochs", "1", "--max-images", "4"]
         small += ["--weights", "scratch", "--image-size", "42", "--train-steps", "1", "--validation-images", "8"]
         small += ["--data", str(folder / "data"), "--work", str(folder / "work")]
+        small += ["--precision", "fp32"] if emulates_bf16("cpu") else []
         assert compare_recipes.main([*_arguments(command), *small, "--out", str(folder / "recipes")]) == 0
         assert (folder / "recipes" / "summary.json").is_file()
 
