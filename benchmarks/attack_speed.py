@@ -2,10 +2,10 @@
 
     python -m benchmarks.attack_speed --root quick_run
 
-measures the models in ``ROOT/checkpoints`` on test images of ``ROOT/data``. All contenders get the same images, radius,
+measures the models in ``ROOT/checkpoints`` on test images of ``ROOT/data``. All contenders get the same images, radii,
 steps and restarts, take turns in one process, and the accuracy that each leaves stands beside its time: speed that is
-bought by a weaker attack shows. ART and Foolbox take part where ``env/requirements-benchmarks.txt`` is installed, and
-bfloat16 on CPUs that have it.
+bought by a weaker attack shows. ``--rows grid`` measures a whole evaluation, a suite at every radius of the grid.
+ART and Foolbox take part where ``env/requirements-benchmarks.txt`` is installed, bfloat16 on CPUs that have it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -29,9 +30,10 @@ from utils.checkpoints import WEIGHTS, load_checkpoint
 from utils.data import DataSplits, ImageSet, load_splits
 from utils.paths import read_json, write_json
 from utils.precision import emulates_bf16
+from utils.readme import attack_conditions
 from utils.reproducibility import environment_facts
 from utils.results import HARDENED
-from utils.suites import SUITES, Attack
+from utils.suites import GRID, SUITES, Attack
 from utils.workspace import Workspace, pick_device
 from utils.worst_case import predict_batch, robustness_curve
 
@@ -41,6 +43,8 @@ MODELS = [title + suffix for title in ("DINOv2", "EfficientNetB0", "ResNet34") f
 OURS, BF16, FUSED, LOOP = "ours", "ours, bf16", "ours, compiled", "ours, every image"
 BEST_OTHER = "torchattacks"
 LIBRARIES = (BEST_OTHER, "Foolbox", "ART")
+RADII = sorted(set(GRID) - {0.0})
+ROWS = ("PGD-10", "PGD-50x5", "suite", "grid")
 Contender = Callable[[], float]
 AttackFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -52,35 +56,44 @@ def pgd_contenders(
     attack = Attack("pgd", steps=steps, restarts=restarts, stop_when_fooled=True)
     ours = partial(pgd, model, eps=EPS, steps=steps, restarts=restarts)
     others = {LOOP: ours, **_others(model, steps, restarts, device, libraries)}
-    left = {name: partial(_accuracy_left, model, images, [run], device) for name, run in others.items()}
-    return {**_as_evaluated(model, images, [attack], device), **left}
+    left = {name: partial(_accuracy_left, model, images, [[run]], device) for name, run in others.items()}
+    return {**_as_evaluated(model, images, [attack], [EPS], device), **left}
 
 
-def suite_contenders(model: nn.Module, images: ImageSet, suite: str, device: str) -> dict[str, Contender]:
-    """Accuracy left by a suite: as we evaluate, and attack by attack on every image."""
-    attacks = SUITES[suite]
-    every = [partial(replace(attack, stop_when_fooled=False), model, eps=EPS) for attack in attacks]
-    loop = partial(_accuracy_left, model, images, every, device)
-    return {**_as_evaluated(model, images, attacks, device), LOOP: loop}
+def suite_contenders(
+    model: nn.Module, images: ImageSet, suite: str, epsilons: Sequence[float], device: str
+) -> dict[str, Contender]:
+    """Accuracy left by a suite, mean over growing radii: as we evaluate, and attack by attack on every image."""
+    every = [replace(attack, stop_when_fooled=False) for attack in SUITES[suite]]
+    radii = [[partial(attack, model, eps=eps) for attack in every] for eps in epsilons]
+    loop = partial(_accuracy_left, model, images, radii, device)
+    return {**_as_evaluated(model, images, SUITES[suite], epsilons, device), LOOP: loop}
 
 
-def _as_evaluated(model: nn.Module, images: ImageSet, attacks: Sequence[Attack], device: str) -> dict[str, Contender]:
+def _as_evaluated(
+    model: nn.Module, images: ImageSet, attacks: Sequence[Attack], epsilons: Sequence[float], device: str
+) -> dict[str, Contender]:
     def left(**special: Any) -> float:
-        options = {"attack": attacks, "epsilons": [EPS], "batch_size": BATCH, "device": device}
-        return robustness_curve(model, images, **options, **special).robust_accuracy[-1]
+        options = {"attack": attacks, "epsilons": epsilons, "batch_size": BATCH, "device": device}
+        # the first is without attack
+        return mean(robustness_curve(model, images, **options, **special).robust_accuracy[1:])
 
     bf16 = {} if emulates_bf16(device) else {BF16: partial(left, precision="bf16")}
     return {OURS: left, **bf16, FUSED: partial(left, compiled=True)}
 
 
-def _accuracy_left(model: nn.Module, images: ImageSet, attacks: Sequence[AttackFunction], device: str) -> float:
-    """Share of images that are right without attack and after every attack; all attacks see all images."""
+def _accuracy_left(model: nn.Module, images: ImageSet, radii: Sequence[Sequence[AttackFunction]], device: str) -> float:
+    """Share of images right without attack and after all attacks of a radius and of those before it, mean over radii.
+
+    All attacks see all images.
+    """
     standing = []
     for pixels, labels in images.batches(BATCH, device):
         alive = predict_batch(model, pixels).argmax(1) == labels
-        for attack in attacks:
-            alive &= predict_batch(model, attack(pixels, labels).detach()).argmax(1) == labels
-        standing.append(alive)
+        for attacks in radii:
+            for attack in attacks:
+                alive = alive & (predict_batch(model, attack(pixels, labels).detach()).argmax(1) == labels)
+            standing.append(alive)
     return torch.cat(standing).double().mean().item()
 
 
@@ -160,32 +173,36 @@ def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) ->
     model.to(device)
     # compiled before any turn, as it is once for an evaluation of hours: gradients, and answers without them
     warm = [Attack("pgd", steps=1, restarts=2, stop_when_fooled=True)]
-    compiling = timed(_as_evaluated(model, splits.test.balanced_subset(2 * BATCH), warm, device)[FUSED])[0]
+    compiling = timed(_as_evaluated(model, splits.test.balanced_subset(2 * BATCH), warm, [EPS], device)[FUSED])[0]
     many, few = (splits.test.balanced_subset(n) for n in (args.images, args.few_images))
+    suite = partial(suite_contenders, model, few, args.suite)
+    grid = f"eps {255 * RADII[0]:g} to {255 * RADII[-1]:g}/255"
     rows = {
-        "PGD-10": (pgd_contenders(model, many, 10, 1, device, LIBRARIES), args.repeats, BEST_OTHER),
-        "PGD-50x5": (pgd_contenders(model, few, 50, 5, device, [BEST_OTHER]), 0, BEST_OTHER),
-        f"suite {args.suite}": (suite_contenders(model, few, args.suite, device), 0, LOOP),
+        "PGD-10": ("PGD-10", pgd_contenders(model, many, 10, 1, device, LIBRARIES), args.repeats, BEST_OTHER),
+        "PGD-50x5": ("PGD-50x5", pgd_contenders(model, few, 50, 5, device, [BEST_OTHER]), 0, BEST_OTHER),
+        "suite": (f"suite {args.suite}", suite([EPS], device), 0, LOOP),
+        "grid": (f"suite {args.suite}, {grid}", suite(RADII, device), 0, LOOP),
     }
+    chosen = [rows[name] for name in args.rows]
     # torchattacks leaves models in train mode, which the next contender must not meet
     with attack_mode(model):
-        found = {title: _row(take_turns(runs, repeats), base) for title, (runs, repeats, base) in rows.items()}
+        found = {title: _row(take_turns(runs, repeats), base) for title, runs, repeats, base in chosen}
     return {
         "rows": found,
         "compile_seconds": compiling,
         "image_size": model.image_size,
-        "images": {"PGD-10": len(many), "others": len(few)},
+        "images": {title: len(many if title == "PGD-10" else few) for title in found},
         "hardened": folder.name.endswith(HARDENED),
     }
 
 
 def _once(folder: Path, splits: DataSplits, args: argparse.Namespace) -> dict[str, Any]:
     """:func:`measure_model`, unless an interrupted benchmark of the same things has left it in ``ROOT/benchmarks``."""
-    settings = {name: getattr(args, name) for name in ("images", "few_images", "suite", "repeats")}
+    settings = {name: getattr(args, name) for name in ("rows", "images", "few_images", "suite", "repeats")}
     settings |= {"eps": EPS, "batch": BATCH, "threads": torch.get_num_threads(), "data": splits.fingerprint}
     facts = environment_facts() | {"created": ""}
     settings |= {"weights": (folder / WEIGHTS).stat().st_mtime_ns, "environment": facts}
-    target = args.root / "benchmarks" / f"attack_speed_{folder.name}.json"
+    target = args.root / "benchmarks" / f"{args.name}_{folder.name}.json"
     left = read_json(target) if target.is_file() else {}
     if left.get("settings") != settings:
         left = {"settings": settings, "found": measure_model(folder, splits, args)}
@@ -204,11 +221,8 @@ def speed_figure(content: Mapping[str, Any]) -> Figure:
         }
         for name, own in content["models"].items()
     }
-    images = next(iter(content["models"].values()))["images"]
-    note = f"{content['data']['source']}, eps {255 * content['eps']:.3g}/255, {images['PGD-10']} images for PGD-10, "
-    note += f"{images['others']} for the others"
     title = "Times faster: PGD than torchattacks', a suite than each of its attacks on every image"
-    return bars(ratios, ylabel="times faster", title=title, note=note, log=True)
+    return bars(ratios, ylabel="times faster", title=title, note=attack_conditions(content), log=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -221,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
     splits = load_splits(Workspace.open(str(args.root), data_dir=args.data).data_dir)
     found = {folder.name: _once(folder, splits, args) for folder in progress(models, "attack speed")}
     content = {"eps": EPS, "batch_size": BATCH, "data": splits.info, "models": found}
-    save("attack_speed", content, speed_figure(content), args.out)
+    save(args.name, content, speed_figure(content), args.out)
     return 0
 
 
@@ -231,10 +245,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--root", type=Path, required=True, help="holds checkpoints/ and data/, as quick_run does")
     add("--data", default="", help="folder of prepared *_set.pt; default: ROOT/data")
     add("--models", nargs="+", default=MODELS)
+    add("--rows", nargs="+", choices=ROWS, default=ROWS[:-1], help="what to measure (default: all but the grid)")
     add("--images", type=int, default=64, help="test images of PGD-10 (default 64)")
-    add("--few-images", type=int, default=16, help="of PGD-50x5 and the suite (default 16)")
+    add("--few-images", type=int, default=16, help="of all others (default 16)")
     add("--suite", choices=SUITES, default="standard")
     add("--repeats", type=int, default=5, help="turns of PGD-10 (default 5); the others take one")
+    add("--name", default="attack_speed", help="of the files")
     add("--out", type=Path, default=FOLDER)
     return parser.parse_args(arguments)
 

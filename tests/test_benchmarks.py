@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import small_model
+from torch.nn.modules.module import register_module_forward_hook
 
 from benchmarks import attack_speed, patient_signal, training_speed, whole_processes
-from benchmarks.measure import take_turns
-from models.def_models import build_model
+from benchmarks.measure import Measured, take_turns
+from models.def_models import MRIClassifier, build_model
 from utils.checkpoints import save_checkpoint
 from utils.data import DataSplits
 from utils.objectives import Adversarial
@@ -19,6 +23,7 @@ from utils.paths import read_json
 from utils.phantom import PhantomConfig, make_phantoms
 from utils.precision import emulates_bf16
 from utils.prepare import group_by_subject, split_and_save
+from utils.readme import attack_speed_table
 from utils.sources import RawImages
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
@@ -54,6 +59,43 @@ def test_all_attacks_leave_the_same_accuracy(root: Path, monkeypatch: pytest.Mon
         # one image of sixteen, for random starts differ
         assert max(left) - min(left) <= 1 / 16 and all(own["seconds"] > 0 for own in row.values())
     assert record["environment"]["threads"] >= 1 and (root / "out" / "attack_speed.png").is_file()
+
+
+def test_a_whole_evaluation_leaves_what_its_attacks_leave_one_by_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: dict[str, int] = {}
+
+    def counted(name: str, run: Callable[[], Any]) -> Any:
+        seen = []
+        handle = register_module_forward_hook(
+            lambda module, given, out: seen.append(len(out)) if isinstance(module, MRIClassifier) else None
+        )
+        try:
+            return run()
+        finally:
+            handle.remove()
+            passes[name] = sum(seen)
+
+    def take(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Measured]:
+        counting = {name: partial(counted, name, run) for name, run in contenders.items()}
+        return take_turns(counting, repeats)
+
+    monkeypatch.setattr(attack_speed, "take_turns", take)
+    arguments = ["--root", str(root), "--suite", "quick", "--rows", "grid", "--few-images", "16", "--name", "whole"]
+    assert attack_speed.main([*arguments, "--out", str(root / "out")]) == 0
+    record = read_json(root / "out" / "whole.json")
+    ((title, row),) = record["models"]["ResNet34"]["rows"].items()
+    assert title == "suite quick, eps 0.5 to 8/255"
+    left = [own["robust_accuracy"] for own in row.values()]
+    # a mean over six radii: one image that a random start decides, at one radius of them
+    assert 0 < max(left) < 1 and max(left) - min(left) <= 2 / 96
+    # each radius: one pass without gradient after each of two attacks; FGSM takes one step, PGD twenty
+    images, radii = record["models"]["ResNet34"]["images"][title], 6
+    assert passes["ours, every image"] >= images * radii * (1 + 1 + 20 + 1)
+    assert passes["ours"] < passes["ours, every image"]
+    table = attack_speed_table(record)
+    assert f"{images} images for {title}" in table and "eps 2/255" not in table
 
 
 def test_attack_speed_says_where_it_looked_for_models(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -224,7 +224,8 @@ def signal_table(record: Mapping[str, Any]) -> str:
 
 def attack_speed_table(record: Mapping[str, Any]) -> str:
     """Our attacks beside the slow way, from ``benchmarks/attack_speed.json``."""
-    ways = [way for way in next(iter(record["models"].values()))["rows"]["PGD-10"] if way in OWN_WAYS]
+    first = next(iter(record["models"].values()))["rows"]
+    ways = [way for way in next(iter(first.values())) if way in OWN_WAYS]
     rows = []
     for title, model in record["models"].items():
         for attack, row in model["rows"].items():
@@ -235,9 +236,15 @@ def attack_speed_table(record: Mapping[str, Any]) -> str:
             cells += [" / ".join(f"{100 * way['robust_accuracy']:.1f}" for way in own) + " %"]
             rows.append([title, attack, *cells])
     header = ["model", "attack", *ways, "slow way", "times faster", "accuracy left"]
+    return markdown(header, rows) + _machine(record, attack_conditions(record))
+
+
+def attack_conditions(record: Mapping[str, Any]) -> str:
+    """Data, radius and numbers of images of ``benchmarks/attack_speed.json``, for a note below a table or figure."""
     images = next(iter(record["models"].values()))["images"]
-    said = f"{record['data']['source']}, eps {255 * record['eps']:.3g}/255, {images['PGD-10']} images for PGD-10 and "
-    return markdown(header, rows) + _machine(record, f"{said}{images['others']} for the others")
+    numbers = ", ".join(f"{n} images for {title}" for title, n in images.items())
+    radius = "" if any("eps" in title for title in images) else f"eps {255 * record['eps']:.3g}/255, "
+    return f"{record['data']['source']}, {radius}{numbers}"
 
 
 def _memory(way: Mapping[str, Any]) -> str:
