@@ -212,14 +212,13 @@ def _once(folder: Path, splits: DataSplits, args: argparse.Namespace) -> dict[st
 
 def speed_figure(content: Mapping[str, Any]) -> Figure:
     """How many times faster than the slow way each evaluation was, by model."""
+    models = content["models"]
     ratios = {
-        name: {
-            f"{title}{who.removeprefix(OURS)}": row[who]["times_faster"]
-            for title, row in own["rows"].items()
-            for who in (OURS, BF16, FUSED)
-            if who in row
+        title: {
+            name: {who: own["rows"][title][who]["times_faster"] for who in (OURS, BF16, FUSED) if who in row}
+            for name, own in models.items()
         }
-        for name, own in content["models"].items()
+        for title, row in next(iter(models.values()))["rows"].items()
     }
     title = "Times faster: PGD than torchattacks', a suite than each of its attacks on every image"
     return bars(ratios, ylabel="times faster", title=title, note=attack_conditions(content), log=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
@@ -113,23 +114,39 @@ def save(name: str, content: Mapping[str, Any], figure: Figure, folder: Path = F
 
 
 def bars(
-    groups: Mapping[str, Mapping[str, float]],
+    panels: Mapping[str, Mapping[str, Mapping[str, float]]],
     *,
     ylabel: str,
     title: str,
     note: str = "",
     log: bool = False,
 ) -> Figure:
-    """Grouped bars.
+    """Grouped bars, one panel below the other.
 
     Args:
-        groups: group -> bar -> height.
+        panels: title of the panel -> group -> bar -> height; a bar has the same colour everywhere.
         log: logarithmic heights, counted from 1.
     """
-    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    names = list(dict.fromkeys(name for groups in panels.values() for group in groups.values() for name in group))
+    many = max(map(len, panels.values()))
+    size = (max(7.5, 3 + many * max(1.3, 0.3 * len(names))), 1.9 + 2.5 * len(panels))
+    figure, axes = axes_of(len(panels), size=size)
+    for ax, (panel, groups) in zip(axes[:, 0], panels.items()):
+        _grouped_bars(ax, groups, names)
+        if log:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("{x:g}")
+            ax.axhline(1, color="grey", linewidth=1)
+        ax.margins(y=0.12)
+        ax.set_title(panel, fontsize=10)
+        ax.set(ylabel=ylabel)
+    axes[0, 0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    return finish(figure, title, note)
+
+
+def _grouped_bars(ax: Axes, groups: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> None:
     width = 0.8 / len(names)
-    figure, axes = axes_of(size=(max(7.5, 3 + 0.3 * len(groups) * len(names)), 4.4))
-    ax = axes[0, 0]
     for place, name in enumerate(names):
         at = [index for index, group in enumerate(groups.values()) if name in group]
         heights = [group[name] for group in groups.values() if name in group]
@@ -137,10 +154,4 @@ def bars(
         drawn = ax.bar(x, heights, width, label=name, color=COLOURS[place % len(COLOURS)])
         texts = [f"{height:.0f}" if height >= 10 else f"{height:.1f}" for height in heights]
         ax.bar_label(drawn, texts, fontsize=7, padding=1)
-    if log:
-        ax.set_yscale("log")
-        ax.axhline(1, color="grey", linewidth=1)
     ax.set_xticks(range(len(groups)), list(groups))
-    ax.set(ylabel=ylabel)
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
-    return finish(figure, title, note)

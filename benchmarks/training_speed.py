@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     groups = {BACKBONES[name].title: own["times_clean"] for name, own in found.items()}
     threads = f"{torch.get_num_threads()} threads, {args.precision}"
     note = f"batches of {args.batch_size}, {args.image_size} px, {threads}; without validation"
-    figure = bars(groups, ylabel="times an epoch of clean training", title="What hardening costs", note=note)
+    figure = bars({"": groups}, ylabel="times an epoch of clean training", title="What hardening costs", note=note)
     content = {"eps": EPS, "batch_size": args.batch_size, "precision": args.precision, "backbones": found}
     save(args.name, content, figure, args.out)
     for name, own in found.items():
