@@ -9,6 +9,7 @@ import sys
 import textwrap
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from torch import nn
 from tests.toy import EPS, toy_images, train_toy
 from utils import worst_case
 from utils.attack_cache import describe_module
+from utils.compiled import Compiled
 from utils.precision import uses_bf16
 from utils.suites import SUITES, Attack, Threat
 from utils.worst_case import NEVER, combine, robustness_curve, round_to_8_bits
@@ -320,6 +322,27 @@ class _Optimist(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return -self.model(images)
+
+
+class _Tells(nn.Module):
+    """Answers 2 from a compiled program and 1 from Python."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        said = 2.0 if torch.compiler.is_compiling() else 1.0
+        return images.flatten(1).sum(1, keepdim=True) * 0 + self.weight * said
+
+
+def test_every_one_of_many_models_is_compiled(monkeypatch) -> None:
+    # torch's tracer without the C++ compiler: which of them runs is what the test asks
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    images = torch.zeros(3, 1, 4, 4)
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=8):
+        answers = [Compiled(_Tells(width))(images) for width in range(2, 14)]
+    assert [set(answer.flatten().tolist()) for answer in answers] == [{2.0}] * 12
 
 
 @pytest.mark.parametrize("compiled", [True, False])

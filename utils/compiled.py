@@ -8,6 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+#: Programs that torch may keep for one ``forward``: those of all models of a class count together, a few a model, and
+#: torch goes on without compiling, with one line in its log, once its own limit of 8 is reached.
+PROGRAMS = 64
+
 
 class Compiled(nn.Module):
     """``model`` with its passes compiled at the first call; itself where that is not possible.
@@ -40,6 +44,7 @@ class Compiled(nn.Module):
             return self.model(images)
 
     def _compile(self, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        torch._dynamo.config.recompile_limit = max(PROGRAMS, torch._dynamo.config.recompile_limit)
         # one program for every number of images, which changes with each image that falls
         fused = torch.compile(self.model.forward, dynamic=True)
         if images.requires_grad:
