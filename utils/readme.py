@@ -243,7 +243,7 @@ def attack_conditions(record: Mapping[str, Any]) -> str:
     """Data, radius and numbers of images of ``benchmarks/attack_speed.json``, for a note below a table or figure."""
     images = next(iter(record["models"].values()))["images"]
     numbers = ", ".join(f"{n} images for {title}" for title, n in images.items())
-    radius = "" if any("eps" in title for title in images) else f"eps {255 * record['eps']:.3g}/255, "
+    radius = "" if all("eps" in title for title in images) else f"eps {255 * record['eps']:.3g}/255, "
     return f"{record['data']['source']}, {radius}{numbers}"
 
 
