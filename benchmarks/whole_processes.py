@@ -36,6 +36,7 @@ from utils.worst_case import robustness_curve
 
 IMPORT = ["-c", "import utils.utils_funcs"]
 EPS = 2 / 255
+PARTS = "in 4 parts"
 #: A small process between: to a new process the system counts the memory of the one that started it.
 _WATCH = """
 import os, subprocess, sys
@@ -77,8 +78,7 @@ def start_up(checkouts: dict[str, Path], repeats: int) -> dict[str, Any]:
 def memory(source: str, folder: Path) -> dict[str, float]:
     """MiB of preparing a source, and of training each backbone at 224 pixels in batches of 32.
 
-    ``kept for the backward pass`` is what no implementation of the same step in the same precision can do without,
-    beside weights, gradients, the optimiser's two moments, and Python with torch.
+    ``kept for the backward pass`` is what a step of the whole batch in float32 cannot do without, beside weights, gradients, the optimiser's two moments, and Python with torch.
     """
     out, small = folder / "data", folder / "small"
     found = {"prepare": run_process(["-m", "utils.prepare", "--source", source, "--out", str(out)])[1]}
@@ -92,10 +92,12 @@ def memory(source: str, folder: Path) -> dict[str, float]:
         hard += ["--set", f"eps={EPS}", "--set", "steps=1"]
         title = BACKBONES[backbone].title
         found[f"{title}, training"] = run_process([*common, *clean])[1]
-        if not emulates_bf16("cpu"):
-            half = [*common, *clean, "--overwrite", "--set", "precision=bf16"]
-            found[f"{title}, training, bf16"] = run_process(half)[1]
         found[f"{title}, hardening"] = run_process([*common, *hard])[1]
+        ways = {"bf16": ["--set", "precision=bf16"], PARTS: ["--set", "accumulation_steps=4"]}
+        for way, changes in ways.items():
+            if way != "bf16" or not emulates_bf16("cpu"):
+                found[f"{title}, training, {way}"] = run_process([*common, *clean, *changes, "--overwrite"])[1]
+                found[f"{title}, hardening, {way}"] = run_process([*common, *hard, *changes, "--overwrite"])[1]
         found[f"{title}, kept for the backward pass"] = kept_for_backward(backbone)
     found["Python with torch"] = run_process(IMPORT)[1]
     return found

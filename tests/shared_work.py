@@ -27,6 +27,7 @@ RUNS: dict[str, tuple[Standard, dict[str, Any]]] = {
     "clean": (Standard(), {}),
     "mixed": (Standard(), {"mixup": 0.4, "ema_decay": 0.9}),
     "adversarial": (Adversarial(eps=4 / 255, steps=2), {"awp": 0.05}),
+    "in parts": (Adversarial(eps=4 / 255, steps=1), {"accumulation_steps": 2}),
     "mart": (Mart(eps=4 / 255, steps=1), {"label_smoothing": 0.1, "sampling": "patient"}),
 }
 

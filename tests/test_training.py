@@ -129,11 +129,38 @@ def test_bad_objectives(wrong: dict) -> None:
         {"learning_rate": float("nan")},
         {"num_epochs": 1.5},
         {"patience": -1},
+        {"accumulation_steps": 0},
     ],
 )
 def test_bad_settings(wrong: dict) -> None:
     with pytest.raises(ValueError):
         TrainConfig(**wrong)
+
+
+@pytest.mark.parametrize("changes", [{}, {"awp": 0.05}, {"mixup": 0.4}], ids=str)
+def test_a_batch_in_parts_is_the_batch(splits, changes: dict) -> None:
+    largest, weights, losses = [], [], []
+    for parts in (1, 3):
+        # the statistics of BatchNorm are those of a part, so here it has those that it began with
+        model = small_model().freeze_batchnorm()
+        seen = []
+        model.register_forward_pre_hook(
+            lambda module, inputs, seen=seen: seen.append((module.training, len(inputs[0])))
+        )
+        config = replace(FAST, batch_size=20, optimizer="sgd", accumulation_steps=parts, **changes)
+        result = train(model, splits, objective=Adversarial(eps=4 / 255, steps=2), config=config)
+        largest.append(max(n for trains, n in seen if trains))
+        losses.append([entry["train_loss"] for entry in result.history])
+        weights.append(model.state_dict())
+    assert largest == [20, 7]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-2, atol=1e-4)
+
+
+def test_no_part_of_a_batch_is_too_small_for_batchnorm(splits) -> None:
+    result = train(small_model(), splits, config=replace(FAST, num_epochs=1, batch_size=9, accumulation_steps=50))
+    assert len(result.history) == 1
 
 
 def test_early_stopping(splits) -> None:

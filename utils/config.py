@@ -36,6 +36,8 @@ class TrainConfig:
     Attributes:
         num_epochs: passes over the training set.
         batch_size: images a step over all processes.
+        accumulation_steps: parts of a batch that are computed one after the other and make one step together, with so
+            much less memory; BatchNorm normalises each part by itself.
         learning_rate: peak learning rate.
         weight_decay: decoupled for ``adamw``, L2 otherwise; not applied to biases and norms.
         optimizer, scheduler: one of ``OPTIMIZERS``, ``SCHEDULERS``.
@@ -58,6 +60,7 @@ class TrainConfig:
 
     num_epochs: int = 20
     batch_size: int = 64
+    accumulation_steps: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     optimizer: str = "adamw"
@@ -81,6 +84,7 @@ class TrainConfig:
         for name, least in (
             ("num_epochs", 1),
             ("batch_size", 2),
+            ("accumulation_steps", 1),
             ("validation_images", 1),
             ("patience", 0),
             ("seed", 0),

@@ -263,6 +263,18 @@ def training_speed_table(record: Mapping[str, Any]) -> str:
     return markdown(["backbone", "clean epoch", *names], rows) + _machine(record, said)
 
 
+def memory_table(record: Mapping[str, Any]) -> str:
+    """Peak memory of whole training processes, from ``benchmarks/whole_processes.json``."""
+    found, kept = record["memory_mib"], ", kept for the backward pass"
+    titles = [name.removesuffix(kept) for name in found if name.endswith(kept)]
+    ways = [name.removeprefix(titles[0] + ", ") for name in found if name.startswith(titles[0] + ", ")]
+    rows = [[title, *(f"{found[f'{title}, {way}']:,.0f} MiB" for way in ways)] for title in titles]
+    facts = record["environment"]
+    said = f"224 px, batches of 32; Python with torch alone {found['Python with torch']:,.0f} MiB, preparation of "
+    said += f"{record['source']} {found['prepare']:,.0f}; {facts['hardware']}, torch {facts['versions']['torch']}"
+    return markdown(["backbone", *ways], rows) + f"\n{said}.\n"
+
+
 def _machine(record: Mapping[str, Any], said: str) -> str:
     facts = record["environment"]
     return f"\n{said}; {facts['hardware']}, torch {facts['versions']['torch']}, medians of turns in one process.\n"
@@ -284,6 +296,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "trainable": trainable_table,
     "attack_speed": attack_speed_table,
     "training_speed": training_speed_table,
+    "memory": memory_table,
 }
 
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from utils.checkpoints import load_resume_state, rounded_to_half, save_resume_st
 from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet
 from utils.metrics import predict, scores
-from utils.objectives import Standard, Step
+from utils.objectives import Outcome, Standard, Step
 from utils.optimization import (
     make_average,
     make_criterion,
@@ -275,23 +276,47 @@ class _Run:
     ) -> None:
         """One step on this process's part of a batch of ``batch`` images."""
         config = self.config
-        # gradients are averaged over processes: a larger part must count more
-        weight = len(images) * world_size() / batch
-        # attacks want one label an image; the loss of mixed images takes the shares of both
-        criterion = self.criterion if targets is None else lambda logits, _: self.criterion(logits, targets)
-        step = Step(criterion, progress, draws, self.plain)
-        with autocast(self.config.precision, self.device):
-            attacked = self.objective.attack(images, labels, step)
-            loss_of = partial(self.objective.loss, images=images, attacked=attacked, labels=labels, step=step)
-            with perturbed_weights(self.plain, lambda: weight * loss_of(self.plain)[0], config.awp):
-                loss, logits = loss_of(self.model)
+        with autocast(config.precision, self.device):
+            # all parts are attacked before any weight is moved, and their gradients add up to those of the batch
+            losses = [
+                self._loss_of(images[part], labels[part], None if targets is None else targets[part], own, progress)
+                for part, own in self._parts(draws, batch)
+            ]
+            # gradients are averaged over processes: a larger part must count more
+            shares = [len(loss_of.keywords["labels"]) * world_size() / batch for loss_of in losses]
+            plain = [lambda f=f, share=share: share * f(self.plain)[0] for f, share in zip(losses, shares)]
+            with perturbed_weights(self.plain, plain, config.awp):
                 self.optimizer.zero_grad()
-                self.accelerator.backward(weight * loss)
+                for loss_of, share in zip(losses, shares):
+                    loss, logits = loss_of(self.model)
+                    self.accelerator.backward(share * loss)
+                    self._count(loss.detach(), logits.detach(), loss_of.keywords["labels"])
         self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.plain)
-        self._count(loss.detach(), logits, labels)
+
+    def _parts(self, draws: list[torch.Generator], batch: int) -> list[tuple[slice, list[torch.Generator]]]:
+        """Slices of this process's images that are computed one after the other, and their draws."""
+        # as many in each process, and none with a single image, on which BatchNorm cannot train
+        count = max(1, min(self.config.accumulation_steps, batch // world_size() // 2))
+        edges = [len(draws) * place // count for place in range(count + 1)]
+        return [(slice(first, end), draws[first:end]) for first, end in pairwise(edges)]
+
+    def _loss_of(
+        self,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        targets: torch.Tensor | None,
+        draws: list[torch.Generator],
+        progress: float,
+    ) -> partial[Outcome]:
+        """Attack these images; what comes back gives a model's mean loss on them, and its logits."""
+        # attacks want one label an image; the loss of mixed images takes the shares of both
+        criterion = self.criterion if targets is None else lambda logits, _: self.criterion(logits, targets)
+        step = Step(criterion, progress, draws, self.plain)
+        attacked = self.objective.attack(images, labels, step)
+        return partial(self.objective.loss, images=images, attacked=attacked, labels=labels, step=step)
 
     def _count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add to what was not read yet: reading a number from a GPU at each step would make it wait."""
