@@ -78,7 +78,8 @@ def start_up(checkouts: dict[str, Path], repeats: int) -> dict[str, Any]:
 def memory(source: str, folder: Path) -> dict[str, float]:
     """MiB of preparing a source, and of training each backbone at 224 pixels in batches of 32.
 
-    ``kept for the backward pass`` is what a step of the whole batch in float32 cannot do without, beside weights, gradients, the optimiser's two moments, and Python with torch.
+    ``kept for the backward pass`` is what a step of the whole batch in float32 cannot do without, beside weights,
+    gradients, the optimiser's two moments, and Python with torch.
     """
     out, small = folder / "data", folder / "small"
     found = {"prepare": run_process(["-m", "utils.prepare", "--source", source, "--out", str(out)])[1]}
