@@ -6,6 +6,7 @@ Other load on a machine then meets all of them alike. A turn before that warms u
 from __future__ import annotations
 
 import gc
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,36 @@ def peak_memory(run: Callable[[], Any]) -> tuple[float, Any]:
         events = [event for event in read_json(trace)["traceEvents"] if event.get("name") == "[memory]"]
     held = list(accumulate(event["args"]["Bytes"] for event in sorted(events, key=itemgetter("ts"))))
     return max(held, default=0) / MIB, result
+
+
+def gpu_use(run: Callable[[], Any]) -> float | None:
+    """Percent of ``run``'s time in which the first GPU was at work, as nvidia-smi samples it; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    unit = f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}"
+    query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+    return mean(sampled(run, ["nvidia-smi", unit, *query]))
+
+
+def sampled(run: Callable[[], Any], command: Sequence[str]) -> list[float]:
+    """The numbers that ``command`` prints, one a line, while ``run`` runs.
+
+    Raises:
+        RuntimeError: it printed none.
+    """
+    with tempfile.TemporaryFile("w+") as said:
+        watcher = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            timed(run)
+        finally:
+            watcher.terminate()
+            watcher.wait()
+        said.seek(0)
+        lines = said.read().splitlines()
+    numbers = [float(line) for line in lines if line.strip().isdigit()]
+    if not numbers:
+        raise RuntimeError(f"{command[0]} printed no number: {' '.join(lines)[:200]}")
+    return numbers
 
 
 def progress(rows: list[Any], title: str) -> tqdm:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import FOLDER, bars, progress, save, take_turns, timed
+from benchmarks.measure import FOLDER, bars, gpu_use, progress, save, take_turns, timed
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.attacks import ascent, attack_mode, cross_entropy
 from utils.config import TrainConfig
@@ -96,6 +96,7 @@ def measure_backbone(backbone: str, args: argparse.Namespace) -> dict[str, Any]:
         "times_clean": {name: seconds[name] / seconds["clean"] for name in recipes()},
         "times_floor": {name: seconds[name] / seconds[f"{name}, floor"] for name in recipes()},
         "peak_mib": {name: found[name].peak_mib for name in recipes()},
+        "gpu_percent": {name: gpu_use(contenders[name]) for name in recipes()},
         "train_images": n,
         "image_size": model.image_size,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,7 @@ from conftest import small_model
 from torch.nn.modules.module import register_module_forward_hook
 
 from benchmarks import attack_speed, patient_signal, training_speed, whole_processes
-from benchmarks.measure import Measured, take_turns
+from benchmarks.measure import Measured, gpu_use, sampled, take_turns
 from models.def_models import MRIClassifier, build_model
 from utils.checkpoints import save_checkpoint
 from utils.data import DataSplits
@@ -113,6 +115,28 @@ def test_floor_does_the_passes_of_the_recipe_and_nothing_else(splits: DataSplits
     found = read_json(tmp_path / "training_speed.json")["backbones"]["small"]
     assert found["train_images"] == 16 and found["times_clean"]["clean"] == 1
     assert set(found["times_floor"]) == set(training_speed.recipes())
+
+
+def test_a_watcher_is_read_while_a_run_lasts(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    watch = """
+import pathlib, sys, time
+while True:
+    print(sys.argv[2], flush=True)
+    pathlib.Path(sys.argv[1]).touch()
+    time.sleep(0.01)
+"""
+
+    def run() -> None:
+        while not told.exists():
+            time.sleep(0.02)
+        told.unlink()
+
+    numbers = sampled(run, [sys.executable, "-c", watch, str(told), "no number\n7"])
+    assert numbers and set(numbers) == {7.0}
+    with pytest.raises(RuntimeError, match="no such GPU"):
+        sampled(run, [sys.executable, "-c", watch, str(told), "no such GPU"])
+    assert torch.cuda.is_available() or gpu_use(run) is None
 
 
 def test_a_process_that_fails_says_why() -> None:
