@@ -118,7 +118,6 @@ def test_floor_does_the_passes_of_the_recipe_and_nothing_else(splits: DataSplits
 
 
 def test_a_watcher_is_read_while_a_run_lasts(tmp_path: Path) -> None:
-    told = tmp_path / "told"
     watch = """
 import pathlib, sys, time
 while True:
@@ -127,16 +126,20 @@ while True:
     time.sleep(0.01)
 """
 
-    def run() -> None:
-        while not told.exists():
-            time.sleep(0.02)
-        told.unlink()
+    def until_told(says: str) -> list[float]:
+        told = tmp_path / says[:2]
+        return sampled(lambda: _wait_for(told), [sys.executable, "-c", watch, str(told), says])
 
-    numbers = sampled(run, [sys.executable, "-c", watch, str(told), "no number\n7"])
+    numbers = until_told("no number\n7")
     assert numbers and set(numbers) == {7.0}
-    with pytest.raises(RuntimeError, match="no such GPU"):
-        sampled(run, [sys.executable, "-c", watch, str(told), "no such GPU"])
-    assert torch.cuda.is_available() or gpu_use(run) is None
+    with pytest.raises(RuntimeError, match="a broken GPU"):
+        until_told("a broken GPU")
+    assert torch.cuda.is_available() or gpu_use(lambda: None) is None
+
+
+def _wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.02)
 
 
 def test_a_process_that_fails_says_why() -> None:
