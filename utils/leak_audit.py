@@ -11,8 +11,10 @@ import torch
 from utils.data import DataSplits, ImageSet
 from utils.splits import patient_folds
 from utils.subjects import UNKNOWN, pooled_features
+from utils.suites import GRID
 
 _ROWS_AT_ONCE = 256
+_PLANES_AT_ONCE = 32
 
 
 @dataclass
@@ -28,6 +30,9 @@ class LeakAudit:
             patient, 0..1.
         max_correlation: highest correlation between a test and a training image.
         correlations: each test image's highest correlation with a training image. Shape n_test.
+        certified_accuracy: share of test images that 1-nearest-neighbour answers rightly however an attacker changes
+            their pixels by up to each of ``epsilons``, proven; at least, 0..1.
+        epsilons: radii in L-inf, pixels in [0, 1].
     """
 
     protocol: str
@@ -38,6 +43,8 @@ class LeakAudit:
     same_patient: float
     max_correlation: float
     correlations: np.ndarray = field(repr=False)
+    certified_accuracy: list[float] = field(default_factory=list)
+    epsilons: list[float] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, float | int | str]:
         """Plain values without the per-image array."""
@@ -46,7 +53,9 @@ class LeakAudit:
 
 def audit_leak(train: ImageSet, test: ImageSet, protocol: str) -> LeakAudit:
     """Measure how far ``test`` can be answered by looking up ``train``."""
-    nearest, _ = nearest_neighbours(raw_pixels(train), raw_pixels(test))
+    known, asked = raw_pixels(train), raw_pixels(test)
+    nearest, _ = nearest_neighbours(known, asked)
+    radii = certified_radii(known, train.labels.numpy(), asked, test.labels.numpy(), limit=1.01 * max(GRID))
     train_features, test_features = (pooled_features(part.images[:, 0].numpy()) for part in (train, test))
     correlations = _highest_dot(train_features, test_features)
     labels = train.labels.numpy()
@@ -60,6 +69,8 @@ def audit_leak(train: ImageSet, test: ImageSet, protocol: str) -> LeakAudit:
         same_patient=_same_patient_share(train, test),
         max_correlation=float(correlations.max()),
         correlations=correlations,
+        certified_accuracy=[float((radii > eps).mean()) for eps in GRID],
+        epsilons=list(GRID),
     )
 
 
@@ -83,6 +94,51 @@ def nearest_neighbours(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray,
         nearest[start : start + len(rows)] = squared.argmin(1)
         distance[start : start + len(rows)] = squared.min(1) + (rows**2).sum(1)
     return nearest, distance
+
+
+def certified_radii(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, limit: float = np.inf
+) -> np.ndarray:
+    """Radius in L-inf below which no change of an image turns its 1-nearest-neighbour answer wrong; 0 where it is.
+
+    While an image stays closer to its nearest own-class row a than to every row b of another class, the answer is
+    right. The border between a and b is a plane, (|x - b|^2 - |x - a|^2) / (2 |b - a|_1) away from x in L-inf; the
+    nearest of these planes is the radius. It is exact for a, and a lower bound where another own-class row would take
+    over (Wang et al., 2019, arXiv:1906.03972, solve that exactly).
+
+    Args:
+        train, test: float arrays N x D and M x D.
+        train_labels, test_labels: whole numbers N and M.
+        limit: larger radii are given as this one, which saves most of the time.
+
+    Returns:
+        float array M.
+    """
+    norms = (train**2).sum(1)
+    radii = np.empty(len(test))
+    for start in range(0, len(test), _ROWS_AT_ONCE):
+        rows = test[start : start + _ROWS_AT_ONCE]
+        squared = (norms - 2 * rows @ train.T + (rows**2).sum(1, keepdims=True)).clip(0)
+        for place, distances in enumerate(squared, start):
+            radii[place] = _nearest_plane(train, distances, train_labels == test_labels[place], limit)
+    return radii
+
+
+def _nearest_plane(train: np.ndarray, squared: np.ndarray, own: np.ndarray, radius: float) -> float:
+    """The radius of one image, at most ``radius``, from its squared distances to all rows; ``own`` has its class."""
+    if not own.any():
+        return 0.0
+    mine, others = np.where(own, squared, np.inf).argmin(), np.flatnonzero(~own)
+    # |b - a|_1 is at most sqrt(D) (|x - b| + |x - a|), so most planes are known to be far without a look at pixels
+    least = (np.sqrt(squared[others]) - np.sqrt(squared[mine])) / (2 * np.sqrt(train.shape[1]))
+    order = np.argsort(least)
+    for start in range(0, len(order), _PLANES_AT_ONCE):
+        part = order[start : start + _PLANES_AT_ONCE]
+        if least[part[0]] >= radius:
+            break
+        apart = np.abs(train[others[part]] - train[mine]).sum(1).clip(1e-12)
+        radius = min(radius, ((squared[others[part]] - squared[mine]) / (2 * apart)).min())
+    return max(float(radius), 0.0)
 
 
 def _highest_dot(train: np.ndarray, test: np.ndarray) -> np.ndarray:
