@@ -5,6 +5,8 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from utils.spot_check import IMAGES, check
 PUBLISHED = sorted(
     Path(name).parent
     for name in subprocess.run(
-        ["git", "ls-files", "checkpoints/*/weights.safetensors"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "*/weights.safetensors"], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
 )
 
@@ -70,14 +72,21 @@ def test_command_line_and_its_memory(mri_root: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def patient_split(mri_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepared(mri_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     raw = load_source(mri_root / "best_alzheimer_mri.tar.xz")
-    folder = tmp_path_factory.mktemp("patient_split")
-    split_and_save(raw, group_by_subject(raw), out=folder)
-    return folder
+    subjects = group_by_subject(raw)
+
+    @cache
+    def prepare(protocol: str) -> Path:
+        folder = tmp_path_factory.mktemp(protocol)
+        split_and_save(raw, subjects, split=protocol, out=folder)
+        return folder
+
+    return prepare
 
 
-@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
-def test_published_weights_stand_and_fall_as_recorded(folder: Path, patient_split: Path) -> None:
-    assert len(read_record(ROOT / folder)["spot_check"]["paths"]) == IMAGES
-    assert f"of {IMAGES} images as recorded" in check(ROOT / folder, patient_split)
+@pytest.mark.parametrize("folder", PUBLISHED, ids=str)
+def test_published_weights_stand_and_fall_as_recorded(folder: Path, prepared: Callable[[str], Path]) -> None:
+    record = read_record(ROOT / folder)
+    assert len(record["spot_check"]["paths"]) == IMAGES
+    assert f"of {IMAGES} images as recorded" in check(ROOT / folder, prepared(record["data"]["protocol"]))

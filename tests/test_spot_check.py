@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,17 @@ def test_a_model_is_recorded_once_and_then_compared(root: Path, capsys: pytest.C
     assert len(stored["first_broken"]) == len(stored["paths"]) == 16 and len(set(stored["first_broken"])) > 1
     assert main(["--root", str(root), "--model", "ResNet34"]) == 0
     assert "16 of 16 images as recorded" in capsys.readouterr().out
+
+
+def test_a_record_without_weights_is_left_out(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = root / "checkpoints" / "ResNet34"
+    shutil.copytree(folder, root / "checkpoints" / "ResNet34_atk")
+    (folder / "weights.safetensors").unlink()
+    assert main(["--root", str(root)]) == 0
+    assert "ResNet34_atk: recorded" in capsys.readouterr().out and "spot_check" not in read_record(folder)
+    (root / "checkpoints" / "ResNet34_atk" / "weights.safetensors").unlink()
+    assert main(["--root", str(root)]) == 1
+    assert f"no weights in {root / 'checkpoints'}" in capsys.readouterr().err
 
 
 def test_other_weights_and_other_images_are_noticed(root: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from utils.checkpoints import checkpoint_folder, load_checkpoint
+from utils.checkpoints import WEIGHTS, checkpoint_folder, load_checkpoint
 from utils.data import ImageSet, load_splits
 from utils.results import trained_models, update_record
 from utils.suites import SUITES
@@ -68,16 +68,23 @@ def check(folder: Path, data: Path) -> str:
     return f"{folder}: {len(found['paths']) - len(other)} of {len(found['paths'])} images as recorded"
 
 
+def _weights(workspace: Workspace, title: str) -> Path:
+    return workspace.checkpoint(title) / WEIGHTS
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m utils.spot_check", description="Compare models with their records")
-    parser.add_argument("--model", nargs="+", help="folders in checkpoints/, or paths; default: all")
+    parser.add_argument("--model", nargs="+", help="folders in checkpoints/, or paths; default: all with weights")
     parser.add_argument("--data", help="folder of prepared *_set.pt; default: dataset/dataset_variables")
     parser.add_argument("--root", type=Path, help="holds checkpoints/; default: this repository")
     args = parser.parse_args(arguments)
     try:
         workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
-        names = args.model or list(trained_models(workspace))
+        # of some models the repository holds the record alone
+        names = args.model or [name for name in trained_models(workspace) if _weights(workspace, name).is_file()]
+        if not names:
+            raise FileNotFoundError(f"no weights in {workspace.root / 'checkpoints'}")
         for name in names:
             folder = checkpoint_folder(name if Path(name).is_dir() else workspace.checkpoint(name))
             print(check(folder, workspace.data_dir), flush=True)
