@@ -238,6 +238,7 @@ def _spot_check(folder: Path) -> None:
     """Other data are refused; tests/test_real_images.py runs it on the data of the records."""
     assert prepare.main(["--source", "phantom", "--out", str(folder / "data")]) == 0
     assert spot_check.main(["--data", str(folder / "data")]) == 1
+    assert spot_check.main(["--root", str(ROOT / "benchmarks" / "published"), "--data", str(folder / "data")]) == 1
 
 
 def _build(folder: Path) -> None:
@@ -291,6 +292,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     **{command: _benchmark(command) for command in BENCHMARKS},
     ROBUSTNESS: _robustness,
     "python -m utils.spot_check": _spot_check,
+    "python -m utils.spot_check --root benchmarks/published --data runs/published": _spot_check,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
 }
