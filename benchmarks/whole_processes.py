@@ -38,7 +38,7 @@ IMPORT = ["-c", "import utils.utils_funcs"]
 EPS = 2 / 255
 PARTS = "in 4 parts"
 #: A small process between: to a new process the system counts the memory of the one that started it.
-_WATCH = """
+WATCH = """
 import os, subprocess, sys
 child = subprocess.Popen(sys.argv[2:])
 status, usage = os.wait4(child.pid, 0)[1:]
@@ -55,7 +55,7 @@ def run_process(arguments: list[str], folder: Path = ROOT, **environment: str) -
     """
     with tempfile.TemporaryDirectory() as name:
         peak, said = Path(name) / "peak", Path(name) / "said"
-        command = [sys.executable, "-c", _WATCH, str(peak), sys.executable, *arguments]
+        command = [sys.executable, "-c", WATCH, str(peak), sys.executable, *arguments]
         begun = time.perf_counter()
         with said.open("wb") as out:
             status = subprocess.call(command, cwd=folder, stdout=out, stderr=out, env=os.environ | environment)
