@@ -198,7 +198,7 @@ def test_perturbed_weights_are_given_back_and_were_as_far_away_as_asked(splits) 
         return F.cross_entropy(model(images), labels)
 
     at_rest = loss().item()
-    with pytest.raises(RuntimeError, match="inside"), perturbed_weights(model, [loss], 0.02):
+    with pytest.raises(RuntimeError, match="inside"), perturbed_weights(model, [loss()], 0.02):
         for name, value in model.named_parameters():
             moved = (value - before[name]).norm().item()
             assert moved == pytest.approx(0.02 * before[name].norm().item() if value.ndim > 1 else 0, abs=1e-6)

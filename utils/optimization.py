@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -90,19 +90,19 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 @contextmanager
-def perturbed_weights(model: nn.Module, losses: Sequence[Callable[[], torch.Tensor]], gamma: float) -> Iterator[None]:
+def perturbed_weights(model: nn.Module, losses: Iterable[torch.Tensor], gamma: float) -> Iterator[None]:
     """Adversarial weight perturbation (Wu et al., 2020, arXiv:2004.05884), with one step.
 
     Inside, each trainable weight matrix is moved up the slope of the sum of ``losses`` by ``gamma`` times its own
     norm; biases and norms stay. Afterwards the weights are exactly what they were, and what was added to ``.grad``
-    inside is kept. ``gamma`` 0 does nothing.
+    inside is kept. ``gamma`` 0 does nothing, and asks ``losses`` for none.
     """
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1] if gamma else []
     originals = [weight.detach().clone() for weight in weights]
     if weights:
         gradients = [torch.zeros_like(weight) for weight in weights]
         for loss in losses:
-            for gradient, own in zip(gradients, torch.autograd.grad(loss(), weights)):
+            for gradient, own in zip(gradients, torch.autograd.grad(loss, weights)):
                 gradient += own
         with torch.no_grad():
             for weight, gradient in zip(weights, map(total, gradients)):

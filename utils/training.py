@@ -261,47 +261,29 @@ class _Run:
         set_rate(self.optimizer, config.learning_rate * rate_factor(config.scheduler, progress))
         # drawn for each place in the batch, whichever process attacks it
         draws = [generator(config.seed, state.epoch, state.step, "attack", place) for place in range(len(index))]
-        mine = slice(rank(), None, world_size())
-        targets = None if targets is None else targets[mine]
-        self._descend(images[mine], labels[mine], targets, draws[mine], progress, len(index))
-
-    def _descend(
-        self,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        targets: torch.Tensor | None,
-        draws: list[torch.Generator],
-        progress: float,
-        batch: int,
-    ) -> None:
-        """One step on this process's part of a batch of ``batch`` images."""
-        config = self.config
+        parts = self._parts(len(index))
         with autocast(config.precision, self.device):
-            # all parts are attacked before any weight is moved, and their gradients add up to those of the batch
+            # all parts are attacked before any weight is moved
             losses = [
-                self._loss_of(images[part], labels[part], None if targets is None else targets[part], own, progress)
-                for part, own in self._parts(draws, batch)
+                self._loss_of(
+                    images[part], labels[part], None if targets is None else targets[part], draws[part], progress
+                )
+                for part in parts
             ]
-            # gradients are averaged over processes: a larger part must count more
-            shares = [len(loss_of.keywords["labels"]) * world_size() / batch for loss_of in losses]
-            plain = [lambda f=f, share=share: share * f(self.plain)[0] for f, share in zip(losses, shares)]
-            with perturbed_weights(self.plain, plain, config.awp):
-                self.optimizer.zero_grad()
-                for loss_of, share in zip(losses, shares):
-                    loss, logits = loss_of(self.model)
-                    self.accelerator.backward(share * loss)
-                    self._count(loss.detach(), logits.detach(), loss_of.keywords["labels"])
-        self.accelerator.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+            self._backward(losses, [labels[part] for part in parts], len(index))
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.plain)
 
-    def _parts(self, draws: list[torch.Generator], batch: int) -> list[tuple[slice, list[torch.Generator]]]:
-        """Slices of this process's images that are computed one after the other, and their draws."""
+    def _parts(self, batch: int) -> list[slice]:
+        """This process's places in a batch of ``batch`` images, in parts that are computed one after the other."""
+        mine = range(batch)[rank() :: world_size()]
         # as many in each process, and none with a single image, on which BatchNorm cannot train
         count = max(1, min(self.config.accumulation_steps, batch // world_size() // 2))
-        edges = [len(draws) * place // count for place in range(count + 1)]
-        return [(slice(first, end), draws[first:end]) for first, end in pairwise(edges)]
+        edges = [len(mine) * part // count for part in range(count + 1)]
+        parts = [mine[first:end] for first, end in pairwise(edges)]
+        return [slice(part.start, part.stop, part.step) for part in parts]
 
     def _loss_of(
         self,
@@ -310,13 +292,25 @@ class _Run:
         targets: torch.Tensor | None,
         draws: list[torch.Generator],
         progress: float,
-    ) -> partial[Outcome]:
+    ) -> Callable[[nn.Module], Outcome]:
         """Attack these images; what comes back gives a model's mean loss on them, and its logits."""
         # attacks want one label an image; the loss of mixed images takes the shares of both
         criterion = self.criterion if targets is None else lambda logits, _: self.criterion(logits, targets)
         step = Step(criterion, progress, draws, self.plain)
         attacked = self.objective.attack(images, labels, step)
         return partial(self.objective.loss, images=images, attacked=attacked, labels=labels, step=step)
+
+    def _backward(self, losses: list[Callable[[nn.Module], Outcome]], labels: list[torch.Tensor], batch: int) -> None:
+        """Add up the gradients of this process's parts of a batch of ``batch`` images."""
+        # gradients are averaged over processes: a larger part must count more
+        shares = [len(own) * world_size() / batch for own in labels]
+        moved = (share * loss_of(self.plain)[0] for share, loss_of in zip(shares, losses))
+        with perturbed_weights(self.plain, moved, self.config.awp):
+            self.optimizer.zero_grad()
+            for share, loss_of, own in zip(shares, losses, labels):
+                loss, logits = loss_of(self.model)
+                self.accelerator.backward(share * loss)
+                self._count(loss.detach(), logits.detach(), own)
 
     def _count(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add to what was not read yet: reading a number from a GPU at each step would make it wait."""
