@@ -4,8 +4,9 @@
 
 measures the models in ``ROOT/checkpoints`` on test images of ``ROOT/data``. All contenders get the same images, radii,
 steps and restarts, take turns in one process, and the accuracy that each leaves stands beside its time: speed that is
-bought by a weaker attack shows. ``--rows grid`` measures a whole evaluation, a suite at every radius of the grid.
-ART and Foolbox take part where ``env/requirements-benchmarks.txt`` is installed, bfloat16 on CPUs that have it.
+bought by a weaker attack shows, and so does how many images went through the model. ``--rows grid`` measures a whole
+evaluation, a suite at every radius of the grid. ART and Foolbox take part where ``env/requirements-benchmarks.txt`` is
+installed, bfloat16 on CPUs that have it, compiled models with ``--compile``.
 """
 
 from __future__ import annotations
@@ -80,6 +81,20 @@ def _as_evaluated(
 
     bf16 = {} if emulates_bf16(device) else {BF16: partial(left, precision="bf16")}
     return {OURS: left, **bf16, FUSED: partial(left, compiled=True)}
+
+
+def counted(model: nn.Module, run: Contender) -> Callable[[], tuple[float, int]]:
+    """``run`` that also returns how many images it sent through ``model``, compiled passes left out."""
+
+    def both() -> tuple[float, int]:
+        sizes: list[int] = []
+        hook = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+        try:
+            return run(), sum(sizes)
+        finally:
+            hook.remove()
+
+    return both
 
 
 def _accuracy_left(model: nn.Module, images: ImageSet, radii: Sequence[Sequence[AttackFunction]], device: str) -> float:
@@ -159,11 +174,28 @@ def _row(found: Mapping[str, Measured], base: str) -> dict[str, Any]:
             "seconds": own.median,
             "turns": own.seconds,
             "times_faster": found[base].median / own.median,
-            "robust_accuracy": own.results[-1],
+            "robust_accuracy": own.results[-1][0],
             "peak_mib": own.peak_mib,
+            # what a compiled model sees is not counted
+            "image_passes": None if name == FUSED else own.results[-1][1],
         }
         for name, own in found.items()
     }
+
+
+def _taking_part(
+    model: nn.Module, runs: Mapping[str, Contender], compiled: bool
+) -> dict[str, Callable[[], tuple[float, int]]]:
+    return {name: counted(model, run) for name, run in runs.items() if compiled or name != FUSED}
+
+
+def _compile_now(model: nn.Module, images: ImageSet, device: str) -> float:
+    """Seconds of compiling, before any turn as it is once for an evaluation of hours.
+
+    Gradients, and answers without them.
+    """
+    warm = [Attack("pgd", steps=1, restarts=2, stop_when_fooled=True)]
+    return timed(_as_evaluated(model, images, warm, [EPS], device)[FUSED])[0]
 
 
 def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) -> dict[str, Any]:
@@ -171,9 +203,7 @@ def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) ->
     device = str(pick_device())
     model, _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
     model.to(device)
-    # compiled before any turn, as it is once for an evaluation of hours: gradients, and answers without them
-    warm = [Attack("pgd", steps=1, restarts=2, stop_when_fooled=True)]
-    compiling = timed(_as_evaluated(model, splits.test.balanced_subset(2 * BATCH), warm, [EPS], device)[FUSED])[0]
+    compiling = _compile_now(model, splits.test.balanced_subset(2 * BATCH), device) if args.compile else None
     many, few = (splits.test.balanced_subset(n) for n in (args.images, args.few_images))
     suite = partial(suite_contenders, model, few, args.suite)
     grid = f"eps {255 * RADII[0]:g} to {255 * RADII[-1]:g}/255"
@@ -186,7 +216,10 @@ def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) ->
     chosen = [rows[name] for name in args.rows]
     # torchattacks leaves models in train mode, which the next contender must not meet
     with attack_mode(model):
-        found = {title: _row(take_turns(runs, repeats), base) for title, runs, repeats, base in chosen}
+        found = {
+            title: _row(take_turns(_taking_part(model, runs, args.compile), repeats), base)
+            for title, runs, repeats, base in chosen
+        }
     return {
         "rows": found,
         "compile_seconds": compiling,
@@ -198,7 +231,7 @@ def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) ->
 
 def _once(folder: Path, splits: DataSplits, args: argparse.Namespace) -> dict[str, Any]:
     """:func:`measure_model`, unless an interrupted benchmark of the same things has left it in ``ROOT/benchmarks``."""
-    settings = {name: getattr(args, name) for name in ("rows", "images", "few_images", "suite", "repeats")}
+    settings = {name: getattr(args, name) for name in ("rows", "images", "few_images", "suite", "repeats", "compile")}
     settings |= {"eps": EPS, "batch": BATCH, "threads": torch.get_num_threads(), "data": splits.fingerprint}
     facts = environment_facts() | {"created": ""}
     settings |= {"weights": (folder / WEIGHTS).stat().st_mtime_ns, "environment": facts}
@@ -249,6 +282,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--few-images", type=int, default=16, help="of all others (default 16)")
     add("--suite", choices=SUITES, default="standard")
     add("--repeats", type=int, default=5, help="turns of PGD-10 (default 5); the others take one")
+    add("--compile", action="store_true", help="compiled models take part as well")
     add("--name", default="attack_speed", help="of the files")
     add("--out", type=Path, default=FOLDER)
     return parser.parse_args(arguments)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import small_model
-from torch.nn.modules.module import register_module_forward_hook
 
 from benchmarks import attack_speed, patient_signal, training_speed, whole_processes
-from benchmarks.measure import Measured, gpu_use, sampled, take_turns
-from models.def_models import MRIClassifier, build_model
+from benchmarks.measure import gpu_use, sampled, take_turns
+from models.def_models import build_model
 from utils.checkpoints import save_checkpoint
 from utils.data import DataSplits
 from utils.objectives import Adversarial
@@ -57,33 +53,14 @@ def test_all_attacks_leave_the_same_accuracy(root: Path, monkeypatch: pytest.Mon
     assert set(rows["PGD-10"]) >= {"ours", "ours, every image", "torchattacks"}
     assert ("ours, bf16" in rows["PGD-10"]) != emulates_bf16("cpu")
     for row in rows.values():
+        assert "ours, compiled" not in row
         left = {own["robust_accuracy"] for own in row.values()}
         # one image of sixteen, for random starts differ
         assert max(left) - min(left) <= 1 / 16 and all(own["seconds"] > 0 for own in row.values())
     assert record["environment"]["threads"] >= 1 and (root / "out" / "attack_speed.png").is_file()
 
 
-def test_a_whole_evaluation_leaves_what_its_attacks_leave_one_by_one(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    passes: dict[str, int] = {}
-
-    def counted(name: str, run: Callable[[], Any]) -> Any:
-        seen = []
-        handle = register_module_forward_hook(
-            lambda module, given, out: seen.append(len(out)) if isinstance(module, MRIClassifier) else None
-        )
-        try:
-            return run()
-        finally:
-            handle.remove()
-            passes[name] = sum(seen)
-
-    def take(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Measured]:
-        counting = {name: partial(counted, name, run) for name, run in contenders.items()}
-        return take_turns(counting, repeats)
-
-    monkeypatch.setattr(attack_speed, "take_turns", take)
+def test_a_whole_evaluation_leaves_what_its_attacks_leave_one_by_one(root: Path) -> None:
     arguments = ["--root", str(root), "--suite", "quick", "--rows", "grid", "--few-images", "16", "--name", "whole"]
     assert attack_speed.main([*arguments, "--out", str(root / "out")]) == 0
     record = read_json(root / "out" / "whole.json")
@@ -92,12 +69,22 @@ def test_a_whole_evaluation_leaves_what_its_attacks_leave_one_by_one(
     left = [own["robust_accuracy"] for own in row.values()]
     # a mean over six radii: one image that a random start decides, at one radius of them
     assert 0 < max(left) < 1 and max(left) - min(left) <= 2 / 96
-    # each radius: one pass without gradient after each of two attacks; FGSM takes one step, PGD twenty
+    # one at first; at each radius FGSM takes one step, PGD twenty, and each is followed by one without gradient
     images, radii = record["models"]["ResNet34"]["images"][title], 6
-    assert passes["ours, every image"] >= images * radii * (1 + 1 + 20 + 1)
-    assert passes["ours"] < passes["ours, every image"]
+    assert row["ours, every image"]["image_passes"] == images * (1 + radii * (1 + 1 + 20 + 1))
+    assert 0 < row["ours"]["image_passes"] < row["ours, every image"]["image_passes"]
     table = attack_speed_table(record)
     assert f"{images} images for {title}" in table and "eps 2/255" not in table
+
+
+def test_compiled_models_take_part_when_asked_for(root: Path) -> None:
+    arguments = ["--root", str(root), "--suite", "smoke", "--rows", "suite", "--few-images", "8", "--compile"]
+    assert attack_speed.main([*arguments, "--out", str(root / "out")]) == 0
+    model = read_json(root / "out" / "attack_speed.json")["models"]["ResNet34"]
+    (row,) = model["rows"].values()
+    assert model["compile_seconds"] > 0
+    assert row["ours, compiled"]["image_passes"] is None
+    assert abs(row["ours, compiled"]["robust_accuracy"] - row["ours"]["robust_accuracy"]) <= 1 / 8
 
 
 def test_attack_speed_says_where_it_looked_for_models(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
