@@ -247,14 +247,18 @@ def speed_figure(content: Mapping[str, Any]) -> Figure:
     """How many times faster than the slow way each evaluation was, by model."""
     models = content["models"]
     ratios = {
-        title: {
+        f"{title}, against {_slow_way(row)}": {
             name: {who: own["rows"][title][who]["times_faster"] for who in (OURS, BF16, FUSED) if who in row}
             for name, own in models.items()
         }
         for title, row in next(iter(models.values()))["rows"].items()
     }
-    title = "Times faster: PGD than torchattacks', a suite than each of its attacks on every image"
+    title = "How much faster evaluations are than the slow way"
     return bars(ratios, ylabel="times faster", title=title, note=attack_conditions(content), log=True)
+
+
+def _slow_way(row: Mapping[str, Any]) -> str:
+    return BEST_OTHER if BEST_OTHER in row else "each attack on every image"
 
 
 def main(arguments: list[str] | None = None) -> int:
