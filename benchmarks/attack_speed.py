@@ -26,9 +26,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.measure import FOLDER, Measured, bars, progress, save, take_turns, timed
-from utils.attacks import attack_mode, default_alpha, pgd
+from utils.attacks import default_alpha, pgd
 from utils.checkpoints import WEIGHTS, load_checkpoint
 from utils.data import DataSplits, ImageSet, load_splits
+from utils.modes import attack_mode
 from utils.paths import read_json, write_json
 from utils.precision import emulates_bf16
 from utils.readme import attack_conditions

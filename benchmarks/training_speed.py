@@ -21,9 +21,10 @@ import torch.nn.functional as F
 
 from benchmarks.measure import FOLDER, bars, gpu_use, progress, save, take_turns, timed
 from models.def_models import BACKBONES, MRIClassifier, build_model
-from utils.attacks import ascent, attack_mode, cross_entropy
+from utils.attacks import ascent, cross_entropy
 from utils.config import TrainConfig
 from utils.data import DataSplits
+from utils.modes import attack_mode
 from utils.objectives import Adversarial, NFgsm, Standard
 from utils.optimization import make_optimizer
 from utils.phantom import PhantomConfig, make_phantoms

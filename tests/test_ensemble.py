@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.attacks import attack_mode, pgd
+from utils.attacks import pgd
 from utils.ensemble import RULES, Vote, fit_weights, mix, validation_weights
+from utils.modes import attack_mode
 
 
 class Fixed(nn.Module):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import signal
@@ -343,6 +344,14 @@ def test_every_one_of_many_models_is_compiled(monkeypatch) -> None:
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=8):
         answers = [Compiled(_Tells(width))(images) for width in range(2, 14)]
     assert [set(answer.flatten().tolist()) for answer in answers] == [{2.0}] * 12
+
+
+def test_a_compiled_evaluation_leaves_the_model_as_it_was(toy_nets, toy_test, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    model = copy.deepcopy(toy_nets["plain"]).eval()
+    attack = Attack("pgd", steps=2, stop_when_fooled=True)
+    robustness_curve(model, toy_test, attack=attack, epsilons=[EPS], compiled=True)
+    assert not any(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("compiled", [True, False])

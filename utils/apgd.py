@@ -17,7 +17,6 @@ from utils.attacks import (
     Ascent,
     Draws,
     ascent,
-    attack_mode,
     check_batch,
     check_eps,
     check_gradient,
@@ -25,6 +24,7 @@ from utils.attacks import (
     random_point,
     steepest,
 )
+from utils.modes import attack_mode
 
 _MOMENTUM = 0.75  # alpha of Algorithm 1: share of the new step, the rest continues the last one
 _RISING = 0.75  # rho: halve the step where fewer than this share of the steps raised the loss

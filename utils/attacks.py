@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from utils.modes import attack_mode
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 #: CPU generator of a batch, or one for each of its samples: then a sample's start does not depend on the others.
@@ -82,23 +83,6 @@ def _draw(kind: Callable[..., torch.Tensor], shape: torch.Size, draws: Draws) ->
 
 def _length(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
-
-
-@contextmanager
-def attack_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode and frozen parameters inside; each module's own state again afterwards, always."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        model.eval()
-        model.requires_grad_(False)
-        yield model
-    finally:
-        # set directly: train(mode) would also change children and may be overridden
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 def default_alpha(eps: float, steps: int) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 from models.def_models import MRIClassifier
 from utils.data import ImageSet
 from utils.metrics import predict
+from utils.modes import eval_mode
 from utils.reproducibility import generator
 from utils.suites import Attack
 from utils.worst_case import predict_batch, spread_over_classes
@@ -35,17 +36,15 @@ def grad_cam(
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    was_training = model.training
-    model.eval()
     wanted = None if targets is None else [ClassifierOutputTarget(int(target)) for target in targets]
-    try:
-        layers = [layer or pick_layer(model, images)]
-        with GradCAM(model=model, target_layers=layers, reshape_transform=model.cam_map) as explain:
-            # a frozen backbone passes gradients back only if its input asks for them
-            return explain(images.detach().clone().requires_grad_(True), targets=wanted)
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.train(was_training)
+    with eval_mode(model):
+        try:
+            layers = [layer or pick_layer(model, images)]
+            with GradCAM(model=model, target_layers=layers, reshape_transform=model.cam_map) as explain:
+                # a frozen backbone passes gradients back only if its input asks for them
+                return explain(images.detach().clone().requires_grad_(True), targets=wanted)
+        finally:
+            model.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from utils.attacks import attack_mode, check_batch, check_eps
+from utils.attacks import check_batch, check_eps
+from utils.modes import attack_mode
 
 if TYPE_CHECKING:
     import torchattacks

@@ -9,6 +9,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from utils.data import ImageSet
+from utils.modes import eval_mode
 from utils.subjects import UNKNOWN
 
 
@@ -22,14 +23,11 @@ def predict(
     progress: bool = False,
 ) -> torch.Tensor:
     """Logits of all images in order, in eval mode. Shape N x K, float32 on the CPU."""
-    was_training = model.training
-    model.eval()
     batches = images.batches(batch_size, device)
     total = -(-len(images) // batch_size)
     bar = tqdm(batches, total=total, desc="predict", disable=not progress, leave=False)
-    logits = torch.cat([model(batch).float().cpu() for batch, _ in bar])
-    model.train(was_training)
-    return logits
+    with eval_mode(model):
+        return torch.cat([model(batch).float().cpu() for batch, _ in bar])
 
 
 def merge_by_patient(probabilities: torch.Tensor, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,7 +14,6 @@ from utils.attacks import (
     Draws,
     Loss,
     ascent,
-    attack_mode,
     check_eps,
     cross_entropy,
     default_alpha,
@@ -22,6 +21,7 @@ from utils.attacks import (
     pgd,
     random_point,
 )
+from utils.modes import attack_mode
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Outcome = tuple[torch.Tensor, torch.Tensor]

@@ -1,7 +1,7 @@
 """The one import of every notebook. No logic lives here: each name is defined in the module it comes from."""
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
-from utils.attacks import attack_mode, check_eps, default_alpha, fgsm, pgd
+from utils.attacks import check_eps, default_alpha, fgsm, pgd
 from utils.augment import NO_AUGMENTATION, Augmentation
 from utils.baselines import baseline_answers
 from utils.checkpoints import load_checkpoint, load_trainable, read_record, save_checkpoint
@@ -14,6 +14,7 @@ from utils.grad_cam import explain_rows, grad_cam
 from utils.intervals import report
 from utils.leak_audit import audit_splits, audit_table
 from utils.metrics import evaluate, predict
+from utils.modes import attack_mode
 from utils.objectives import RECIPES, Adversarial, Standard, make_objective
 from utils.optuna_search import (
     HARDENING_SPACE,

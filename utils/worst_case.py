@@ -20,6 +20,7 @@ from utils.attacks import check_batch, check_eps, check_logits, margin
 from utils.compiled import Compiled
 from utils.data import ImageSet
 from utils.metrics import predict
+from utils.modes import eval_mode
 from utils.precision import autocast, uses_bf16
 from utils.processes import rank, share_out, world_size
 from utils.reproducibility import generator
@@ -428,11 +429,8 @@ def _earliest(steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @torch.no_grad()
 def predict_batch(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits of one batch in eval mode, float32."""
-    was_training = model.training
-    model.eval()
-    logits = model(images).float()
-    model.train(was_training)
-    return logits
+    with eval_mode(model):
+        return model(images).float()
 
 
 @dataclass
