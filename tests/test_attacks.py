@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.attacks import cross_entropy
-from utils.modes import attack_mode, default_alpha, fgsm, margin, pgd
+from utils.attacks import cross_entropy, default_alpha, fgsm, margin, pgd
+from utils.modes import attack_mode
 from utils.suites import Attack
 from utils.worst_case import adversarial_examples, robustness_curve
 
