@@ -11,17 +11,18 @@ import pytest
 import torch
 from conftest import small_model
 
-from benchmarks import attack_speed, patient_signal, training_speed, whole_processes
+from benchmarks import attack_speed, near_training, patient_signal, training_speed, whole_processes
 from benchmarks.measure import gpu_use, sampled, take_turns
 from models.def_models import build_model
 from utils.checkpoints import save_checkpoint
 from utils.data import DataSplits
+from utils.leak_audit import highest_correlations
 from utils.objectives import Adversarial
 from utils.paths import read_json
 from utils.phantom import PhantomConfig, make_phantoms
 from utils.precision import emulates_bf16
 from utils.prepare import group_by_subject, split_and_save
-from utils.readme import attack_speed_table
+from utils.readme import attack_speed_table, near_training_table
 from utils.sources import RawImages
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
@@ -159,3 +160,33 @@ def test_readers_learn_from_patients_what_the_label_follows(splits: DataSplits, 
     with pytest.raises(ValueError, match="same number of slices"):
         patient_signal.read_slices(splits.train.subset(torch.arange(1, len(splits.train))), weights, 42)
     assert features["frozen encoder"].shape[1] % 768 == 0 and features["ventricles and sulci"].shape[1] == 2
+
+
+def test_accuracy_is_told_by_resemblance_to_training(phantoms: RawImages, tmp_path: Path) -> None:
+    splits = split_and_save(phantoms, group_by_subject(phantoms), out=tmp_path / "data")
+    few = splits.test.balanced_subset(10)
+    resemblance = highest_correlations(splits.train, few)
+    # right without attack where it resembles more than half of the others do; some of those fall at the first radius
+    order = np.argsort(np.argsort(resemblance))
+    first = np.where(order < 5, 0, np.where(order < 7, 1, -1)).tolist()
+    curve = {"n_images": len(few), "epsilons": [0.0, 0.005], "first_broken": first}
+    record = {"data": {"fingerprint": splits.fingerprint}, "worst_case": {"curve": curve}}
+    found = near_training.right_by_resemblance({"ResNet34": record}, splits)
+    assert found["models"]["ResNet34"] == {"0.0": [0, 0, 0.5, 1, 1], "0.005": [0, 0, 0, 0.5, 1]}
+    assert [group["n"] for group in found["groups"]] == [2] * 5
+    assert found["groups"][0]["from"] == pytest.approx(resemblance.min())
+    near_training.resemblance_figure(found, "note")
+    table = near_training_table(found | {"data": {"source": "phantom", "protocol": "patient"}})
+    assert "| ResNet34, 1.28/255 | 0.0 | 0.0 | 0.0 | 50.0 | 100.0 |" in table
+    with pytest.raises(ValueError, match="other data"):
+        near_training.right_by_resemblance({"ResNet34": record | {"data": {"fingerprint": "x"}}}, splits)
+    with pytest.raises(ValueError, match="_atk notebook"):
+        near_training.right_by_resemblance({"ResNet34": {"data": record["data"]}}, splits)
+
+
+def test_resemblance_needs_trained_models(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["--data", str(root / "data"), "--out", str(tmp_path / "out")]
+    assert near_training.main([*arguments, "--root", str(tmp_path / "empty")]) == 1
+    assert "no trained model" in capsys.readouterr().err
+    assert near_training.main([*arguments, "--root", str(root)]) == 1
+    assert "holds no attack" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -56,8 +56,7 @@ def audit_leak(train: ImageSet, test: ImageSet, protocol: str) -> LeakAudit:
     known, asked = raw_pixels(train), raw_pixels(test)
     nearest, _ = nearest_neighbours(known, asked)
     radii = certified_radii(known, train.labels.numpy(), asked, test.labels.numpy(), limit=1.01 * max(GRID))
-    train_features, test_features = (pooled_features(part.images[:, 0].numpy()) for part in (train, test))
-    correlations = _highest_dot(train_features, test_features)
+    correlations = highest_correlations(train, test)
     labels = train.labels.numpy()
     usual = np.bincount(labels).argmax()
     return LeakAudit(
@@ -139,6 +138,12 @@ def _nearest_plane(train: np.ndarray, squared: np.ndarray, own: np.ndarray, radi
         apart = np.abs(train[others[part]] - train[mine]).sum(1).clip(1e-12)
         radius = min(radius, ((squared[others[part]] - squared[mine]) / (2 * apart)).min())
     return max(float(radius), 0.0)
+
+
+def highest_correlations(train: ImageSet, test: ImageSet) -> np.ndarray:
+    """Each test image's highest correlation with a training image, both pooled to 64 x 64. Shape M, -1..1."""
+    known, asked = (pooled_features(part.images[:, 0].numpy()) for part in (train, test))
+    return _highest_dot(known, asked)
 
 
 def _highest_dot(train: np.ndarray, test: np.ndarray) -> np.ndarray:

@@ -268,6 +268,18 @@ def training_speed_table(record: Mapping[str, Any]) -> str:
     return markdown(["backbone", "clean epoch", *names], rows) + _machine(record, said)
 
 
+def near_training_table(record: Mapping[str, Any]) -> str:
+    """Accuracy by resemblance to a training image, from ``benchmarks/near_training_*.json``."""
+    rows = []
+    for title, found in record["models"].items():
+        for eps, shares in found.items():
+            name = title if float(eps) == 0 else f"{title}, {255 * float(eps):.3g}/255"
+            rows.append([name, *(f"{100 * share:.1f}" for share in shares)])
+    header = ["correlation", *(f"{group['from']:.3f} to {group['to']:.3f}" for group in record["groups"])]
+    numbers = " + ".join(str(group["n"]) for group in record["groups"])
+    return markdown(header, rows) + f"\n{_protocol([record])}, {numbers} test images; %.\n"
+
+
 def memory_table(record: Mapping[str, Any]) -> str:
     """Peak memory of whole training processes, from ``benchmarks/whole_processes.json``."""
     found, kept = record["memory_mib"], ", kept for the backward pass"
@@ -302,6 +314,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "attack_speed": attack_speed_table,
     "training_speed": training_speed_table,
     "memory": memory_table,
+    "near_training": near_training_table,
 }
 
 

@@ -1,0 +1,123 @@
+"""How right a model is on test images that resemble a training image much, and on those that resemble none.
+
+    python -m benchmarks.near_training --root benchmarks/published --data runs/published
+
+Reads the worst cases in the records below ``ROOT/checkpoints``; nothing is attacked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.measure import FOLDER, save
+from utils.data import DataSplits, load_splits
+from utils.leak_audit import highest_correlations
+from utils.paths import ROOT
+from utils.plots import axes_of, finish, line_style
+from utils.results import trained_models
+from utils.suites import ORIGINAL_EPS
+from utils.workspace import Workspace
+from utils.worst_case import NEVER
+
+GROUPS = 5
+EPSILONS = (0.0, ORIGINAL_EPS)
+
+
+def right_by_resemblance(records: Mapping[str, Mapping[str, Any]], splits: DataSplits) -> dict[str, Any]:
+    """Accuracy without attack and at the radius of the original work, by the test image's resemblance to training.
+
+    Resemblance is the highest correlation with any training image, of pixels pooled to 64 x 64; the test images of the
+    records are sorted by it and cut into ``GROUPS`` parts of the same size.
+
+    Args:
+        records: title -> record of a model whose notebooks have attacked it.
+        splits: the data that all of them were trained and tested on.
+
+    Returns:
+        plain values: ``groups`` with ``from``, ``to`` (correlations) and ``n``; ``models``, title -> radius -> accuracy
+        of each group, 0..1.
+
+    Raises:
+        ValueError: a record of other data, without a worst case, or of other test images than the rest.
+    """
+    curves = {}
+    for title, record in records.items():
+        if record["data"]["fingerprint"] != splits.fingerprint:
+            raise ValueError(f"{title} was trained on other data or another split than {splits.info['protocol']}")
+        if "worst_case" not in record:
+            raise ValueError(f"the record of {title} holds no attack; run its _atk notebook to the end")
+        curves[title] = record["worst_case"]["curve"]
+    counts = {curve["n_images"] for curve in curves.values()}
+    if len(counts) != 1:
+        raise ValueError(f"models were tested on different numbers of images: {', '.join(map(str, sorted(counts)))}")
+    resemblance = highest_correlations(splits.train, splits.test.balanced_subset(counts.pop()))
+    groups = np.array_split(np.argsort(resemblance), GROUPS)
+    return {
+        "groups": [
+            {"from": float(resemblance[own].min()), "to": float(resemblance[own].max()), "n": len(own)}
+            for own in groups
+        ],
+        "models": {title: _right(curve, groups) for title, curve in curves.items()},
+    }
+
+
+def _right(curve: Mapping[str, Any], groups: Sequence[np.ndarray]) -> dict[str, list[float]]:
+    first = np.array(curve["first_broken"])
+    steps = {eps: int(np.argmin(np.abs(np.array(curve["epsilons"]) - eps))) for eps in EPSILONS}
+    standing = {eps: (first == NEVER) | (first > step) for eps, step in steps.items()}
+    return {str(eps): [float(stands[own].mean()) for own in groups] for eps, stands in standing.items()}
+
+
+def resemblance_figure(content: Mapping[str, Any], note: str) -> Figure:
+    """A panel a radius, a line a model, over the groups."""
+    figure, axes = axes_of(1, len(EPSILONS), size=(10, 4), sharey=True)
+    names = [f"{group['from']:.3f}\nto {group['to']:.3f}" for group in content["groups"]]
+    for ax, eps in zip(axes[0], EPSILONS):
+        for index, (title, found) in enumerate(content["models"].items()):
+            ax.plot(range(len(names)), [100 * value for value in found[str(eps)]], label=title, **line_style(index))
+        ax.set_xticks(range(len(names)), names, fontsize=8)
+        ax.set_title(f"worst case at {255 * eps:.3g}/255" if eps else "without attack", fontsize=10)
+        ax.set(xlabel="highest correlation with a training image")
+    axes[0, 0].set(ylabel="accuracy (%)", ylim=(0, 102))
+    axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+    return finish(figure, "Accuracy by resemblance to a training image", note)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    args = _parse(arguments)
+    try:
+        workspace = Workspace.open(str(args.root), data_dir=args.data)
+        splits = load_splits(workspace.data_dir)
+        records = trained_models(workspace)
+        if not records:
+            raise ValueError(f"no trained model in {args.root / 'checkpoints'}")
+        content = right_by_resemblance(records, splits) | {"data": splits.info}
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    protocol = splits.info["protocol"]
+    sizes = sorted({group["n"] for group in content["groups"]})
+    note = f"{splits.info['source']}, {protocol} split; {' or '.join(map(str, sizes))} test images a point"
+    save(f"near_training_{protocol}", content, resemblance_figure(content, note), args.out)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.near_training", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--root", type=Path, default=ROOT, help="holds checkpoints/ (default: this repository)")
+    add("--data", default="", help="folder of prepared *_set.pt; default: that of ROOT")
+    add("--out", type=Path, default=FOLDER)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
