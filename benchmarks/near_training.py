@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.measure import FOLDER, save
-from utils.data import DataSplits, load_splits
+from utils.data import DataSplits, ImageSet, load_splits
 from utils.leak_audit import highest_correlations
 from utils.paths import ROOT
 from utils.plots import axes_of, finish, line_style
@@ -34,15 +34,16 @@ def right_by_resemblance(records: Mapping[str, Mapping[str, Any]], splits: DataS
     """Accuracy without attack and at the radius of the original work, by the test image's resemblance to training.
 
     Resemblance is the highest correlation with any training image, of pixels pooled to 64 x 64; the test images of the
-    records are sorted by it and cut into ``GROUPS`` parts of the same size.
+    records are sorted by it and cut into ``GROUPS`` parts of the same size. Two more groups are the slices with a
+    neighbour in training, the next or the last slice of the same patient, and those without.
 
     Args:
         records: title -> record of a model whose notebooks have attacked it.
         splits: the data that all of them were trained and tested on.
 
     Returns:
-        plain values: ``groups`` with ``from``, ``to`` (correlations) and ``n``; ``models``, title -> radius -> accuracy
-        of each group, 0..1.
+        plain values: ``groups``, each with its ``name`` and number of images ``n``; ``models``, title -> radius ->
+        accuracy of each group, 0..1.
 
     Raises:
         ValueError: a record of other data, without a worst case, or of other test images than the rest.
@@ -57,31 +58,46 @@ def right_by_resemblance(records: Mapping[str, Mapping[str, Any]], splits: DataS
     counts = {curve["n_images"] for curve in curves.values()}
     if len(counts) != 1:
         raise ValueError(f"models were tested on different numbers of images: {', '.join(map(str, sorted(counts)))}")
-    resemblance = highest_correlations(splits.train, splits.test.balanced_subset(counts.pop()))
-    groups = np.array_split(np.argsort(resemblance), GROUPS)
+    few = splits.test.balanced_subset(counts.pop())
+    groups = {**_by_resemblance(splits.train, few), **_by_neighbours(splits.train, few)}
     return {
-        "groups": [
-            {"from": float(resemblance[own].min()), "to": float(resemblance[own].max()), "n": len(own)}
-            for own in groups
-        ],
-        "models": {title: _right(curve, groups) for title, curve in curves.items()},
+        "groups": [{"name": name, "n": len(own)} for name, own in groups.items()],
+        "models": {title: _right(curve, list(groups.values())) for title, curve in curves.items()},
     }
 
 
-def _right(curve: Mapping[str, Any], groups: Sequence[np.ndarray]) -> dict[str, list[float]]:
+def _by_resemblance(train: ImageSet, test: ImageSet) -> dict[str, np.ndarray]:
+    found = highest_correlations(train, test)
+    parts = np.array_split(np.argsort(found), GROUPS)
+    return {f"{found[own].min():.3f} to {found[own].max():.3f}": own for own in parts}
+
+
+def _by_neighbours(train: ImageSet, test: ImageSet) -> dict[str, np.ndarray]:
+    known = set(zip(train.subjects.tolist(), train.slices.tolist()))
+    asked = zip(test.subjects.tolist(), test.slices.tolist())
+    beside = np.array([bool(known & {(who, place - 1), (who, place + 1)}) for who, place in asked])
+    return {"neighbour in training": np.flatnonzero(beside), "none": np.flatnonzero(~beside)}
+
+
+def _right(curve: Mapping[str, Any], groups: Sequence[np.ndarray]) -> dict[str, list[float | None]]:
     first = np.array(curve["first_broken"])
     steps = {eps: int(np.argmin(np.abs(np.array(curve["epsilons"]) - eps))) for eps in EPSILONS}
     standing = {eps: (first == NEVER) | (first > step) for eps, step in steps.items()}
-    return {str(eps): [float(stands[own].mean()) for own in groups] for eps, stands in standing.items()}
+    return {
+        str(eps): [float(stands[own].mean()) if len(own) else None for own in groups]
+        for eps, stands in standing.items()
+    }
 
 
 def resemblance_figure(content: Mapping[str, Any], note: str) -> Figure:
-    """A panel a radius, a line a model, over the groups."""
+    """A panel a radius, a line a model, over the groups of growing resemblance."""
     figure, axes = axes_of(1, len(EPSILONS), size=(10, 4), sharey=True)
-    names = [f"{group['from']:.3f}\nto {group['to']:.3f}" for group in content["groups"]]
+    names = [group["name"].replace(" ", "\n", 1) for group in content["groups"][:GROUPS]]
     for ax, eps in zip(axes[0], EPSILONS):
         for index, (title, found) in enumerate(content["models"].items()):
-            ax.plot(range(len(names)), [100 * value for value in found[str(eps)]], label=title, **line_style(index))
+            ax.plot(
+                range(len(names)), [100 * value for value in found[str(eps)][:GROUPS]], label=title, **line_style(index)
+            )
         ax.set_xticks(range(len(names)), names, fontsize=8)
         ax.set_title(f"worst case at {255 * eps:.3g}/255" if eps else "without attack", fontsize=10)
         ax.set(xlabel="highest correlation with a training image")
@@ -104,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     protocol = splits.info["protocol"]
-    sizes = sorted({group["n"] for group in content["groups"]})
+    sizes = sorted({group["n"] for group in content["groups"][:GROUPS]})
     note = f"{splits.info['source']}, {protocol} split; {' or '.join(map(str, sizes))} test images a point"
     save(f"near_training_{protocol}", content, resemblance_figure(content, note), args.out)
     return 0

@@ -274,10 +274,10 @@ def near_training_table(record: Mapping[str, Any]) -> str:
     for title, found in record["models"].items():
         for eps, shares in found.items():
             name = title if float(eps) == 0 else f"{title}, {255 * float(eps):.3g}/255"
-            rows.append([name, *(f"{100 * share:.1f}" for share in shares)])
-    header = ["correlation", *(f"{group['from']:.3f} to {group['to']:.3f}" for group in record["groups"])]
-    numbers = " + ".join(str(group["n"]) for group in record["groups"])
-    return markdown(header, rows) + f"\n{_protocol([record])}, {numbers} test images; %.\n"
+            rows.append([name, *("-" if share is None else f"{100 * share:.1f}" for share in shares)])
+    header = ["model", *(f"{group['name']} (n = {group['n']})" for group in record["groups"])]
+    said = "groups by the highest correlation with a training image, and by the next slices of the same patient; %"
+    return markdown(header, rows) + f"\n{_protocol([record])}; {said}.\n"
 
 
 def memory_table(record: Mapping[str, Any]) -> str:
