@@ -7,10 +7,13 @@ import pytest
 import torch
 from conftest import small_model
 
-from utils.checkpoints import read_record, save_checkpoint
+from utils.checkpoints import load_checkpoint, read_record, save_checkpoint
+from utils.data import load_splits
 from utils.prepare import group_by_subject, split_and_save
 from utils.results import update_record
 from utils.spot_check import main
+from utils.suites import Attack
+from utils.worst_case import combine, robustness_curve
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
 
@@ -56,3 +59,23 @@ def test_other_weights_and_other_images_are_noticed(root: Path, capsys: pytest.C
     save_checkpoint(other, {key: value for key, value in record.items() if key != "model"}, folder)
     assert main(["--root", str(root)]) == 1
     assert "differs from its record on" in capsys.readouterr().err
+
+
+def test_the_worst_case_is_measured_again(root: Path, capsys: pytest.CaptureFixture) -> None:
+    folder, arguments = root / "checkpoints" / "ResNet34", ["--root", str(root), "--worst-case"]
+    assert main(arguments) == 1 and "holds no attack" in capsys.readouterr().err
+    splits = load_splits(root / "data")
+    model, _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+    # as the notebooks do: one attack after the other, the last on what the others left
+    options = {"epsilons": [0, 8 / 255, 64 / 255], "seed": 3}
+    steps = Attack("pgd", steps=5, stop_when_fooled=True)
+    before = [robustness_curve(model, splits.test, attack=attack, **options) for attack in (Attack("fgsm"), steps)]
+    margin = Attack("pgd", steps=5, loss="margin", stop_when_fooled=True)
+    curve = robustness_curve(model, splits.test, attack=margin, known=combine(before), **options)
+    assert curve.robust_accuracy[0] > curve.robust_accuracy[-1]
+    update_record(folder, worst_case={"curve": curve.as_dict(), "seed": 3})
+    assert main(arguments) == 0
+    n = len(splits.test)
+    assert f"{n} of {n} images as recorded" in capsys.readouterr().out
+    update_record(folder, worst_case={"curve": curve.as_dict() | {"robust_accuracy": [0.9, 0.9, 0.9]}, "seed": 3})
+    assert main(arguments) == 1 and "in the record 90.0, 90.0, 90.0 %" in capsys.readouterr().err

@@ -2,13 +2,15 @@
 
     python -m utils.spot_check --model ResNet34_atk
 
-attacks 64 test images and compares each one's fate with the record; the first time it writes the record instead.
+attacks 64 test images and compares each one's fate with the record; the first time it writes the record instead. With
+``--worst-case`` it measures the record's worst case again, with its attacks, radii and images.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ from torch import nn
 from utils.checkpoints import WEIGHTS, checkpoint_folder, load_checkpoint
 from utils.data import ImageSet, load_splits
 from utils.results import trained_models, update_record
-from utils.suites import SUITES
+from utils.suites import SUITES, Attack
 from utils.workspace import Workspace, pick_device
 from utils.worst_case import robustness_curve
 
 SUITE, EPSILONS, IMAGES = "quick", (1 / 255, 2 / 255), 64
 #: Other hardware rounds otherwise, and an image at the edge may fall to the other side.
 MAY_DIFFER = 1
+#: The same for robust accuracy, 0..1.
+MAY_DIFFER_BY = 0.01
 
 
 def fates(model: nn.Module, test: ImageSet) -> dict[str, Any]:
@@ -50,15 +54,24 @@ def differences(found: dict[str, Any], stored: dict[str, Any]) -> list[str]:
     return [path for path, now, then in pairs if now != then]
 
 
-def check(folder: Path, data: Path) -> str:
+def check(folder: Path, data: Path, *, worst_case: bool = False) -> str:
     """Compare a checkpoint with its record, or write the record; says what was done.
 
+    Args:
+        folder: of the checkpoint.
+        data: folder of the prepared data it was trained on.
+        worst_case: measure the record's worst case again instead of the fate of a few images.
+
     Raises:
-        ValueError: more than ``MAY_DIFFER`` images have another fate.
+        ValueError: more than ``MAY_DIFFER`` images have another fate, or the worst case leaves more or less than it did
+            by above ``MAY_DIFFER_BY``; a record without worst case.
     """
     splits = load_splits(data)
     model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
-    found = fates(model.to(pick_device()), splits.test)
+    model.to(pick_device())
+    if worst_case:
+        return f"{folder}: {worst_case_again(model, splits.test, record)}"
+    found = fates(model, splits.test)
     if "spot_check" not in record:
         update_record(folder, spot_check=found)
         return f"{folder}: recorded {len(found['paths'])} images"
@@ -66,6 +79,28 @@ def check(folder: Path, data: Path) -> str:
     if len(other) > MAY_DIFFER:
         raise ValueError(f"{folder} differs from its record on {len(other)} images, for example {other[0]}")
     return f"{folder}: {len(found['paths']) - len(other)} of {len(found['paths'])} images as recorded"
+
+
+def worst_case_again(model: nn.Module, test: ImageSet, record: Mapping[str, Any]) -> str:
+    """Measure the worst case of a model's record anew, and say how it compares.
+
+    Raises:
+        ValueError: it differs at some radius by more than ``MAY_DIFFER_BY``; a record without worst case.
+    """
+    if "worst_case" not in record:
+        raise ValueError("the record holds no attack; run the _atk notebook to the end")
+    stored = record["worst_case"]["curve"]
+    attacks = [Attack(**{name: own[name] for name in own if name != "title"}) for own in stored["attacks"]]
+    few = test.balanced_subset(stored["n_images"])
+    options = {"epsilons": stored["epsilons"], "seed": record["worst_case"]["seed"], "device": pick_device()}
+    found = robustness_curve(model, few, attack=attacks, **options)
+    pairs = list(zip(found.robust_accuracy, stored["robust_accuracy"], strict=True))
+    now, then = (", ".join(f"{100 * share:.1f}" for share in shares) for shares in zip(*pairs))
+    same = sum(a == b for a, b in zip(found.first_broken, stored["first_broken"], strict=True))
+    said = f"robust accuracy {now} %, in the record {then} %; {same} of {len(few)} images as recorded"
+    if max(abs(a - b) for a, b in pairs) > MAY_DIFFER_BY:
+        raise ValueError(said)
+    return said
 
 
 def _weights(workspace: Workspace, title: str) -> Path:
@@ -78,6 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", nargs="+", help="folders in checkpoints/, or paths; default: all with weights")
     parser.add_argument("--data", help="folder of prepared *_set.pt; default: dataset/dataset_variables")
     parser.add_argument("--root", type=Path, help="holds checkpoints/; default: this repository")
+    parser.add_argument("--worst-case", action="store_true", help="measure the record's worst case again")
     args = parser.parse_args(arguments)
     try:
         workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
@@ -87,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise FileNotFoundError(f"no weights in {workspace.root / 'checkpoints'}")
         for name in names:
             folder = checkpoint_folder(name if Path(name).is_dir() else workspace.checkpoint(name))
-            print(check(folder, workspace.data_dir), flush=True)
+            print(check(folder, workspace.data_dir, worst_case=args.worst_case), flush=True)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
