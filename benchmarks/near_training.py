@@ -46,7 +46,7 @@ def right_by_resemblance(records: Mapping[str, Mapping[str, Any]], splits: DataS
         accuracy of each group, 0..1.
 
     Raises:
-        ValueError: a record of other data, without a worst case, or of other test images than the rest.
+        ValueError: a record of other data, without a worst case at these radii, or of other test images than the rest.
     """
     curves = {}
     for title, record in records.items():
@@ -54,7 +54,9 @@ def right_by_resemblance(records: Mapping[str, Mapping[str, Any]], splits: DataS
             raise ValueError(f"{title} was trained on other data or another split than {splits.info['protocol']}")
         if "worst_case" not in record:
             raise ValueError(f"the record of {title} holds no attack; run its _atk notebook to the end")
-        curves[title] = record["worst_case"]["curve"]
+        curves[title] = curve = record["worst_case"]["curve"]
+        if not set(EPSILONS) <= set(curve["epsilons"]):
+            raise ValueError(f"{title} was not attacked at {ORIGINAL_EPS}; put it among the notebook's epsilons")
     counts = {curve["n_images"] for curve in curves.values()}
     if len(counts) != 1:
         raise ValueError(f"models were tested on different numbers of images: {', '.join(map(str, sorted(counts)))}")
@@ -81,8 +83,7 @@ def _by_neighbours(train: ImageSet, test: ImageSet) -> dict[str, np.ndarray]:
 
 def _right(curve: Mapping[str, Any], groups: Sequence[np.ndarray]) -> dict[str, list[float | None]]:
     first = np.array(curve["first_broken"])
-    steps = {eps: int(np.argmin(np.abs(np.array(curve["epsilons"]) - eps))) for eps in EPSILONS}
-    standing = {eps: (first == NEVER) | (first > step) for eps, step in steps.items()}
+    standing = {eps: (first == NEVER) | (first > curve["epsilons"].index(eps)) for eps in EPSILONS}
     return {
         str(eps): [float(stands[own].mean()) if len(own) else None for own in groups]
         for eps, stands in standing.items()
@@ -95,9 +96,8 @@ def resemblance_figure(content: Mapping[str, Any], note: str) -> Figure:
     names = [group["name"].replace(" ", "\n", 1) for group in content["groups"][:GROUPS]]
     for ax, eps in zip(axes[0], EPSILONS):
         for index, (title, found) in enumerate(content["models"].items()):
-            ax.plot(
-                range(len(names)), [100 * value for value in found[str(eps)][:GROUPS]], label=title, **line_style(index)
-            )
+            shares = [100 * share for share in found[str(eps)][:GROUPS]]
+            ax.plot(range(len(names)), shares, label=title, **line_style(index))
         ax.set_xticks(range(len(names)), names, fontsize=8)
         ax.set_title(f"worst case at {255 * eps:.3g}/255" if eps else "without attack", fontsize=10)
         ax.set(xlabel="highest correlation with a training image")
