@@ -256,9 +256,10 @@ def comparison_figures(records: Mapping[str, Record]) -> dict[str, Figure]:
     figures = {"worst_case_all": curves_figure(records, "Worst case of each image, all models", note)}
     panels = {title: record["panel"] for title, record in records.items() if record["panel"]}
     if panels:
-        places = dict.fromkeys(f"{255 * own['eps']:.3g}/255, {own['n_images']} images" for own in panels.values())
+        radii = dict.fromkeys(f"{255 * own['eps']:.3g}/255" for own in panels.values())
+        counts = sorted({own["n_images"] for own in panels.values()})
         alone = {title: own["alone"] for title, own in panels.items()}
-        title = f"Each attack alone at {' or '.join(places)}"
+        title = f"Each attack alone at {' or '.join(radii)}, {' or '.join(map(str, counts))} images"
         figures["attacks"] = plot_heat_map(alone, title=title, rows="model", columns="attack", note=note)
     return figures
 
