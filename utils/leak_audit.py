@@ -143,12 +143,8 @@ def _nearest_plane(train: np.ndarray, squared: np.ndarray, own: np.ndarray, radi
 def highest_correlations(train: ImageSet, test: ImageSet) -> np.ndarray:
     """Each test image's highest correlation with a training image, both pooled to 64 x 64. Shape M, -1..1."""
     known, asked = (pooled_features(part.images[:, 0].numpy()) for part in (train, test))
-    return _highest_dot(known, asked)
-
-
-def _highest_dot(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    chunks = (test[start : start + _ROWS_AT_ONCE] for start in range(0, len(test), _ROWS_AT_ONCE))
-    return np.concatenate([(chunk @ train.T).max(1) for chunk in chunks])
+    chunks = (asked[start : start + _ROWS_AT_ONCE] for start in range(0, len(asked), _ROWS_AT_ONCE))
+    return np.concatenate([(chunk @ known.T).max(1) for chunk in chunks])
 
 
 def _same_patient_share(train: ImageSet, test: ImageSet) -> float:
