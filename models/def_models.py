@@ -77,7 +77,14 @@ def _timm(**options: Any) -> nn.Module:
 def _build_dinov2(num_classes: int, image_size: int) -> nn.Module:
     net = _timm(img_size=image_size)
     net.head = nn.Sequential(nn.Linear(net.num_features, 256), nn.GELU(), nn.Dropout(0.1), nn.Linear(256, num_classes))
+    for block in net.blocks:
+        block.attn.register_forward_pre_hook(_choose_attention)
     return net
+
+
+def _choose_attention(attention: nn.Module, _: tuple[torch.Tensor, ...]) -> None:
+    """Leave out torch's fused attention in bfloat16 on a CPU, whose gradient is several times slower than products."""
+    attention.fused_attn = not torch.is_autocast_enabled("cpu")
 
 
 def _dinov2_blocks(net: nn.Module) -> list[nn.Module]:
