@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
@@ -11,6 +12,7 @@ from models import def_models
 from models.def_models import BACKBONES, Backbone, MRIClassifier, build_model
 from utils.grad_cam import explain_rows, grad_cam, pick_layer, right_and_wrong
 from utils.metrics import predict
+from utils.precision import autocast
 from utils.results import parameter_table
 
 
@@ -71,6 +73,19 @@ def test_freezing_reaches_every_parameter_of_each_backbone(backbone: str) -> Non
 
 def test_dinov2_takes_the_next_multiple_of_its_patch() -> None:
     assert [build_model("dino_v2", image_size=side).image_size for side in (56, 64, 224)] == [56, 70, 224]
+
+
+def test_bfloat16_on_a_cpu_changes_the_way_of_the_attention_and_not_its_gradient() -> None:
+    torch.manual_seed(0)
+    model = build_model("dino_v2", image_size=42).eval()
+    images = torch.rand(2, 1, 42, 42, requires_grad=True)
+    found = {}
+    for precision in ("fp32", "bf16"):
+        with autocast(precision, "cpu"):
+            (found[precision],) = torch.autograd.grad(model(images)[:, 0].sum(), images)
+        ways = {block.attn.fused_attn for block in model.backbone.blocks}
+        assert ways == {precision == "fp32"}
+    assert F.cosine_similarity(found["fp32"].flatten(), found["bf16"].flatten(), dim=0) > 0.99
 
 
 def test_dinov2_weights_of_another_size_are_resampled(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from models.templates import build
 from models.templates.build import notebooks
 from utils import figures, reproduce, utils_funcs
 from utils.paths import write_json
+from utils.plots import COLOURS
 from utils.prepare import group_by_subject, split_and_save
 from utils.reproduce import execute, inject, main, parameters_of, plan, run, tidy
 from utils.workspace import Workspace
@@ -312,8 +313,27 @@ def test_paths_of_a_run_inside_the_repository_hold_in_every_clone(tmp_path: Path
     assert f"data_dir = '{tmp_path}/clone'" in nbformat.read(outside, as_version=4).cells[1].source
 
 
+def test_tidy_keeps_the_colours_of_thin_lines() -> None:
+    figure, ax = plt.subplots(figsize=(8.4, 4.4))
+    x = np.linspace(0, 8, 50)
+    for place, colour in enumerate(COLOURS):  # bands that overlap make hundreds of mixtures
+        ax.plot(x, place + np.sin(x), color=colour, lw=1)
+        for width in (1, 2, 3):
+            ax.fill_between(x, place - width + np.sin(x), place + width + np.cos(x), color=colour, alpha=0.1)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    plt.close(figure)
+    whole = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    data = {"image/png": base64.b64encode(file.getvalue()).decode()}
+    output = nbformat.v4.new_output("display_data", data)
+    tidy(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])]))
+    lighter = np.asarray(Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).convert("RGB")).astype(int)
+    assert np.abs(lighter - whole).max() < 32
+    assert len(output.data["image/png"]) < len(data["image/png"])
+
+
 def test_tidy_lightens_figures() -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (600, 900, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 32, (600, 900, 3), dtype=np.uint8)
     bars = np.repeat(np.arange(900, dtype=np.uint8)[None, :, None] // 100 * 20, 600, 0).repeat(3, 2)
     outputs = []
     for pixels in (noise, bars):
@@ -326,7 +346,7 @@ def test_tidy_lightens_figures() -> None:
     assert list(heavy) == ["image/jpeg", "text/plain"] and list(light) == ["image/png", "text/plain"]
     assert Image.open(io.BytesIO(base64.b64decode(heavy["image/jpeg"]))).size == (720, 480)
     again = np.asarray(Image.open(io.BytesIO(base64.b64decode(light["image/png"]))).convert("RGB"))
-    assert np.array_equal(again, bars) and len(light["image/png"]) < 4000
+    assert np.array_equal(again, bars) and len(light["image/png"]) < 5000
 
 
 def _notebook(folder: Path, name: str, source: str) -> Path:
