@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import small_model
 
-from benchmarks import attack_speed, near_training, patient_signal, training_speed, whole_processes
+from benchmarks import attack_speed, attention_speed, near_training, patient_signal, training_speed, whole_processes
 from benchmarks.measure import gpu_use, sampled, take_turns
 from models.def_models import build_model
 from utils.checkpoints import save_checkpoint
@@ -22,7 +22,7 @@ from utils.paths import read_json
 from utils.phantom import PhantomConfig, make_phantoms
 from utils.precision import emulates_bf16
 from utils.prepare import group_by_subject, split_and_save
-from utils.readme import attack_speed_table, near_training_table
+from utils.readme import attack_speed_table, attention_speed_table, near_training_table
 from utils.sources import RawImages
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
@@ -103,6 +103,17 @@ def test_floor_does_the_passes_of_the_recipe_and_nothing_else(splits: DataSplits
     found = read_json(tmp_path / "training_speed.json")["backbones"]["small"]
     assert found["train_images"] == 16 and found["times_clean"]["clean"] == 1
     assert set(found["times_floor"]) == set(training_speed.recipes())
+
+
+def test_both_ways_of_attention_give_the_same_gradient(tmp_path: Path) -> None:
+    arguments = ["--image-sizes", "42", "--batch-size", "2", "--repeats", "1", "--out", str(tmp_path)]
+    assert attention_speed.main(arguments) == 0
+    record = read_json(tmp_path / "attention_speed.json")
+    (found,) = record["sizes"]
+    assert found["cosine"]["fp32"] > 0.9999 and found["cosine"]["bf16"] > 0.99
+    rows = attention_speed_table(record).splitlines()[2:4]
+    assert [row.split("|")[2].strip() for row in rows] == ["fp32", "bf16"]
+    assert float(rows[1].split("|")[5]) == pytest.approx(found["times_fused"]["bf16"], abs=0.005)
 
 
 def test_a_watcher_is_read_while_a_run_lasts(tmp_path: Path) -> None:

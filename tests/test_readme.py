@@ -307,6 +307,22 @@ def test_command(command: str, tmp_path: Path) -> None:
     RUNNERS[command](tmp_path)
 
 
+def test_training_table_names_each_machine_and_the_rates_of_the_blocks() -> None:
+    def record(backbone: str, machine: str, decay: float) -> dict:
+        config = {"learning_rate": 2e-4, "layer_decay": decay, "precision": "bf16", "seed": 0}
+        training = {"objective": {"name": "standard"}, "config": config, "start": "scratch", "best_epoch": 0}
+        data = {"source": "phantom", "protocol": "patient"}
+        model = {"backbone": backbone, "image_size": 64}
+        own = {"training": training | {"history": [{}], "seconds": 60.0}, "environment": {"hardware": machine}}
+        return {"model": model, "data": data} | own
+
+    alike = readme.trained([record("resnet34", "CPU A", 1), record("efficientnet_b0", "CPU A", 1)])
+    assert alike.endswith("; CPU A.\n") and " x " not in alike
+    mixed = readme.trained([record("dino_v2", "CPU A", 0.75), record("resnet34", "CPU B", 1)])
+    assert mixed.endswith("; DINOv2: CPU A; ResNet34: CPU B.\n")
+    assert "| 0.0002, x 0.75 a block |" in mixed
+
+
 def test_python_of_the_readme(splits, resnet) -> None:
     epsilons, alphas = [0, 2 / 255], [0.001]
     examples = adversarial_examples(resnet, splits.test, attacks=[(Attack("fgsm"), eps) for eps in epsilons], n=2)

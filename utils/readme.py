@@ -119,18 +119,23 @@ def trained(records: Sequence[Mapping[str, Any]]) -> str:
     """How each model was trained."""
     rows = {title: _training(record) for title, record in _titled(records).items() if "training" in record}
     table = pd.DataFrame.from_dict(rows, orient="index")
-    return _of_frame(table, "model") + f"\n{_protocol(records)}; {records[0]['environment']['hardware']}.\n"
+    machines: dict[str, list[str]] = {}
+    for title, record in _titled(records).items():
+        if title in rows:
+            machines.setdefault(record["environment"]["hardware"], []).append(title)
+    said = [f"{', '.join(own)}: {machine}" for machine, own in machines.items()] if len(machines) > 1 else machines
+    return _of_frame(table, "model") + f"\n{_protocol(records)}; {'; '.join(said)}.\n"
 
 
 def _training(record: Mapping[str, Any]) -> dict[str, Any]:
     own, objective = record["training"], record["training"]["objective"]
-    hardened = objective["name"] != "standard"
+    hardened, decay = objective["name"] != "standard", own["config"].get("layer_decay", 1)
     return {
         "input": f"{record['model']['image_size']} px",
         "begins with": ENCODERS.get(Path(own["start"]).name, own["start"]),
         "attack": f"{255 * objective['eps']:.3g}/255, {_steps(objective['steps'])}" if hardened else "none",
         "epoch kept": f"{own['best_epoch'] + 1} of {len(own['history'])}",
-        "learning rate": f"{own['config']['learning_rate']:.2g}",
+        "learning rate": f"{own['config']['learning_rate']:.2g}" + (f", x {decay} a block" if decay != 1 else ""),
         "precision": own["config"]["precision"],
         "seed": own["config"]["seed"],
         "minutes": f"{own['seconds'] / 60:.0f}",
@@ -268,6 +273,18 @@ def training_speed_table(record: Mapping[str, Any]) -> str:
     return markdown(["backbone", "clean epoch", *names], rows) + _machine(record, said)
 
 
+def attention_speed_table(record: Mapping[str, Any]) -> str:
+    """Fused attention beside plain products, from ``benchmarks/attention_speed.json``."""
+    rows = []
+    for own in record["sizes"]:
+        for precision, ratio in own["times_fused"].items():
+            names = [f"{precision}, {way}" for way in ("fused", "products")]
+            cells = [f"{own['seconds'][name]:.2f} s, {own['peak_mib'][name]:.0f} MiB" for name in names]
+            rows.append([f"{own['image_size']} px", precision, *cells, f"{ratio:.2f}"])
+    said = f"a pass of {record['batch_size']} images forward and back, gradients of images and weights"
+    return markdown(["input", "precision", "fused", "products", "times faster"], rows) + _machine(record, said)
+
+
 def near_training_table(record: Mapping[str, Any]) -> str:
     """Accuracy by resemblance to a training image, from ``benchmarks/near_training_*.json``."""
     rows = []
@@ -313,6 +330,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "trainable": trainable_table,
     "attack_speed": attack_speed_table,
     "training_speed": training_speed_table,
+    "attention_speed": attention_speed_table,
     "memory": memory_table,
     "near_training": near_training_table,
 }
