@@ -55,10 +55,10 @@ def gradient(
     for block in model.backbone.blocks:
         block.attn._forward_pre_hooks.clear()  # the model's own choice
         block.attn.fused_attn = fused
-    model.zero_grad()
     moved = images.clone().requires_grad_()
     with autocast(precision, images.device):
         F.cross_entropy(model(moved), labels).backward()
+    model.zero_grad()  # each turn takes its own memory
     return moved.grad
 
 
