@@ -32,6 +32,8 @@ def measure_size(image_size: int, args: argparse.Namespace) -> dict[str, Any]:
     images = torch.rand(args.batch_size, 1, 128, 128, device=device)
     labels = torch.arange(args.batch_size, device=device) % 4
     model = build_model("dino_v2", image_size=image_size).to(device).eval()
+    for block in model.backbone.blocks:
+        block.attn._forward_pre_hooks.clear()  # they hold the model's own choice
     contenders = {
         f"{precision}, {way}": partial(gradient, model, images, labels, precision, fused)
         for precision in ROUNDED
@@ -53,7 +55,6 @@ def gradient(
 ) -> torch.Tensor:
     """The images' gradient, and with it all weights' gradients, as in a step of adversarial training."""
     for block in model.backbone.blocks:
-        block.attn._forward_pre_hooks.clear()  # the model's own choice
         block.attn.fused_attn = fused
     moved = images.clone().requires_grad_()
     with autocast(precision, images.device):
@@ -79,7 +80,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention_speed", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--image-sizes", type=int, nargs="+", default=[70, 112, 224])
-    add("--batch-size", type=int, default=32)
+    add("--batch-size", type=int, default=16)
     add("--repeats", type=int, default=5)
     add("--name", default="attention_speed", help="of the files")
     add("--out", type=Path, default=FOLDER)

@@ -83,7 +83,7 @@ def _build_dinov2(num_classes: int, image_size: int) -> nn.Module:
 
 
 def _choose_attention(attention: nn.Module, _: tuple[torch.Tensor, ...]) -> None:
-    """Leave out torch's fused attention in bfloat16 on a CPU, whose gradient is several times slower than products."""
+    """Leave out torch's fused attention in bfloat16 on a CPU: its gradient is several times slower than products."""
     attention.fused_attn = not torch.is_autocast_enabled("cpu")
 
 

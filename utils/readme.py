@@ -119,12 +119,18 @@ def trained(records: Sequence[Mapping[str, Any]]) -> str:
     """How each model was trained."""
     rows = {title: _training(record) for title, record in _titled(records).items() if "training" in record}
     table = pd.DataFrame.from_dict(rows, orient="index")
+    return _of_frame(table, "model") + f"\n{_protocol(records)}; {_trained_on(records)}.\n"
+
+
+def _trained_on(records: Sequence[Mapping[str, Any]]) -> str:
+    """The machine of all models, or each machine with its models."""
     machines: dict[str, list[str]] = {}
     for title, record in _titled(records).items():
-        if title in rows:
+        if "training" in record:
             machines.setdefault(record["environment"]["hardware"], []).append(title)
-    said = [f"{', '.join(own)}: {machine}" for machine, own in machines.items()] if len(machines) > 1 else machines
-    return _of_frame(table, "model") + f"\n{_protocol(records)}; {'; '.join(said)}.\n"
+    if len(machines) == 1:
+        return next(iter(machines))
+    return "; ".join(f"{', '.join(titles)}: {machine}" for machine, titles in machines.items())
 
 
 def _training(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -289,7 +289,8 @@ def _lighter(data: dict[str, Any]) -> dict[str, Any]:
     figure = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).convert("RGB")
     packed, kind = io.BytesIO(), "image/png"
     # not the median cut, which gives thin lines the colours of the areas around them
-    few = figure.quantize(FIGURE_COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    colours = len(figure.getcolors(FIGURE_COLOURS) or range(FIGURE_COLOURS))
+    few = figure.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(packed, "PNG", optimize=True)
     if len(packed.getvalue()) > FIGURE_BYTES:
         packed, kind = io.BytesIO(), "image/jpeg"
