@@ -313,6 +313,16 @@ def test_paths_of_a_run_inside_the_repository_hold_in_every_clone(tmp_path: Path
     assert f"data_dir = '{tmp_path}/clone'" in nbformat.read(outside, as_version=4).cells[1].source
 
 
+def test_the_bar_of_a_long_cell_shows_outside(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(reproduce, "BAR_EVERY", 0.0)
+    source = "import time\nfrom tqdm.auto import tqdm\nbar = tqdm(range(40), unit='pass')\nfor turn in bar:\n"
+    source += "    bar.set_postfix(robust=f'{turn}%')\n    time.sleep(0.02)"
+    execute(_notebook(tmp_path, "a", source), {}, tmp_path / "out" / "a.ipynb")
+    lines = capsys.readouterr().err.splitlines()
+    assert any(re.search(r"cell, +\d+/40 \[00:0\d<.*pass/s, robust=\d+%\]", line) for line in lines), lines
+    assert "3/3" in lines[-1] and "robust" not in lines[-1]
+
+
 def test_tidy_keeps_the_colours_of_thin_lines() -> None:
     figure, ax = plt.subplots(figsize=(8.4, 4.4))
     x = np.linspace(0, 8, 50)

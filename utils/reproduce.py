@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import html
 import io
 import os
 import re
@@ -36,6 +37,9 @@ FAILED = ROOT / "runs" / "failed"
 
 #: What a figure may take in a notebook, so that the longest stays under a megabyte.
 FIGURE_BYTES, FIGURE_COLOURS, FIGURE_WIDTH = 80_000, 256, 720
+
+#: Seconds between two looks at the bar of a cell.
+BAR_EVERY = 2.0
 
 #: Parameters that have an option of their own, and the option.
 _OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profile": "--profile", "split": "--split"}
@@ -141,16 +145,32 @@ def inject(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> nbformat.
 
 
 class _Client(NotebookClient):
-    """Passes on what cells print, so that a long training can be watched."""
+    """Passes on what cells print and how far their bars are, so that a long training can be watched."""
 
     live: ClassVar[set[_Client]] = set()
+
+    def __init__(self, notebook: nbformat.NotebookNode, bar: tqdm, **options: Any) -> None:
+        super().__init__(notebook, on_cell_executed=self._count, **options)
+        self.bar, self.told = bar, 0.0
+
+    def _count(self, cell: nbformat.NotebookNode, **_: Any) -> None:
+        self.bar.set_postfix_str("", refresh=False)
+        self.bar.update(cell.cell_type == "code")
 
     def process_message(self, msg: dict, cell: nbformat.NotebookNode, cell_index: int) -> Any:
         if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
             name = self.resources["metadata"]["name"]
             for line in msg["content"]["text"].rstrip().splitlines():
                 tqdm.write(f"{name} | {line}")
+        if msg["msg_type"] == "comm_msg":
+            self._tell(msg["content"]["data"].get("state", {}).get("value"))
         return super().process_message(msg, cell, cell_index)
+
+    def _tell(self, value: Any) -> None:
+        """Put the right half of a cell's own bar, which is a widget's text, behind the notebook's."""
+        if isinstance(value, str) and "[" in value and time.monotonic() - self.told >= BAR_EVERY:
+            self.told = time.monotonic()
+            self.bar.set_postfix_str(" ".join(html.unescape(value).split()))
 
     @classmethod
     def stop_all(cls) -> None:
@@ -180,10 +200,10 @@ def execute(path: Path, values: dict[str, Any], target: Path, *, threads: int | 
     with tqdm(total=code, desc=path.stem, unit="cell") as bar:
         client = _Client(
             notebook,
+            bar,
             timeout=None,
             kernel_name="python3",
             resources={"metadata": {"path": str(path.parent), "name": path.stem}},
-            on_cell_executed=lambda cell, **_: bar.update(cell.cell_type == "code"),
         )
         _Client.live.add(client)
         try:
