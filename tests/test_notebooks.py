@@ -499,7 +499,14 @@ FLAGS = list(itertools.product([False, True], repeat=3))
 @pytest.mark.parametrize("hyperparams, params, further", FLAGS)
 @pytest.mark.parametrize("suffix", ["", "_atk"])
 def test_every_combination_of_the_load_flags(
-    suffix: str, hyperparams: bool, params: bool, further: bool, trained: tuple[Path, dict], tmp_path: Path, monkeypatch
+    suffix: str,
+    hyperparams: bool,
+    params: bool,
+    further: bool,
+    trained: tuple[Path, dict],
+    tmp_path: Path,
+    monkeypatch,
+    capsys,
 ) -> None:
     root, values = trained
     monkeypatch.chdir(ROOT)
@@ -519,6 +526,7 @@ def test_every_combination_of_the_load_flags(
         space["config"].optimizer == "sgd"
     ) == hyperparams
     trained_now = not params or further
+    assert ("loaded; trained 20" in capsys.readouterr().out) == (not trained_now)
     assert ((folder / "weights.safetensors").read_bytes() != before) == trained_now
     training = json.loads((folder / "record.json").read_text())["training"]
     assert training["config"]["seed"] == (5 if trained_now else 0)

@@ -107,9 +107,10 @@ def judge(
 
     Returns:
         plain values: ``curve``; ``interval`` of robust accuracy by radius; ``metrics`` by radius (see
-        :func:`utils.intervals.report`); ``answers`` without attack; ``seed``; ``panel``, or None.
+        :func:`utils.intervals.report`); ``answers`` without attack; ``seed``; ``environment``; ``panel``, or None.
     """
     record = {**summarise(curve, images), "seed": options.get("seed", 0), "panel": None}
+    record["environment"] = environment_facts()  # a model may be attacked elsewhere and later than it was trained
     if panel_images and panel_eps:
         few = images.balanced_subset(panel_images)
         radii = {"epsilons": curve.epsilons, "eps": panel_eps}
@@ -178,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     own = {"title": folder.name, "classes": splits.classes, "data": splits.info, "note": stored.get("note", "")}
     if is_main():
-        write_json(target, own | found | {"environment": environment_facts()})
+        write_json(target, own | found)
         print(target)
     return 0
 

@@ -7,11 +7,12 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -457,3 +458,11 @@ def print_epoch(entry: dict[str, float]) -> None:
     numbers = ", ".join(f"{name} {entry[key]:{form}}" for name, key, form in shown if key in entry)
     collapsed = ", collapsed" if entry.get("collapsed") else ""
     print(f"epoch {entry['epoch'] + 1}: {numbers}{collapsed} ({entry['seconds']:.0f} s)", flush=True)
+
+
+def print_training(record: Mapping[str, Any]) -> None:
+    """The epochs of a loaded model, as they were printed when it was trained."""
+    environment = record["environment"]
+    print(f"loaded; trained {environment['created'][:10]} on {environment['hardware']}")
+    for entry in record["training"]["history"]:
+        print_epoch(entry)

@@ -76,7 +76,7 @@ from utils.robustness_figures import (
 )
 from utils.sources import CLASSES, load_source
 from utils.suites import Attack, check_suite
-from utils.training import print_epoch, train
+from utils.training import print_epoch, print_training, train
 from utils.transfer import step_size_sweep, transfer_matrix
 from utils.widgets import attack_explorer, attack_strip
 from utils.workspace import Workspace, pick_device
@@ -161,6 +161,7 @@ __all__ = [
     "predict",
     "prepare_dataset",
     "print_epoch",
+    "print_training",
     "read_record",
     "recipe",
     "report",

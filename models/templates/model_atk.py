@@ -256,6 +256,8 @@ if not load_existing_params or train_loaded_model:
     result = uf.train(hardened, splits, folder=checkpoint, on_epoch=uf.print_epoch, **run)
     save = {"splits": splits, "result": result, "start": f"checkpoints/{start.name}", "note": note}
     uf.save_trained(hardened, checkpoint, **save, **run)
+else:
+    uf.print_training(uf.read_record(checkpoint))
 hardened_record = uf.read_record(checkpoint)
 
 # %%
