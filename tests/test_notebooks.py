@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,7 +23,7 @@ from models import def_models
 from models.def_models import Backbone
 from models.templates import build
 from models.templates.build import notebooks
-from utils import figures, reproduce, utils_funcs
+from utils import figures, reproduce, utils_funcs, worst_case
 from utils.paths import write_json
 from utils.plots import COLOURS
 from utils.prepare import group_by_subject, split_and_save
@@ -533,6 +534,29 @@ def test_every_combination_of_the_load_flags(
     if trained_now:
         own, clean = f"checkpoints/EfficientNetB0{suffix}", "checkpoints/EfficientNetB0" if suffix else "scratch"
         assert training["start"] == (own if params else clean)
+
+
+def _curves(record: str) -> list[dict]:
+    return list(json.loads(record)["robustness"].values())
+
+
+def test_attacks_in_the_notebooks_go_on_from_finished_batches(
+    trained: tuple[Path, dict], tmp_path: Path, monkeypatch
+) -> None:
+    root, values = trained
+    monkeypatch.chdir(ROOT)
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    record = tmp_path / "checkpoints" / "EfficientNetB0" / "record.json"
+    before = record.read_text()
+    attacked = []
+    real = worst_case._Run._attack
+    monkeypatch.setattr(worst_case._Run, "_attack", lambda *args: attacked.append(args) or real(*args))
+    run = partial(_run_cells, "efficientnet_model_atk", until="## The number")
+    run(values | {"out_dir": str(tmp_path)})
+    fates = [[curve["first_broken"] for curve in _curves(text)] for text in (before, record.read_text())]
+    assert not attacked and fates[0] == fates[1]
+    run(values | {"out_dir": str(tmp_path), "seed": 1})
+    assert attacked  # what another seed draws is not in the cache
 
 
 def test_a_search_in_the_notebooks_is_used_and_kept(trained: tuple[Path, dict], tmp_path: Path, monkeypatch) -> None:

@@ -107,7 +107,8 @@ uf.score_table(metrics)
 # contains the smaller ones, so robust accuracy can only fall.
 
 # %%
-options = {"epsilons": epsilons, "seed": seed, "device": device, "precision": precision}
+cache = workspace.attack_cache  # finished batches: an interrupted evaluation goes on from there
+options = {"epsilons": epsilons, "seed": seed, "device": device, "precision": precision, "cache": cache}
 before = {"FGSM": uf.robustness_curve(model, test, attack=uf.Attack("fgsm"), **options)}
 uf.robustness_table(before)
 
@@ -138,7 +139,7 @@ uf.show(record, "robustness_curve", workspace.assets(title))
 # %%
 margin = uf.Attack("pgd", steps=num_iter, loss="margin", stop_when_fooled=True)
 checks = {"attacks": [uf.Attack("fgsm"), pgd, margin], "panel_images": panel_images, "panel_eps": Epsilon}
-checks |= {"queries": panel_queries, "seed": seed, "device": device}
+checks |= {"queries": panel_queries, "seed": seed, "device": device, "cache": cache}
 worst = uf.robustness_curve(model, test, attack=margin, known=uf.combine(list(before.values())), **options)
 record = uf.update_record(pretrained, worst_case=uf.judge(model, test, worst, **checks))
 worst = uf.worst_cases({title: record})

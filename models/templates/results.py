@@ -99,7 +99,8 @@ dict(zip(members, (round(weight, 3) for weight in weights)))
 
 # %%
 attacks = [uf.Attack("fgsm"), uf.Attack("pgd", steps=num_iter, stop_when_fooled=True)]
-options = {"epsilons": epsilons, "seed": seed, "device": device, "precision": precision}
+cache = workspace.attack_cache  # finished batches: an interrupted evaluation goes on from there
+options = {"epsilons": epsilons, "seed": seed, "device": device, "precision": precision, "cache": cache}
 rules = {}
 for name, vote in votes.items():
     curves = {attack.title: uf.robustness_curve(vote, test, attack=attack, **options) for attack in attacks}
@@ -115,9 +116,7 @@ for name, vote in votes.items():
 few = test.balanced_subset(vote_images) if vote_images else test
 panel = {"panel_images": panel_images, "panel_eps": Epsilon, "queries": panel_queries}
 for name in {rule: None} | dict.fromkeys(attacked_rules):
-    found = uf.evaluate_robustness(
-        votes[name], few, suite=vote_suite, names=titles, panel=panel, cache=workspace.attack_cache, **options
-    )
+    found = uf.evaluate_robustness(votes[name], few, suite=vote_suite, names=titles, panel=panel, **options)
     rules[name]["worst_case"] = found
     print(f"{name} vote, {len(few)} images, robust accuracy in percent")
     display(uf.vote_table(found))
@@ -149,7 +148,7 @@ uf.show(record, "robustness_curve", assets)
 
 # %%
 pgd = attacks[-1]
-accuracy = uf.transfer_matrix(members, few, eps=Epsilon, attack=pgd, seed=seed, device=device)
+accuracy = uf.transfer_matrix(members, few, eps=Epsilon, attack=pgd, seed=seed, device=device, cache=cache)
 transfer = {"eps": Epsilon, "attack": pgd.title, "accuracy": accuracy}
 record = uf.update_record(workspace.checkpoint(uf.ENSEMBLE), transfer=transfer)
 uf.show(record, "transfer_matrix", assets)
