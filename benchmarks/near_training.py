@@ -21,8 +21,8 @@ from utils.data import DataSplits, ImageSet, load_splits
 from utils.leak_audit import highest_correlations
 from utils.paths import ROOT
 from utils.plots import axes_of, finish, line_style
+from utils.radii import ORIGINAL_EPS
 from utils.results import trained_models
-from utils.suites import ORIGINAL_EPS
 from utils.workspace import Workspace
 from utils.worst_case import NEVER
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from tests.toy import EPS, toy_images, train_toy
 from utils.apgd import apgd, apgd_targeted, checkpoints, targeted_dlr
-from utils.attacks import check_eps, distance, fgsm, negative_score, pgd, project, random_point, steepest
+from utils.attacks import distance, fgsm, negative_score, pgd, project, random_point, steepest
 from utils.library_attacks import auto_attack, square
+from utils.radii import check_eps
 from utils.suites import GRID, SUITES, Attack, Threat
 
 NAMES = ["fgsm", "pgd", "apgd", "apgd_t", "square", "noise"]

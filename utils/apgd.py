@@ -18,13 +18,13 @@ from utils.attacks import (
     Draws,
     ascent,
     check_batch,
-    check_eps,
     check_gradient,
     project,
     random_point,
     steepest,
 )
 from utils.modes import attack_mode
+from utils.radii import check_eps
 
 _MOMENTUM = 0.75  # alpha of Algorithm 1: share of the new step, the rest continues the last one
 _RISING = 0.75  # rho: halve the step where fewer than this share of the steps raised the loss

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.modes import attack_mode
+from utils.radii import check_eps
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 #: CPU generator of a batch, or one for each of its samples: then a sample's start does not depend on the others.
@@ -44,7 +45,6 @@ def negative_score(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "nll": negative_score}
-NORMS = ("linf", "l2")
 
 
 def project(shift: torch.Tensor, eps: float, norm: str) -> torch.Tensor:
@@ -88,22 +88,6 @@ def _length(tensor: torch.Tensor) -> torch.Tensor:
 def default_alpha(eps: float, steps: int) -> float:
     """Step size 2.5 * eps / steps (Madry et al., 2018): the ball's edge is reached, then searched."""
     return 2.5 * eps / steps
-
-
-def check_eps(eps: float, norm: str = "linf") -> float:
-    """``eps`` if it is a radius: in [0, 1] for L-infinity, any length that is not negative for L2.
-
-    Raises:
-        ValueError: negative, NaN, or for L-infinity above 1 (pixels are in [0, 1]: write 8/255, not 8); an
-            unknown norm.
-    """
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
-    if norm == "l2" and not 0 <= eps < float("inf"):
-        raise ValueError(f"an L2 radius must be a length of at least 0 in pixels of [0, 1], not {eps}")
-    if norm == "linf" and not 0 <= eps <= 1:
-        raise ValueError(f"eps must be in [0, 1] pixel units, not {eps}; for k grey levels write k/255")
-    return float(eps)
 
 
 def check_batch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:

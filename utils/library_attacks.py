@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from utils.attacks import check_batch, check_eps
+from utils.attacks import check_batch
 from utils.modes import attack_mode
+from utils.radii import check_eps
 
 if TYPE_CHECKING:
     import torchattacks

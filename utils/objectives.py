@@ -14,7 +14,6 @@ from utils.attacks import (
     Draws,
     Loss,
     ascent,
-    check_eps,
     cross_entropy,
     default_alpha,
     margin,
@@ -22,6 +21,7 @@ from utils.attacks import (
     random_point,
 )
 from utils.modes import attack_mode
+from utils.radii import check_eps
 
 Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Outcome = tuple[torch.Tensor, torch.Tensor]

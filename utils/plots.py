@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from utils.leak_audit import LeakAudit
 from utils.paths import atomic_write
-from utils.suites import ORIGINAL_EPS
+from utils.radii import ORIGINAL_EPS
 from utils.worst_case import AdversarialExample
 
 #: Okabe and Ito's colours, which people with colour-blindness can tell apart.

@@ -17,6 +17,7 @@ import pandas as pd
 from utils.compare_recipes import COLUMNS, ENCODERS, describe_start
 from utils.compare_recipes import summary_table as recipes_summary
 from utils.paths import ROOT, atomic_write_all, read_json
+from utils.radii import ORIGINAL_EPS
 from utils.results import known_titles, title_of
 from utils.robustness_figures import (
     headline_cells,
@@ -26,7 +27,7 @@ from utils.robustness_figures import (
     summary_table,
     worst_cases,
 )
-from utils.suites import GRID, ORIGINAL_EPS
+from utils.suites import GRID
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "checkpoints" / "MODEL_CARD.md")
 _BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.S)

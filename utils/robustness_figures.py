@@ -16,6 +16,7 @@ from utils.intervals import compare
 from utils.masking import NOT_TRUSTED
 from utils.paths import read_json
 from utils.plots import save_figure
+from utils.radii import ORIGINAL_EPS
 from utils.results import HARDENED, known_titles
 from utils.robustness_plots import (
     plot_before_after,
@@ -24,7 +25,7 @@ from utils.robustness_plots import (
     plot_intervals,
     plot_reliability,
 )
-from utils.suites import ORIGINAL_EPS, check_suite
+from utils.suites import check_suite
 from utils.workspace import Workspace
 from utils.worst_case import NEVER
 

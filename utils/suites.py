@@ -11,13 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.apgd import apgd, apgd_targeted
-from utils.attacks import LOSSES, Draws, check_eps, distance, fgsm, pgd, random_point, steepest
+from utils.attacks import LOSSES, Draws, distance, fgsm, pgd, random_point, steepest
 from utils.data import ImageSet
 from utils.library_attacks import auto_attack, square
+from utils.radii import GRIDS, check_eps
 
-GRID = (0.0, 0.5 / 255, 1 / 255, 0.005, 2 / 255, 4 / 255, 8 / 255)
-#: Radius of the original work.
-ORIGINAL_EPS = 0.005
+GRID = GRIDS["linf"]
 
 #: Of torchattacks' AutoAttack, about: Square's 5,000 queries need no gradient and count half, the rest is short.
 AUTOATTACK_STEPS = 2600

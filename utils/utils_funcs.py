@@ -1,7 +1,7 @@
 """The one import of every notebook. No logic lives here: each name is defined in the module it comes from."""
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
-from utils.attacks import check_eps, default_alpha, fgsm, pgd
+from utils.attacks import default_alpha, fgsm, pgd
 from utils.augment import NO_AUGMENTATION, Augmentation
 from utils.baselines import baseline_answers
 from utils.checkpoints import load_checkpoint, load_trainable, read_record, save_checkpoint
@@ -46,6 +46,7 @@ from utils.prepare import (
     split_and_save,
     splits_in_memory,
 )
+from utils.radii import check_eps, radius_label
 from utils.reproducibility import seed_everything
 from utils.results import (
     ENSEMBLE,
@@ -162,6 +163,7 @@ __all__ = [
     "prepare_dataset",
     "print_epoch",
     "print_training",
+    "radius_label",
     "read_record",
     "recipe",
     "report",

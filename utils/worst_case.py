@@ -16,13 +16,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from utils.attack_cache import AttackCache, cache_for
-from utils.attacks import check_batch, check_eps, check_logits, margin
+from utils.attacks import check_batch, check_logits, margin
 from utils.compiled import Compiled
 from utils.data import ImageSet
 from utils.metrics import predict
 from utils.modes import eval_mode
 from utils.precision import autocast, uses_bf16
 from utils.processes import rank, share_out, world_size
+from utils.radii import check_eps
 from utils.reproducibility import generator
 from utils.suites import Attack, Threat, describe
 
