@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,8 @@ from utils.subjects import UNKNOWN, Subjects
 
 MANIFEST = "manifest.csv"
 MANIFEST_COLUMNS = ["path", "label", "subject", "slice", "synthetic", "split"]
+#: A last column where something is to be said of single images.
+REMARKS = "note"
 _REMEDY = "Run `python -m utils.prepare --source PATH --split patient` (or dataset/prepare_dataset.ipynb) again."
 
 
@@ -161,6 +164,7 @@ def build_splits(raw: RawImages, subjects: Subjects, split: np.ndarray, info: di
     splits = DataSplits(*parts)
     for _, part in splits:
         part.info["fingerprint"] = fingerprint(splits)
+        part.info["shared_patients"] = shared_patients(splits)
     check_no_leak(splits)
     return splits
 
@@ -179,6 +183,39 @@ def resplit(splits: DataSplits, sides: np.ndarray, **info: object) -> DataSplits
         part.info["fingerprint"] = fingerprint(again)
     check_no_leak(again)
     return again
+
+
+def patients_verified(info: Mapping[str, Any]) -> bool:
+    """Whether the patients of a split are named by its source or passed all checks.
+
+    Sets that were prepared before these checks existed count as verified; only the two public ones were.
+    """
+    return bool(info.get("patients", {}).get("verified", True))
+
+
+def shared_patients(splits: DataSplits) -> dict[str, int]:
+    """How many patients the test side has, and how many of these training or validation have too; nobody is unknown."""
+    test = set(splits.test.subjects.tolist()) - {UNKNOWN}
+    others = {*splits.train.subjects.tolist(), *splits.validation.subjects.tolist()}
+    return {"test": len(test), "shared": len(test & others)}
+
+
+def protocol_name(info: Mapping[str, Any]) -> str:
+    """``patient split`` and the like, for tables; says where its patients are unverified."""
+    doubt = "" if patients_verified(info) else " (patients unverified)"
+    return f"{info['protocol']} split{doubt}"
+
+
+def data_note(info: Mapping[str, Any]) -> str:
+    """What every figure and record of this data must say about its numbers, or nothing."""
+    notes = []
+    if info["source"] == "phantom":
+        notes.append("phantom demo, no medical meaning")
+    if info["protocol"] != "patient":
+        notes.append(f"{info['protocol']} split: patients are on both sides, so this measures their recognition")
+    elif not patients_verified(info):
+        notes.append("patients unverified: the same people may be on both sides")
+    return "; ".join(notes)
 
 
 def fingerprint(splits: DataSplits) -> str:
@@ -211,7 +248,10 @@ def check_no_leak(splits: DataSplits) -> None:
 
 
 def manifest(raw: RawImages, subjects: Subjects, split: np.ndarray) -> pd.DataFrame:
-    """One row an image of the source; ``split`` is empty where the image was left out."""
+    """One row an image of the source; ``split`` is empty where the image was left out.
+
+    Where images are in doubt, a last column ``note`` says why.
+    """
     columns = {
         "path": raw.paths,
         "label": [raw.classes[label] for label in raw.labels],
@@ -220,7 +260,16 @@ def manifest(raw: RawImages, subjects: Subjects, split: np.ndarray) -> pd.DataFr
         "synthetic": subjects.synthetic,
         "split": split,
     }
-    return pd.DataFrame(columns)[MANIFEST_COLUMNS]
+    table = pd.DataFrame(columns)[MANIFEST_COLUMNS]
+    remarks = _remarks(subjects)
+    return table.assign(**{REMARKS: remarks}) if any(remarks) else table
+
+
+def _remarks(subjects: Subjects) -> list[str]:
+    """What is to be said of each image."""
+    nobody = (subjects.subject == UNKNOWN) & ~subjects.synthetic
+    guessed = "patient unverified" if subjects.doubts else ""
+    return ["no patient named" if unnamed else guessed for unnamed in nobody.tolist()]
 
 
 def save_splits(splits: DataSplits, table: pd.DataFrame, out: Path) -> None:
@@ -254,6 +303,15 @@ def load_splits(folder: str | Path = DATASET_VARIABLES) -> DataSplits:
     return splits
 
 
+def stored_source(folder: Path) -> str | None:
+    """Source of the sets that a folder holds; None where it holds none that can be read."""
+    path = Path(folder) / f"{SPLITS[-1]}_set.pt"
+    try:
+        return _load_part(path).info.get("source")
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _load_part(path: Path) -> ImageSet:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. {_REMEDY}")
@@ -278,11 +336,11 @@ def load_manifest(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist. {_REMEDY}")
     try:
-        text = dict.fromkeys(("path", "label", "split"), str)
+        text = dict.fromkeys(("path", "label", "split", REMARKS), str)
         table = pd.read_csv(path, keep_default_na=False, dtype=text)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a readable CSV ({error}). {_REMEDY}") from error
-    if list(table.columns) != MANIFEST_COLUMNS:
+    if list(table.columns) not in (MANIFEST_COLUMNS, [*MANIFEST_COLUMNS, REMARKS]):
         raise ValueError(f"{path} has columns {list(table.columns)}, not {MANIFEST_COLUMNS}. {_REMEDY}")
     return table
 

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from utils.data import DataSplits, build_splits, manifest, save_splits
+from utils.data import DataSplits, build_splits, data_note, manifest, save_splits, stored_source
 from utils.leak_audit import audit_splits, audit_table, cross_validated_accuracy
-from utils.paths import DATASET_VARIABLES, write_json
+from utils.paths import DATASET_VARIABLES, read_json, write_json
+from utils.patient_evidence import confirmed
 from utils.reproducibility import environment_facts
-from utils.sources import DATA_SOURCES, RawImages, load_source
+from utils.sources import DATA_SOURCES, RawImages, canonical_class, load_source
 from utils.splits import DEFAULT_RATIOS, PROTOCOLS, assign_splits, check_ratios
-from utils.subjects import UNKNOWN, Subjects, find_subjects
+from utils.subject_ids import NamedSubjects, find_ids, read_subjects_csv
+from utils.subjects import PIXELS, SOURCE, UNKNOWN, Subjects, find_subjects, find_synthetic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+SYNTHETIC_RULES = ("auto", "corners", "none")
 
 
 def prepare_dataset(
@@ -31,6 +34,9 @@ def prepare_dataset(
     seed: int = 0,
     size: int | None = None,
     subjects_csv: str | Path | None = None,
+    subject_pattern: str | None = None,
+    synthetic: str = "auto",
+    accept_unverified: bool = False,
 ) -> DataSplits:
     """Decode a source, group its slices by patient, split, check and save.
 
@@ -42,47 +48,78 @@ def prepare_dataset(
         ratios: shares of train, validation, test; None takes ``splits.DEFAULT_RATIOS``.
         seed: seed of the split.
         size: side in pixels to store; None keeps the native resolution.
-        subjects_csv: CSV with columns ``path`` and ``subject`` where the patients are known.
+        subjects_csv, subject_pattern, synthetic: see :func:`group_by_subject`.
+        accept_unverified: split by patient although the patients were guessed from pixels and the guess failed its
+            checks; everything made of it then says so.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: see :func:`load_source`, :func:`assign_splits` and
-            :func:`save_splits`. Nothing saved before is touched.
+        FileNotFoundError, ValueError, OSError: see :func:`load_source`, :func:`group_by_subject`,
+            :func:`split_and_save` and :func:`save_splits`. Nothing saved before is touched.
     """
     check_ratios(split, ratios)
     raw = load_source(source, size=size)
-    subjects = group_by_subject(raw, subjects_csv)
-    return split_and_save(raw, subjects, split=split, out=out, ratios=ratios, seed=seed)
+    subjects = group_by_subject(raw, subjects_csv, subject_pattern=subject_pattern, synthetic=synthetic)
+    return split_and_save(
+        raw, subjects, split=split, out=out, ratios=ratios, seed=seed, accept_unverified=accept_unverified
+    )
 
 
-def group_by_subject(raw: RawImages, subjects_csv: str | Path | None = None) -> Subjects:
-    """Patients from a CSV, from the source itself, or from the pixels, in this order."""
-    known = read_subjects_csv(subjects_csv, raw.paths) if subjects_csv else raw.subjects
-    return find_subjects(raw.pixels, raw.labels, known=known)
+def group_by_subject(
+    raw: RawImages,
+    subjects_csv: str | Path | None = None,
+    *,
+    subject_pattern: str | None = None,
+    synthetic: str = "auto",
+) -> Subjects:
+    """Patients from a CSV, from the source itself, from names or folders, or from the pixels, in this order.
 
-
-def read_subjects_csv(path: str | Path, image_paths: list[str]) -> np.ndarray:
-    """Patient ids in the order of ``image_paths``; -1 in the file means nobody.
+    Args:
+        subjects_csv: see :func:`utils.subject_ids.read_subjects_csv`.
+        subject_pattern: see :func:`utils.subject_ids.find_ids`.
+        synthetic: which images an augmentation made, and no patient split takes: ``corners`` those without black
+            corners, ``none``, or ``auto``, the first on the set that this rule is made for and else the second.
 
     Raises:
-        ValueError: not a CSV with columns ``path`` and ``subject``, two patients for one image, or
-            none.
+        ValueError: the CSV or the pattern does not name a patient for each image; an unknown rule.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable CSV ({error})") from error
-    if not {"path", "subject"} <= set(table.columns):
-        raise ValueError(f"{path} needs the columns path and subject, it has {list(table.columns)}")
-    table = table[["path", "subject"]].map(str.strip).drop_duplicates()
-    doubled = table["path"][table["path"].duplicated()].tolist()
-    if doubled:
-        raise ValueError(f"{path} names two patients for {doubled[0]}")
-    named = dict(zip(table["path"], table["subject"]))
-    missing = [name for name in image_paths if not named.get(name)]
-    if missing:
-        raise ValueError(f"{path} names no patient for {len(missing)} images, for example {missing[0]}")
-    subjects = np.array([named[name] for name in image_paths])
-    return np.where(subjects == str(UNKNOWN), UNKNOWN, np.unique(subjects, return_inverse=True)[1])
+    flagged, notes = _synthetic(raw, synthetic)
+    if subjects_csv:
+        named = NamedSubjects(read_subjects_csv(subjects_csv, raw.paths), f"the table {Path(subjects_csv).name}")
+        # in a table -1 is somebody's word that this is an image of nobody
+        flagged = flagged | (named.subject == UNKNOWN)
+    elif raw.subjects is not None:
+        named = NamedSubjects(raw.subjects, SOURCE)
+        flagged = flagged | (named.subject == UNKNOWN)
+    else:
+        named = find_ids(raw.paths, raw.labels.tolist(), _passed_folders(raw), pattern=subject_pattern)
+        if named and named.guessed and not confirmed(raw.pixels, named.subject):
+            named = None
+    found = find_subjects(
+        raw.pixels,
+        raw.labels,
+        known=named.subject if named else None,
+        origin=named.origin if named else SOURCE,
+        guessed=bool(named and named.guessed),
+        synthetic=flagged,
+    )
+    found.notes = [*notes, *(named.notes if named else ()), *found.notes]
+    return found
+
+
+def _synthetic(raw: RawImages, rule: str) -> tuple[np.ndarray, list[str]]:
+    if rule not in SYNTHETIC_RULES:
+        raise ValueError(f"synthetic must be one of {', '.join(SYNTHETIC_RULES)}, not {rule!r}")
+    known = DATA_SOURCES.get(raw.name)
+    if rule == "corners" or (rule == "auto" and known and known.n_synthetic):
+        return find_synthetic(raw.pixels)
+    return np.zeros(len(raw), dtype=bool), []
+
+
+def _passed_folders(raw: RawImages) -> set[str]:
+    """Names of folders that mean a class or a side, and so no patient."""
+    names = {part for path in raw.paths for part in path.replace("\\", "/").split("/")[:-1]}
+    sides = {path.replace("\\", "/").split("/")[0] for path, side in zip(raw.paths, raw.folders) if side}
+    return sides | {name for name in names if canonical_class(name) in raw.classes}
 
 
 def split_and_save(
@@ -93,11 +130,44 @@ def split_and_save(
     out: str | Path = DATASET_VARIABLES,
     ratios: tuple[float, ...] | None = None,
     seed: int = 0,
+    accept_unverified: bool = False,
 ) -> DataSplits:
-    """Assign the sides and write them; the second half of :func:`prepare_dataset`."""
+    """Assign the sides and write them; the second half of :func:`prepare_dataset`.
+
+    Raises:
+        ValueError: a patient split of patients that are not verified and not accepted as such; see also
+            :func:`utils.splits.assign_splits`.
+        FileExistsError: phantoms would replace real images.
+    """
+    if split == "patient" and subjects.doubts and not accept_unverified:
+        raise ValueError(_refusal(subjects))
+    _keep_real_images(raw.name, Path(out))
     splits, sides = _cut(raw, subjects, split, ratios, seed)
     save_splits(splits, manifest(raw, subjects, sides), Path(out))
     return splits
+
+
+def _keep_real_images(name: str, out: Path) -> None:
+    stored = stored_source(out)
+    if name == "phantom" and stored not in (None, name):
+        raise FileExistsError(
+            f"{out} holds {stored}, which phantoms must not replace; give them a folder of their own, or remove it first"
+        )
+
+
+def patients_note(subjects: Subjects) -> str:
+    """What a figure of these patients must say, or nothing."""
+    return "patients unverified" if subjects.doubts else ""
+
+
+def _refusal(subjects: Subjects) -> str:
+    reasons = "\n".join(f"  - {doubt}" for doubt in subjects.doubts)
+    return (
+        "no patient split: neither file names nor folders name the patients, and what was found in the pixels may not "
+        f"be patients:\n{reasons}\nWays out: --subjects CSV with path and subject; --subject-pattern for ids in the "
+        "names; --split published or random, which share patients; or --accept-unverified-patients, which is then said "
+        "of every number."
+    )
 
 
 def splits_in_memory(raw: RawImages, subjects: Subjects, split: str, seed: int = 0) -> DataSplits:
@@ -124,6 +194,8 @@ def _cut(
         "protocol": split,
         "ratios": list(check_ratios(split, ratios)),
         "split_seed": seed,
+        "patients": subjects.facts(),
+        "notes": [*raw.notes, *subjects.notes],
         **raw.info,
     }
     return build_splits(raw, subjects, sides, info), sides
@@ -166,9 +238,15 @@ def audit(raw: RawImages, subjects: Subjects, *, seed: int = 0, cross_validate: 
 
 
 def save_audit(found: dict[str, Any], folder: Path, *, note: str = "") -> Figure:
-    """Write ``leak_audit.json`` and ``leak_audit.png`` and return the figure."""
+    """Write ``leak_audit.json`` and ``leak_audit.png`` and return the figure.
+
+    Raises:
+        FileExistsError: the folder holds the audit of another source, which tables may be made from.
+    """
     from utils.plots import plot_leak_audit, save_figure
 
+    target = Path(folder) / "leak_audit.json"
+    _refuse_other_source(target, found["data"]["source"])
     record = {
         "note": note,
         "data": found["data"],
@@ -177,9 +255,17 @@ def save_audit(found: dict[str, Any], folder: Path, *, note: str = "") -> Figure
         "environment": environment_facts(),
     }
     figure = plot_leak_audit(found["audits"], note=note)
-    write_json(Path(folder) / "leak_audit.json", record)
-    save_figure(figure, Path(folder) / "leak_audit.png")
+    write_json(target, record)
+    save_figure(figure, target.with_suffix(".png"))
     return figure
+
+
+def _refuse_other_source(target: Path, source: str) -> None:
+    stored = read_json(target)["data"]["source"] if target.is_file() else source
+    if stored != source:
+        raise FileExistsError(
+            f"{target} is the audit of {stored}; give {source} a folder of its own, or remove the file first"
+        )
 
 
 def describe(raw: RawImages, subjects: Subjects) -> str:
@@ -196,6 +282,13 @@ def describe(raw: RawImages, subjects: Subjects) -> str:
             f"Note: expected {known.n_subjects} patients, {known.n_synthetic} synthetic images and "
             f"{known.n_duplicates} copies in {known.title}; were the images changed?"
         )
+    if subjects.origin == PIXELS:
+        lines.append(
+            "Patients were found from the pixels. A second scan of a person in which pixels do not show the same head "
+            "counts as another patient."
+        )
+    else:
+        lines.append(f"Patients are named by {subjects.origin}.")
     return "\n".join(lines + [f"Note: {note}" for note in raw.notes + subjects.notes])
 
 
@@ -210,6 +303,22 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, help="store squares of this side (default: native resolution)")
     parser.add_argument("--subjects", type=Path, help="CSV with columns path,subject where patients are known")
+    parser.add_argument("--subject-pattern", metavar="REGEX", help="what a patient's id looks like in the paths")
+    parser.add_argument(
+        "--accept-unverified-patients",
+        action="store_true",
+        help="split by patient although the patients found in the pixels failed their checks; all results say so",
+    )
+    parser.add_argument(
+        "--synthetic",
+        choices=SYNTHETIC_RULES,
+        default="auto",
+        help="images that an augmentation made: those without black corners, none, or auto (default): corners on the "
+        "set known to hold such images, else none",
+    )
+    parser.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="all classes in the order of their labels (default: by severity)"
+    )
     parser.add_argument("--audit", type=Path, metavar="DIR", help="also measure the leak; figure and record go here")
     return parser.parse_args(arguments)
 
@@ -223,20 +332,31 @@ def main(arguments: list[str] | None = None) -> int:
         if args.seed < 0:
             raise ValueError(f"--seed must not be negative, but is {args.seed}")
         raw = load_source(args.source, size=args.size)
-        subjects = group_by_subject(raw, args.subjects)
+        subjects = group_by_subject(raw, args.subjects, subject_pattern=args.subject_pattern, synthetic=args.synthetic)
         print(describe(raw, subjects))
+        splits = split_and_save(
+            raw,
+            subjects,
+            split=args.split,
+            out=args.out,
+            ratios=ratios,
+            seed=args.seed,
+            accept_unverified=args.accept_unverified_patients,
+        )
         found = audit(raw, subjects, seed=args.seed) if args.audit else None
-        splits = split_and_save(raw, subjects, split=args.split, out=args.out, ratios=ratios, seed=args.seed)
         if found:
-            save_audit(found, args.audit)
+            save_audit(found, args.audit, note=data_note(splits.info))
             print(audit_table(found["audits"]).to_string())
             print(f"1-NN in patient-grouped five-fold: {found['cross_validation']:.1%}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(splits.table().to_string())
-    if args.split != "patient":
-        print("Note: this split shares patients between its sides; its accuracy measures recognition of patients.")
+    shared = splits.info["shared_patients"]
+    if shared["shared"]:
+        print(f"Note: {shared['shared']} of {shared['test']} test patients are on the other sides too.")
+    if note := data_note(splits.info):
+        print(f"Note: {note}")
     print(f"saved to {args.out}")
     return 0
 

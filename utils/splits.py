@@ -10,7 +10,8 @@ SPLITS = ("train", "validation", "test")
 PROTOCOLS = ("patient", "published", "random")
 EXCLUDED = ""
 
-#: Shares of train, validation and test. ``published`` cuts only the published train folder.
+#: Shares of train, validation and test. ``published`` cuts only the published train folder, and not even that where
+#: the set has a validation folder of its own.
 DEFAULT_RATIOS = {
     "patient": (0.6, 0.2, 0.2),
     "published": (0.8, 0.2, 0.0),
@@ -70,12 +71,23 @@ def assign_splits(
     elif protocol == "random":
         split[:] = _cut(len(labels), shares, rng)
     else:
-        folder = np.array(folders)
-        if not {"train", "test"} <= set(folders):
-            raise ValueError("the published split needs a source with train/ and test/ folders; use --split patient")
-        split[folder == "test"] = "test"
-        split[folder == "train"] = _cut(int((folder == "train").sum()), shares, rng)
+        split[:] = _published(np.array(folders), shares, given=ratios is not None, rng=rng)
     _check_sides(split, shares, protocol)
+    return split
+
+
+def _published(folder: np.ndarray, shares: tuple[float, ...], *, given: bool, rng: np.random.Generator) -> np.ndarray:
+    """The set's own folders; its validation folder is kept, and only where there is none the train folder is cut."""
+    if not {"train", "test"} <= set(folder.tolist()):
+        raise ValueError("the published split needs a source with train/ and test/ folders; use --split patient")
+    split = np.where(np.isin(folder, SPLITS), folder, EXCLUDED).astype("<U10")
+    if (folder == "validation").any():
+        if given:
+            raise ValueError(
+                "the set has a validation folder of its own, which the published split keeps; leave out ratios"
+            )
+        return split
+    split[folder == "train"] = _cut(int((folder == "train").sum()), shares, rng)
     return split
 
 
@@ -109,7 +121,7 @@ def split_patients(
         if len(patients) < 2:
             raise ValueError(
                 f"too few patients for a patient split: class {name} has {len(patients)}, and train "
-                "and test need one each. Merge classes or use --split random (which leaks)."
+                "and test need one each. Merge classes, leave this one out, or use --split random (which leaks)."
             )
         shuffled = rng.permutation(patients).tolist()
         sides |= dict(zip(shuffled, np.repeat(SPLITS, _seats(len(patients), shares, minimum=1)).tolist()))

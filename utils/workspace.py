@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from utils.data import DataSplits
-from utils.paths import ROOT
+from utils.data import DataSplits, data_note
+from utils.paths import ROOT, read_json
 
 PROFILES = ("quick", "full")
 
@@ -46,6 +46,13 @@ class Workspace:
         """Folder of one model's figures."""
         return self.root / "assets" / title
 
+    def data_assets(self, source: str) -> Path:
+        """Folder of the figures of a data set: ``Dataset``, or one of its own where that shows another source."""
+        common = self.assets("Dataset")
+        audit = common / "leak_audit.json"
+        other = audit.is_file() and read_json(audit)["data"]["source"] != source
+        return self.assets(f"Dataset_{source}") if other else common
+
     def checkpoint(self, title: str) -> Path:
         """Folder of one model's weights and record."""
         return self.root / "checkpoints" / title
@@ -61,13 +68,8 @@ class Workspace:
 
     def note(self, splits: DataSplits) -> str:
         """What every figure and record of this run must say about its numbers, or nothing."""
-        if self.profile == "quick":
-            return "quick run: these numbers mean nothing"
-        if splits.info["source"] == "phantom":
-            return "phantoms, not patients: these numbers mean nothing for MRI"
-        if splits.info["protocol"] != "patient":
-            return f"{splits.info['protocol']} split: patients are on both sides, so this measures their recognition"
-        return ""
+        quick = "quick run: these numbers mean nothing" if self.profile == "quick" else ""
+        return "; ".join(filter(None, [quick, data_note(splits.info)]))
 
 
 def pick_device() -> torch.device:
