@@ -151,7 +151,7 @@ def _keep_real_images(name: str, out: Path) -> None:
     stored = stored_source(out)
     if name == "phantom" and stored not in (None, name):
         raise FileExistsError(
-            f"{out} holds {stored}, which phantoms must not replace; give them a folder of their own, or remove it first"
+            f"{out} holds {stored}, which phantoms must not replace; give them another folder, or remove it first"
         )
 
 

@@ -219,9 +219,7 @@ def _row_of(image: str, by_name: dict[str, list[str]], table: str | Path) -> str
         # the image's own path is the strictest match there is
         rows = [row for row in rows if row == image] or rows
     if len(rows) > 1:
-        raise ValueError(
-            f"{table}: {len(rows)} rows could mean {image}, for example {rows[0]} and {rows[1]}; name folders"
-        )
+        raise ValueError(f"{table}: {rows[0]} and {rows[1]} could both mean {image}; name their folders too")
     return rows[0] if rows else None
 
 
