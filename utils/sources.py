@@ -1,76 +1,89 @@
-"""Find, verify and decode raw images: folders, archives, Kaggle handles and phantoms alike."""
+"""Find and verify raw images with their classes: folders, archives, Kaggle handles and phantoms alike."""
 
 from __future__ import annotations
 
 import os
 import re
-import tarfile
-import tempfile
-import zipfile
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from tqdm.auto import tqdm
+
+from utils.archives import (
+    ARCHIVE_SUFFIXES,
+    DATA_SOURCES,
+    DataSource,
+    as_folder,
+    check_source,
+    is_system,
+    kaggle_handle,
+)
+from utils.decode import IMAGE_SUFFIXES, SMALLEST_SIDE, decode_all, decode_grey
+
+__all__ = [
+    "CLASSES",
+    "DATA_SOURCES",
+    "DataSource",
+    "RawImages",
+    "canonical_class",
+    "check_source",
+    "decode_grey",
+    "healthy_class",
+    "kaggle_handle",
+    "load_source",
+]
 
 #: Dementia stages by severity. Every label, table and confusion matrix uses this order.
 CLASSES = ("Non", "VeryMild", "Mild", "Moderate")
 
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+#: What class folders are called, by severity: letters only, without an ending such as "demented".
+_HEALTHY = "non no not noad nonad nonalzheimers cn nc nl hc normal normals control controls healthy"
+_SEVERITY = (
+    {*_HEALTHY.split(), "healthycontrol", "healthycontrols", "normalcontrol", "normalcontrols", "cognitivelynormal"},
+    {"smc", "scd", "significantmemoryconcern", "subjectivememorycomplaint", "subjectivecognitivedecline"},
+    {"emci", "earlymci", "earlymildcognitive"},
+    {"mci", "mildcognitive"},
+    {"lmci", "latemci", "latemildcognitive"},
+    {"verymild"},
+    {"mild"},
+    {"moderate"},
+    {"severe"},
+    {"ad", "dementia", "demented", "alzheimer", "alzheimers", "alzheimerdisease", "alzheimersdisease"},
+)
 _SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_LARGEST_SIDE = 4096
-
-
-@dataclass(frozen=True)
-class DataSource:
-    """What is publicly known of a data set: where to get it and what must be in it."""
-
-    title: str
-    kaggle: str
-    n_images: int
-    class_counts: dict[str, int]
-    n_subjects: int
-    n_synthetic: int
-    n_duplicates: int
-
-    @property
-    def url(self) -> str:
-        """Page of the data set, with its licence."""
-        return f"https://www.kaggle.com/datasets/{self.kaggle}"
-
-
-#: Data sets known by name. Counts are of the images as published.
-DATA_SOURCES = {
-    "alzheimer_mri": DataSource(
-        title="Alzheimer MRI Preprocessed Dataset",
-        kaggle="sachinkumar413/alzheimer-mri-dataset",
-        n_images=6400,
-        class_counts={"Non": 3200, "VeryMild": 2240, "Mild": 896, "Moderate": 64},
-        n_subjects=200,
-        n_synthetic=0,
-        n_duplicates=0,
+_SPLIT_WORD = re.compile("(?<![a-z])(train(ing)?|test(ing)?|val(id|idation)?)(?![a-z])")
+_CONTENT_FOLDERS = {"data", "image", "images", "img", "imgs", "slices", "label", "labels", "mask", "masks"}
+_TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".json")
+#: What else scans are kept in, and how to make slices of it.
+_OTHER_FORMATS = {
+    "NIfTI volumes": ((".nii", ".nii.gz"), "Export their axial slices as PNG (nibabel reads them)"),
+    "Analyze, MGH, MINC or NRRD volumes": (
+        (".hdr", ".img", ".mgh", ".mgz", ".mnc", ".nrrd"),
+        "Export their axial slices as PNG (nibabel or SimpleITK read them)",
     ),
-    "best_alzheimer_mri": DataSource(
-        title="Best Alzheimer MRI Dataset",
-        kaggle="lukechugh/best-alzheimer-mri-dataset-99-accuracy",
-        n_images=11519,
-        class_counts={"Non": 3200, "VeryMild": 3008, "Mild": 2739, "Moderate": 2572},
-        n_subjects=200,
-        n_synthetic=4937,
-        n_duplicates=182,
+    "DICOM files": ((".dcm", ".dicom", ".ima"), "Export the axial slices as PNG (pydicom reads them)"),
+    "Parquet tables": ((".parquet",), "Write the images that they hold as PNG files (pandas reads them)"),
+    "arrays": (
+        (".npy", ".npz", ".h5", ".hdf5", ".mat", ".tfrecord", ".pkl"),
+        "Write the images that they hold as PNG files",
     ),
+    "images in another format": (
+        (".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2"),
+        "Save them as PNG",
+    ),
+    "archives inside": (ARCHIVE_SUFFIXES, "Unpack them"),
 }
+_LARGEST_SIDE = 4096
+#: More folders than this are patients or scans, not classes.
+_MOST_CLASSES = 20
+#: Share of images filed under two classes beyond which it is no slip but another meaning of the folders.
+_MOST_CONFLICTS = 0.1
 
 
 @dataclass
@@ -82,11 +95,14 @@ class RawImages:
         labels: int64 array N, indices into ``classes``.
         paths: N paths relative to the source, with forward slashes.
         classes: class names in label order.
-        folders: N entries, ``"train"``, ``"test"`` or ``""`` where the source has no such folders.
+        folders: N entries, ``"train"``, ``"validation"``, ``"test"`` or ``""`` where the source has no such folders.
         name: short name of the source.
         subjects: int64 array N where the source itself names the patients, else None.
         notes: what a reader should know about the decoding, one sentence each.
-        info: plain values that go into every record made from these images.
+        info: plain values that go into every record made from these images. Of what was noticed
+            while reading, only what occurs: ``intensity`` of 16-bit images (``bits``, ``images``,
+            ``low``, ``high``), and the counts ``colour_images``, ``transparent_images``,
+            ``turned_images``, ``multi_frame_images``, ``conflicting_images``, ``ignored_files``.
     """
 
     pixels: np.ndarray
@@ -103,146 +119,60 @@ class RawImages:
         return len(self.paths)
 
 
-def load_source(source: str | Path, *, size: int | None = None) -> RawImages:
+def load_source(source: str | Path, *, size: int | None = None, classes: Sequence[str] | None = None) -> RawImages:
     """Load every image of a source as grey uint8, in path order.
 
+    16-bit images are scaled by the lowest and highest value of all of them, colour becomes luma,
+    transparent pixels lie on black, and EXIF orientation is applied; ``notes`` and ``info`` say so.
+
     Args:
-        source: a folder of class folders; a folder with ``train/`` and ``test/`` of class folders;
-            a ``.tar``, ``.tar.xz`` or ``.zip`` of either; ``kaggle``, a name of ``DATA_SOURCES``
-            or a Kaggle handle ``owner/data-set``; or ``phantom`` (see :mod:`utils.phantom`).
+        source: a folder of class folders; a folder with ``train/``, ``test/`` and perhaps
+            ``validation/`` of class folders; a ``.tar``, ``.tar.xz`` or ``.zip`` of either;
+            ``kaggle``, a name of ``DATA_SOURCES`` or a Kaggle handle ``owner/data-set``; or
+            ``phantom`` (see :mod:`utils.phantom`). A class folder may hold a folder a patient.
         size: store squares of this side; None keeps the native resolution.
+        classes: the order of the labels, by names of folders or of ``CLASSES``; None orders by
+            severity where all names are known, else by the alphabet.
 
     Raises:
         FileNotFoundError: no such folder, file or data set.
-        ValueError: no class folders, an empty class, one class only, unreadable images, or an
-            archive with members outside its own folder. The message names the path.
+        ValueError: no class folders, an empty class, one class only, a layout that is not read,
+            unreadable images, more than a few pictures filed under two classes, other ``classes``
+            than there are, or an archive that is not safe to unpack. The message names the path.
     """
-    if size is not None and not 16 <= size <= _LARGEST_SIDE:
-        raise ValueError(f"size must be 16 to {_LARGEST_SIDE} pixels, not {size}")
+    if size is not None and not SMALLEST_SIDE <= size <= _LARGEST_SIDE:
+        raise ValueError(f"size must be {SMALLEST_SIDE} to {_LARGEST_SIDE} pixels, not {size}")
     if str(source) == "phantom":
-        from utils.phantom import make_phantoms
-
-        return make_phantoms(size=size)
-    with _as_folder(source) as folder:
+        return _phantoms(size, classes)
+    with as_folder(source) as (folder, ignored):
         try:
-            return _load_folder(folder, name=_source_name(source), size=size)
+            raw = _load_folder(folder, name=_source_name(source), size=size, classes=classes)
         except ValueError as error:
             # an archive's own path says more than that of the folder it was unpacked into
             raise ValueError(str(error).replace(str(folder), str(source))) from error
+        _note_ignored(raw, folder, ignored)
+    return raw
+
+
+def _phantoms(size: int | None, classes: Sequence[str] | None) -> RawImages:
+    from utils.phantom import make_phantoms
+
+    order = _chosen_order(CLASSES, classes)
+    raw = make_phantoms(size=size)
+    position = np.array([order.index(name) for name in raw.classes])
+    return replace(raw, labels=position[raw.labels], classes=order)
 
 
 def _source_name(source: str | Path) -> str:
     name = Path(source).name.lower()
-    for suffix in sorted(_ARCHIVE_SUFFIXES, key=len, reverse=True):
+    for suffix in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True):
         name = name.removesuffix(suffix)
     return re.sub(r"[^a-z0-9]+", "_", name).strip("_") or "images"
 
 
-@contextmanager
-def _as_folder(source: str | Path) -> Iterator[Path]:
-    path = Path(source).expanduser()
-    if str(source) and path.is_dir():
-        yield path
-    elif path.is_file():
-        with tempfile.TemporaryDirectory(prefix="mri_") as target:
-            _extract(path, Path(target))
-            yield Path(target)
-    else:
-        yield _download(str(source))
-
-
-def kaggle_handle(source: str) -> str:
-    """The Kaggle handle that a source means which is no path here.
-
-    Raises:
-        FileNotFoundError: it means none.
-    """
-    name = "best_alzheimer_mri" if source == "kaggle" else source
-    handle = DATA_SOURCES[name].kaggle if name in DATA_SOURCES else name.removeprefix("kaggle:")
-    mistyped = (
-        "/" in source
-        and not source.startswith("kaggle:")
-        and Path(source).parts[:1]
-        and Path(Path(source).parts[0]).exists()
-    )
-    if mistyped or not re.fullmatch(r"[\w-]+/[\w-]+", handle):
-        raise FileNotFoundError(
-            f"{source} is neither a folder, an archive, a Kaggle handle (owner/data-set), one of "
-            f"{sorted(DATA_SOURCES)}, nor 'phantom'. Check the spelling, or use --source phantom "
-            "to try everything without data."
-        )
-    return handle
-
-
-def check_source(source: str | Path) -> None:
-    """Raise FileNotFoundError, without reading or downloading anything, if ``source`` can mean nothing."""
-    if str(source) != "phantom" and not Path(source).expanduser().exists():
-        kaggle_handle(str(source))
-
-
-def _download(source: str) -> Path:
-    handle = kaggle_handle(source)
-    import kagglehub
-
-    try:
-        return Path(kagglehub.dataset_download(handle))
-    except Exception as error:
-        raise FileNotFoundError(
-            f"{source} is not a path here, and Kaggle did not deliver it ({error}). Download "
-            f"https://www.kaggle.com/datasets/{handle} in a browser and give the path of the "
-            "archive or folder as --source."
-        ) from error
-
-
-def _extract(archive: Path, target: Path) -> None:
-    if not archive.name.lower().endswith(_ARCHIVE_SUFFIXES):
-        raise ValueError(f"{archive} is not a folder nor one of {', '.join(_ARCHIVE_SUFFIXES)}")
-    try:
-        if archive.name.lower().endswith(".zip"):
-            _extract_zip(archive, target)
-        else:
-            _extract_tar(archive, target)
-    except (_UnsafeArchive, tarfile.FilterError) as error:
-        raise ValueError(
-            f"{archive} is not safe to unpack: {error}. Get the archive from its original place again."
-        ) from error
-    except Exception as error:  # a damaged archive makes the decompressors raise almost anything
-        raise ValueError(f"{archive} could not be unpacked: {error}") from error
-
-
-class _UnsafeArchive(Exception):
-    pass
-
-
-def _extract_zip(archive: Path, target: Path) -> None:
-    with zipfile.ZipFile(archive) as opened:
-        for member in opened.infolist():
-            member.filename = member.filename.replace("\\", "/")
-            _refuse_escape(member.filename)
-            opened.extract(member, target)
-
-
-def _extract_tar(archive: Path, target: Path) -> None:
-    with tarfile.open(archive) as opened:
-        for name in opened.getnames():
-            _refuse_escape(name)
-        # tarfile takes a broken header for the end of the archive; the real end is all zeros
-        opened.fileobj.seek(opened.offset)
-        end = opened.fileobj.read()
-        if len(end) < tarfile.BLOCKSIZE or any(end):
-            raise tarfile.ReadError("it is damaged or cut short")
-        opened.extractall(target, filter="data")
-
-
-def _refuse_escape(member: str) -> None:
-    parts = member.replace("\\", "/").split("/")
-    if member.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
-        raise _UnsafeArchive(f"its member {member!r} would land outside the target folder")
-
-
-def _load_folder(folder: Path, *, name: str, size: int | None) -> RawImages:
+def _load_folder(folder: Path, *, name: str, size: int | None, classes: Sequence[str] | None) -> RawImages:
     class_folders, notes = _find_class_folders(folder)
-    classes = _class_order({canonical_class(path.name) for _, path in class_folders})
+    order = _chosen_order(_class_order({canonical_class(path.name) for _, path in class_folders}), classes)
     rows = sorted(
         (file.relative_to(folder).as_posix(), canonical_class(path.name), split)
         for split, path in class_folders
@@ -250,33 +180,115 @@ def _load_folder(folder: Path, *, name: str, size: int | None) -> RawImages:
     )
     paths = [row[0] for row in rows]
     _check_names(folder, paths)
-    pixels, resized = _stack(_decode_all(folder, paths), size)
-    labels = np.array([classes.index(row[1]) for row in rows], dtype=np.int64)
-    raw = RawImages(pixels, labels, paths, classes, [row[2] for row in rows], name, notes=notes + resized)
+    decoded = decode_all(folder, paths, size)
+    labels = np.array([order.index(row[1]) for row in rows], dtype=np.int64)
+    folders = [row[2] for row in rows]
+    raw = RawImages(decoded.pixels, labels, paths, order, folders, name, notes=notes + decoded.notes, info=decoded.info)
+    raw = _without_conflicts(raw, decoded.digests, folder)
     raw.name = _recognise(raw) or name
     return raw
 
 
+def _without_conflicts(raw: RawImages, digests: list[bytes], folder: Path) -> RawImages:
+    """Leave out pictures that lie in two classes: which label is right cannot be known here."""
+    members = defaultdict(list)
+    for index, digest in enumerate(digests):
+        members[digest].append(index)
+    groups = [group for group in members.values() if len(set(raw.labels[group].tolist())) > 1]
+    if not groups:
+        return raw
+    kept = np.ones(len(raw), dtype=bool)
+    kept[np.concatenate(groups)] = False
+    count = int((~kept).sum())
+    shown = "; ".join(" and ".join(raw.paths[index] for index in group[:3]) for group in groups[:5])
+    emptied = set(raw.labels.tolist()) - set(raw.labels[kept].tolist())
+    if count > _MOST_CONFLICTS * len(raw) or emptied:
+        raise ValueError(
+            f"{folder}: {count} of {len(raw)} images are the same pictures in different classes, such as {shown}. "
+            "Which label is right cannot be seen here: remove the wrong copies and run this again."
+        )
+    note = f"{count} images were left out, since the same picture lies in different classes: {shown}."
+    return replace(
+        raw,
+        pixels=raw.pixels[kept],
+        labels=raw.labels[kept],
+        paths=[path for path, keep in zip(raw.paths, kept) if keep],
+        folders=[split for split, keep in zip(raw.folders, kept) if keep],
+        notes=[*raw.notes, note],
+        info=raw.info | {"conflicting_images": count},
+    )
+
+
+def _note_ignored(raw: RawImages, folder: Path, unpacked_without: int) -> None:
+    ignored = _ignored_files(folder)
+    if ignored or unpacked_without:
+        raw.info["ignored_files"] = len(ignored) + unpacked_without
+    images = [path for path in ignored if _is_image(path) and not any(part[0] == "." for part in path.parts)]
+    images = [path for path in images if not is_system(path.parts)]
+    if images:
+        raw.notes.append(
+            f"{len(images)} images in folders that begin with _, such as {images[0].as_posix()}, were ignored."
+        )
+
+
+def _ignored_files(root: Path) -> list[Path]:
+    """Hidden and system files, and all in folders whose names begin with a dot or underscore."""
+    found = []
+    for place, _, names in os.walk(root):
+        folders = Path(place).relative_to(root).parts
+        passed_over = any(part[0] in "._" for part in folders)
+        found += [Path(*folders, name) for name in names if passed_over or name[0] == "." or is_system([name])]
+    return sorted(found)
+
+
 def _find_class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     """Pairs of split folder (or nothing) and class folder, and notes about what was passed over."""
+    _refuse_other_formats(root)
     folder = root
     children = _folders(folder)
     while len(children) == 1 and not _files(children[0], deep=False):
         folder = children[0]
         children = _folders(folder)
-    notes = []
+    beside = [folder]
     if any(_SPLIT_FOLDERS.get(child.name.lower()) == "train" for child in children):
         pairs = _split_folders(root, children)
+        beside += children
     else:
         pairs = [("", child) for child in children]
     _check_class_folders(root, pairs)
-    if any(split == "validation" for split, _ in pairs):
-        notes.append("The validation folder was taken as part of the train folder.")
-        pairs = [("train" if split == "validation" else split, path) for split, path in pairs]
-    loose = [file for file in _files(folder, deep=False) if file.suffix.lower() in _IMAGE_SUFFIXES]
-    if loose:
-        notes.append(f"{len(loose)} images beside the class folders, such as {loose[0].name}, have no class: ignored.")
-    return pairs, notes
+    loose = [file for place in beside for file in _files(place, deep=False) if _is_image(file)]
+    if not loose:
+        return pairs, []
+    note = f"{len(loose)} images beside the class folders, such as {loose[0].name}, have no class: ignored."
+    return pairs, [note]
+
+
+def _refuse_other_formats(root: Path) -> None:
+    """Name what a source holds where it is more of what is not read than of images."""
+    files = _files(root)
+    if sum(map(_is_image, files)) > len(files) / 2:
+        return
+    held = {name: [f for f in files if f.name.lower().endswith(ends)] for name, (ends, _) in _OTHER_FORMATS.items()}
+    if not any(map(_is_image, files)):
+        held["DICOM files"] += [file for file in files if not file.suffix and _is_dicom(file)]
+    name = max(held, key=lambda name: len(held[name]))
+    if len(held[name]) <= sum(map(_is_image, files)):
+        return
+    raise ValueError(
+        f"{root} holds {len(held[name])} {name}, such as {held[name][0].relative_to(root).as_posix()}, which are not "
+        f"read. {_OTHER_FORMATS[name][1]} into one folder a class, for example CN/ and AD/, and give their parent."
+    )
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file():  # a named pipe would wait for ever
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _split_folders(root: Path, children: list[Path]) -> list[tuple[str, Path]]:
@@ -290,25 +302,80 @@ def _split_folders(root: Path, children: list[Path]) -> list[tuple[str, Path]]:
 
 def _check_class_folders(root: Path, pairs: list[tuple[str, Path]]) -> None:
     example = "for example Non_Demented/, Very_Mild_Demented/, Mild_Demented/, Moderate_Demented/"
+    splits = {split: [path for s, path in pairs if s == split] for split in sorted({split for split, _ in pairs})}
+    for folders in splits.values():
+        _check_nesting(root, folders)
+    _refuse_table(root, pairs)
     if not pairs or not any(_files(path) for _, path in pairs):
         raise ValueError(f"{root} has no class folders with images; expected one a class, {example}")
     empty = [str(path) for _, path in pairs if not _files(path)]
     if empty:
         raise ValueError(f"class folder without images: {', '.join(empty)}. Fill or remove it.")
-    nested = [str(path) for _, path in pairs if {canonical_class(c.name) for c in _folders(path)} & set(CLASSES)]
-    if nested:
-        raise ValueError(f"{nested[0]} should be a class folder but holds class folders; give that folder as source")
-    classes = {}
-    for split in sorted({split for split, _ in pairs}):
-        names = [canonical_class(path.name) for s, path in pairs if s == split]
+    classes = {split: [canonical_class(path.name) for path in folders] for split, folders in splits.items()}
+    for names in classes.values():
         doubled = [name for name, count in Counter(names).items() if count > 1]
         if doubled:
             raise ValueError(f"{root}: two folders mean the same class {doubled[0]}; merge them")
-        classes[split] = set(names)
     if len(set(map(frozenset, classes.values()))) > 1:
-        raise ValueError(f"{root}: train and test have different classes: {classes}")
+        raise ValueError(f"{root}: its splits have different classes: {classes}")
     if len(names) < 2:
         raise ValueError(f"{root} holds one class only ({names[0]}); a classifier needs two")
+    if len(names) > _MOST_CLASSES:
+        raise ValueError(
+            f"{root} holds {len(names)} folders, such as {names[0]}: too many for classes. If they are patients, "
+            "sort them into one folder a class."
+        )
+
+
+def _check_nesting(root: Path, folders: list[Path]) -> None:
+    """A class folder may hold patient folders, but neither classes nor what others hold too."""
+    held = {path: {child.name for child in _folders(path)} for path in folders}
+    plain = Counter(name for names in held.values() for name in names if not _has_number(name))
+    shared = sorted(name for name, count in plain.items() if count > 1)
+    alike = len(folders) > 1 and len({frozenset(names) for names in held.values()}) == 1
+    if alike and len(held[folders[0]]) > 1:
+        shared = sorted(held[folders[0]])
+    if len(shared) > 1 or any(_severity(name) is not None for name in shared):
+        raise ValueError(
+            f"{root}: {_listed([path.name for path in folders])} would be the classes, but they hold the same folders "
+            f"({_listed(shared)}). Give one of them as source, or, if they are the set's own splits, call them "
+            "train/, validation/ and test/."
+        )
+    nested = [path for path in folders if any(_severity(n) is not None for n in held[path] if not _has_number(n))]
+    if nested:
+        raise ValueError(f"{nested[0]} should be a class folder but holds class folders; give that folder as source")
+    splits = [path.name for path in folders if _SPLIT_WORD.search(path.name.lower())]
+    if splits:
+        raise ValueError(
+            f"{root}: {_listed(splits)} would be a class, but is called like a split. Splits are folders train/, "
+            "validation/ and test/ with one folder a class in each."
+        )
+
+
+def _has_number(name: str) -> bool:
+    """Whether a folder's name has digits, as those of patients do; numbers in front only sort, as in ``0_Non``."""
+    return bool(re.search(r"\d", re.sub(r"^\d+[ _.-]+(?=\D+$)", "", name)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _refuse_table(root: Path, pairs: list[tuple[str, Path]]) -> None:
+    """Say what to do with images whose classes stand in a table beside them, or nowhere."""
+    content = [path.name for _, path in pairs if path.name.lower() in _CONTENT_FOLDERS]
+    tables = [file for file in _files(root) if file.suffix.lower() in _TABLES]
+    if not content and (len(pairs) > 1 or not tables):
+        return
+    if not any(map(_is_image, _files(root))):
+        return
+    where = f"{_listed(sorted(set(content)))}/ " if content else ""
+    table = f" and the table {tables[0].relative_to(root).as_posix()}" if tables else ""
+    raise ValueError(
+        f"{root} holds images {f'in {where}' if where else ''}{table.strip()}, but no class folders. Sort the images "
+        "into one folder a class, for example CN/ and AD/; where a table names the patients too, give "
+        "prepare a CSV with the columns path,subject as --subjects."
+    )
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -319,10 +386,15 @@ def _files(folder: Path, *, deep: bool = True) -> list[Path]:
     """Files that are meant, links followed; an unreadable folder or a broken link is an error."""
     found: list[Path] = []
     for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        misnamed = [name for name in folders if _is_image(Path(name))]
+        if misnamed:
+            raise ValueError(
+                f"{Path(place) / misnamed[0]} is called like an image but is a folder; rename or remove it"
+            )
         # a folder that links to one above it would never end
         folders[:] = [f for f in folders if not Path(place).resolve().is_relative_to((Path(place) / f).resolve())]
         folders[:] = [f for f in folders if f[0] not in "._"] if deep else []
-        found += [Path(place) / name for name in names if name[0] not in "._" and name.lower() not in _SYSTEM_FILES]
+        found += [Path(place) / name for name in names if name[0] != "." and not is_system([name])]
     return found
 
 
@@ -339,79 +411,47 @@ def _check_names(folder: Path, paths: list[str]) -> None:
 def canonical_class(folder_name: str) -> str:
     """The name of ``CLASSES`` that a folder name means, or the folder name itself.
 
-    >>> canonical_class("Very_Mild_Demented"), canonical_class("No Impairment")
-    ('VeryMild', 'Non')
+    >>> canonical_class("Very_Mild_Demented"), canonical_class("No Impairment"), canonical_class("CN")
+    ('VeryMild', 'Non', 'CN')
     """
-    key = re.sub(r"[^a-z]", "", folder_name.lower())
-    key = re.sub(r"(demented|dementia|impairment|impaired)$", "", key)
     known = {"no": "Non", **{name.lower(): name for name in CLASSES}}
-    return known.get(key, folder_name)
+    return known.get(_class_key(folder_name), folder_name)
+
+
+def healthy_class(classes: Sequence[str]) -> str | None:
+    """The one class that means no dementia, such as Non, CN, NC, Normal or Control; None where none or several do.
+
+    >>> healthy_class(("AD", "CN", "MCI")), healthy_class(("apple", "pear"))
+    ('CN', None)
+    """
+    found = [name for name in classes if _severity(name) == 0]
+    return found[0] if len(found) == 1 else None
+
+
+def _class_key(name: str) -> str:
+    letters = re.sub(r"[^a-z]", "", name.lower())
+    return re.sub(r"(demented|dementia|impairment|impaired)$", "", letters) or letters
+
+
+def _severity(name: str) -> int | None:
+    key = _class_key(name)
+    return next((rank for rank, known in enumerate(_SEVERITY) if key in known), None)
 
 
 def _class_order(names: set[str]) -> tuple[str, ...]:
-    if names <= set(CLASSES):
-        return tuple(name for name in CLASSES if name in names)
-    return tuple(sorted(names))
+    ranks = {name: _severity(name) for name in names}
+    if None in ranks.values():
+        return tuple(sorted(names))
+    return tuple(sorted(names, key=lambda name: (ranks[name], name)))
 
 
-def _decode_all(folder: Path, paths: list[str]) -> list[np.ndarray]:
-    """Decode with a few threads; PIL releases the interpreter lock while it works."""
-    bad: list[str] = []
-
-    def decode(path: str) -> np.ndarray | None:
-        try:
-            return decode_grey(folder / path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            bad.append(f"{path} ({error})")
-            return None
-
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        progress = tqdm(pool.map(decode, paths), total=len(paths), desc="decode", leave=False)
-        pictures = list(progress)
-    if bad:
-        shown = "; ".join(sorted(bad)[:5])
-        raise ValueError(
-            f"{len(bad)} of {len(paths)} files under {folder} are not readable JPEG or PNG images: "
-            f"{shown}. Replace or remove them, then run this again."
-        )
-    return pictures
-
-
-def decode_grey(path: Path) -> np.ndarray:
-    """One image as a uint8 H x W array, 0..255; 16-bit PNGs are scaled, colour is averaged to luma.
-
-    Raises:
-        OSError, ValueError: the file is no complete JPEG or PNG.
-    """
-    if path.suffix.lower() not in _IMAGE_SUFFIXES:
-        raise ValueError("the name ends in none of .jpg .jpeg .png")
-    with Image.open(path, formats=("JPEG", "PNG")) as image:
-        if image.mode.startswith("I"):
-            return (np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)
-        return np.asarray(image.convert("L"))
-
-
-def _stack(pictures: list[np.ndarray], size: int | None) -> tuple[np.ndarray, list[str]]:
-    shapes = Counter(picture.shape for picture in pictures)
-    shape = (size, size) if size else shapes.most_common(1)[0][0]
-    notes = []
-    if len(shapes) > 1:
-        notes.append(f"{len(shapes)} image sizes were found; all were fitted into {shape[0]}x{shape[1]}.")
-    pixels = np.empty((len(pictures), *shape), dtype=np.uint8)
-    for index, picture in enumerate(pictures):
-        pixels[index] = picture if picture.shape == shape else _letterbox(picture, shape)
-    return pixels, notes
-
-
-def _letterbox(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Fit into ``shape`` with the aspect ratio kept and black borders."""
-    scale = min(shape[0] / picture.shape[0], shape[1] / picture.shape[1])
-    height, width = (max(1, round(scale * side)) for side in picture.shape)
-    resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
-    canvas = np.zeros(shape, dtype=np.uint8)
-    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
-    canvas[top : top + height, left : left + width] = resized
-    return canvas
+def _chosen_order(found: tuple[str, ...], chosen: Sequence[str] | None) -> tuple[str, ...]:
+    if chosen is None:
+        return found
+    order = tuple(name if name in found else canonical_class(name) for name in chosen)
+    if sorted(order) != sorted(found):
+        raise ValueError(f"classes must be {', '.join(found)} in an order of your choice, not {', '.join(chosen)}")
+    return order
 
 
 def _recognise(raw: RawImages) -> str | None:
