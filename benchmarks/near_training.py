@@ -20,9 +20,9 @@ from benchmarks.measure import FOLDER, save
 from utils.data import DataSplits, ImageSet, load_splits
 from utils.leak_audit import highest_correlations
 from utils.paths import ROOT
-from utils.plots import axes_of, finish, line_style
-from utils.radii import ORIGINAL_EPS
-from utils.results import trained_models
+from utils.plots import axes_of, finish, line_style, percent_axis
+from utils.radii import ORIGINAL_EPS, radius_label
+from utils.results import display_name, trained_models
 from utils.workspace import Workspace
 from utils.worst_case import NEVER
 
@@ -97,11 +97,12 @@ def resemblance_figure(content: Mapping[str, Any], note: str) -> Figure:
     for ax, eps in zip(axes[0], EPSILONS):
         for index, (title, found) in enumerate(content["models"].items()):
             shares = [100 * share for share in found[str(eps)][:GROUPS]]
-            ax.plot(range(len(names)), shares, label=title, **line_style(index))
+            ax.plot(range(len(names)), shares, label=display_name(title), **line_style(index))
         ax.set_xticks(range(len(names)), names, fontsize=8)
-        ax.set_title(f"worst case at {255 * eps:.3g}/255" if eps else "without attack", fontsize=10)
+        ax.set_title(f"worst case at {radius_label(eps)}" if eps else "without attack", fontsize=10)
         ax.set(xlabel="highest correlation with a training image")
-    axes[0, 0].set(ylabel="accuracy (%)", ylim=(0, 102))
+    axes[0, 0].set(ylabel="accuracy (%)")
+    percent_axis(axes[0, 0])
     axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     return finish(figure, "Accuracy by resemblance to a training image", note)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.baselines import baseline_answers
@@ -196,24 +197,39 @@ def _bare(whose: Mapping[str, list[int]], classes: list[str]) -> ImageSet:
 
 
 def summary_figure(summary: Mapping[str, Any]) -> Figure:
-    """Binary AUROC by patient with its interval, without attack and at each radius, beside the baselines."""
-    figure, axes = axes_of(size=(7.5, 4.2))
-    ax = axes[0, 0]
-    levels = [255 * eps for eps in summary["epsilons"]]
-    colours = iter(COLOURS)
-    for name, row in summary["rows"].items():
-        found = [_binary(one) for one in row.get("attacked", row)["metrics"]]
-        middle = np.array([100 * one["auroc"] for one in found])
-        colour = next(colours)
+    """Binary AUROC by patient with its interval, beside the baselines: the numbers of the table, on the same images.
+
+    Without attack these are all images; under attack fewer, to which no line leads from there.
+    """
+    figure, axes = axes_of(size=(8.4, 4.4))
+    ax, levels, counts = axes[0, 0], [255 * eps for eps in summary["epsilons"]], summary["n_images"]
+    for number, (name, row) in enumerate(summary["rows"].items()):
+        colour, clean = COLOURS[number], _binary(row["metrics"][0])
         if "attacked" not in row:
-            ax.axhline(middle[0], color=colour, linestyle=":", label=f"{name} (no attack)")
+            ax.axhline(100 * clean["auroc"], color=colour, linestyle=":", label=f"{name} (no attack)")
             continue
-        low, high = np.array([[100 * bound for bound in one["interval"]["auroc"]] for one in found]).T
-        ax.errorbar(levels, middle, yerr=[middle - low, high - middle], color=colour, marker="o", capsize=3, label=name)
-    ax.set(xlabel="radius (grey levels of 255)", ylabel="AUROC by patient, Non against the rest (%)", xticks=levels)
+        aside = 0.02 * (number - len(summary["rows"]) + 1.5)
+        attacked = [_binary(one) for one in row["attacked"]["metrics"][1:]]
+        style = {"color": colour, "marker": "os^D"[number % 4], "capsize": 3}
+        _draw_auroc(ax, [levels[0] + aside], [clean], style)
+        _draw_auroc(ax, [level + aside for level in levels[1:]], attacked, style | {"label": name})
+    ax.set(xlabel="eps (/255, L-infinity)", ylabel=f"AUROC by patient, {_question(summary)} (%)", xticks=levels)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     folds = f"{len(summary['folds'])} of {summary['data']['n_folds']} folds, {summary['n_subjects']} patients"
-    return finish(figure, f"{describe_start(summary)}: each patient tested once", f"{folds}; bars: 95 % over patients")
+    images = f"{counts['test']} images without attack, {counts['attacked']} of them attacked"
+    title = f"{describe_start(summary)}: each patient tested once"
+    return finish(figure, title, f"{folds}; {images}; bars: 95 % over patients")
+
+
+def _draw_auroc(ax: Axes, x: list[float], found: list[dict[str, Any]], style: dict[str, Any]) -> None:
+    middle = np.array([100 * one["auroc"] for one in found])
+    low, high = np.array([[100 * bound for bound in one["interval"]["auroc"]] for one in found]).T
+    ax.errorbar(x, middle, yerr=[middle - low, high - middle], **style)
+
+
+def _question(summary: Mapping[str, Any]) -> str:
+    first = next(iter(summary["rows"].values()))["metrics"][0]
+    return "Non against the rest" if "binary" in first else "one class against the rest"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,8 +35,9 @@ from utils.plots import (
     plot_robustness_curve,
     save_figure,
 )
+from utils.radii import parse_radius, radius_label
 from utils.reproducibility import environment_facts, generator
-from utils.results import HARDENED, known_titles, load_vote, title_of
+from utils.results import HARDENED, display_name, known_titles, load_vote, title_of
 from utils.robustness_figures import NOTEBOOKS, draw_all, show_all
 from utils.robustness_plots import plot_heat_map, plot_step_sizes
 from utils.suites import SUITES, Attack
@@ -48,33 +49,59 @@ Record = dict[str, Any]
 
 def loss_curve(record: Record) -> Figure:
     """Losses over epochs; of a vote, the validation losses of its members."""
-    title = f"{title_of(record)}: training"
+    title = f"{_name(record)}: training"
     if "vote" in record:
         unit = "validation loss (cross-entropy, nats)"
         return plot_member_curves(_histories(record), "validation_loss", title=title, unit=unit, note=record["note"])
     training = record["training"]
-    return plot_loss_curve(training["history"], title=title, best_epoch=training["best_epoch"], note=record["note"])
+    return plot_loss_curve(
+        training["history"],
+        title=title,
+        best_epoch=training["best_epoch"],
+        training=_trained_on(training["objective"]),
+        note=record["note"],
+    )
+
+
+def _trained_on(objective: Record) -> str:
+    """What the loss of a training is of."""
+    name, weight = objective["name"], objective.get("adv_weight", 1)
+    if name == "standard":
+        return "clean images"
+    if name == "adversarial" and weight < 1:
+        return f"{1 - weight:.0%} clean,\n{weight:.0%} attacked images"
+    if name in ("trades", "mart"):
+        return f"clean and attacked,\n{name.upper()}'s own loss"
+    return "attacked images"
 
 
 def accuracy_curve(record: Record) -> Figure:
     """Accuracies over epochs; of a vote, the robust validation accuracies of its members."""
-    title = f"{title_of(record)}: training"
+    title = f"{_name(record)}: training"
     if "vote" in record:
         unit = "validation accuracy, balanced, PGD-10 (%)"
         return plot_member_curves(
             _histories(record), "validation_robust_accuracy", title=title, unit=unit, note=record["note"]
         )
     training = record["training"]
-    return plot_accuracy_curve(training["history"], title=title, best_epoch=training["best_epoch"], note=record["note"])
+    n = training["config"].get("validation_images")
+    robust = "validation_robust_accuracy" in training["history"][0]
+    told = f"attacked on at most {n} validation images" if robust and n else ""
+    note = "; ".join(filter(None, [told, record["note"]]))
+    return plot_accuracy_curve(training["history"], title=title, best_epoch=training["best_epoch"], note=note)
 
 
 def _histories(record: Record) -> dict[str, list[dict[str, float]]]:
-    return {title: training["history"] for title, training in record["vote"]["training"].items()}
+    return {display_name(title): training["history"] for title, training in record["vote"]["training"].items()}
+
+
+def _name(record: Record) -> str:
+    return display_name(title_of(record))
 
 
 def confusion_matrix(record: Record) -> Figure:
     """Of the test images, without attack."""
-    title = f"{title_of(record)}: test images"
+    title = f"{_name(record)}: {record['test']['image']['n']} test images, without attack"
     return plot_confusion_matrix(
         record["test"]["image"]["confusion"], record["classes"], title=title, note=record["note"]
     )
@@ -86,30 +113,42 @@ def robustness_curve(record: Record, base: Record | None = None) -> Figure:
     Args:
         base: record of the model before hardening, drawn beside it.
     """
-    own = title_of(record)
     lines = {}
     for one in (base, record) if base else (record,):
         for name, curve in one["robustness"].items():
-            lines[f"{title_of(one)}, {name}"] = (curve["epsilons"], curve["robust_accuracy"])
+            lines[f"{_name(one)}, {name}"] = (curve["epsilons"], curve["robust_accuracy"])
     for name, curve in record.get("vote", {}).get("robustness", {}).items():
-        lines[name] = (curve["epsilons"], curve["robust_accuracy"])
+        lines[display_name(name)] = (curve["epsilons"], curve["robust_accuracy"])
     rows = record["test"]["image"]["confusion"]
-    title = f"{title_of(base)} before and after hardening" if base else f"{own} under attack"
+    title = f"{_name(base)} before and after hardening" if base else f"{_name(record)} under attack"
     chance = max(map(sum, rows)) / sum(map(sum, rows))
-    return plot_robustness_curve(lines, title=title, chance=chance, note=record["note"])
+    note = "; ".join(filter(None, [f"{sum(map(sum, rows))} test images", record["note"]]))
+    return plot_robustness_curve(lines, title=title, chance=chance, note=note)
 
 
 def step_size(record: Record) -> Figure:
     """Accuracy under PGD over its step size."""
-    title = f"{title_of(record)}: accuracy under PGD by its step size"
-    return plot_step_sizes(**record["step_size"], title=title, note=record["note"])
+    title = f"{_name(record)}: accuracy under PGD by its step size"
+    made, n = record["step_size"], record["test"]["image"]["n"]
+    # records of before the number was kept are of a quarter of the test images, as their notebooks say
+    sample = {"n_images": made.get("n_images", n // 4)}
+    told = f"the tables' numbers are of {n}" if sample["n_images"] != n else ""
+    note = "; ".join(filter(None, [told, record["note"]]))
+    return plot_step_sizes(**made | sample, title=title, note=note)
 
 
 def transfer_matrix(record: Record) -> Figure:
     """Accuracy of each member of a vote on images that were made to fool each other one."""
     made = record["transfer"]
-    title = f"{title_of(record)}: {made['attack']} carried from member to member, eps {255 * made['eps']:.3g}/255"
-    return plot_heat_map(made["accuracy"], title=title, rows="made to fool", columns="shown to", note=record["note"])
+    title = f"{_name(record)}: {made['attack']} carried from member to member, eps {radius_label(made['eps'])}"
+    accuracy = {
+        display_name(source): {display_name(target): value for target, value in row.items()}
+        for source, row in made["accuracy"].items()
+    }
+    n = made.get("n_images", record.get("worst_case", {}).get("curve", {}).get("n_images"))
+    told = f"{n} of {record['test']['image']['n']} test images" if n else ""
+    note = "; ".join(filter(None, [told, record["note"]]))
+    return plot_heat_map(accuracy, title=title, rows="made to fool", columns="shown to", note=note)
 
 
 #: Figures that a record alone suffices for, by file name.
@@ -125,21 +164,29 @@ FROM_RECORD: dict[str, Callable[[Record], Figure]] = {
 _NEEDS = {"robustness_curve": "robustness", "step_size": "step_size", "transfer_matrix": "transfer"}
 
 
+#: Of so many finished trials on, importances of hyperparameters are drawn.
+FEWEST_TRIALS = 10
+
+
 def optuna_figures(study: Record, title: str, note: str = "") -> dict[str, Figure]:
-    """History and importance of a search, from the file that it wrote; nothing for what the file does not tell."""
-    figures = {}
+    """History and importance of a search, from the file that it wrote; nothing for what the file does not tell.
+
+    Importance takes ``FEWEST_TRIALS`` finished trials: of fewer it says nothing.
+    """
+    figures, title = {}, display_name(title)
+    finished = [trial for trial in study.get("history", []) if trial["state"] == "complete"]
     if study.get("history"):
         unit = study["selected_by"].replace("_", " ")
         figures["optuna_history"] = plot_optuna_history(
             study["history"], title=f"{title}: Optuna search", unit=unit, note=note
         )
-    if study.get("importance"):
+    if study.get("importance") and len(finished) >= FEWEST_TRIALS:
         figures["optuna_importance"] = plot_optuna_importance(
             study["importance"], title=f"{title}: what mattered in the search", note=note
         )
     hardened = [trial for trial in study.get("history", []) if "robust" in trial]
     if hardened:
-        attack = f"worst case at {255 * study['objective']['eps']:.3g}/255"
+        attack = f"worst case at {radius_label(study['objective']['eps'])}"
         facts = {"chosen": study["chosen"], "floor": study["clean_floor"], "attack": attack}
         figures["optuna_pareto"] = plot_optuna_pareto(
             hardened, **facts, title=f"{title}: with and without attack", note=note
@@ -179,9 +226,15 @@ def pictures(record: Record, model: torch.nn.Module, test: ImageSet, cams: list[
         attacks = [(Attack(**budget), eps) for budget, eps in made["attacks"]]
         examples = adversarial_examples(model.to(device), test, attacks=attacks, device=device)
         figures[f"adversarial_examples_{kind}"] = plot_adversarial_examples(
-            made["values"], examples, kind, made["parameter_type"], classes=record["classes"], note=record["note"]
+            made["values"],
+            examples,
+            kind,
+            made["parameter_type"],
+            classes=record["classes"],
+            model=_name(record),
+            note=record["note"],
         )
-    title = f"{title_of(record)}: Grad-CAM of the model's own answer"
+    title = f"{_name(record)}: Grad-CAM of the model's own answer"
     figures["grad_cam"] = plot_grad_cam(cams, title=title, note=record["note"])
     return figures
 
@@ -192,8 +245,8 @@ def hardening_cams(
     """Heat maps on the same slices: the clean model's without and under attack, the hardened model's under attack."""
     right, _ = right_and_wrong([clean], test, device=device)
     return [
-        explain(clean, test, right, name="clean model", device=device),
-        explain(clean, test, right, name="clean model,\nattacked", device=device, attack=attack),
+        explain(clean, test, right, name="plain", device=device),
+        explain(clean, test, right, name="plain,\nattacked", device=device, attack=attack),
         explain(hardened, test, right, name="hardened,\nattacked", device=device, attack=attack),
     ]
 
@@ -201,11 +254,27 @@ def hardening_cams(
 def member_cams(members: Mapping[str, MRIClassifier], test: ImageSet, device: Any = "cpu") -> list[tuple]:
     """One row of heat maps a member, all on the same slices, that all members get right where there are such."""
     right, _ = right_and_wrong(list(members.values()), test, device=device)
-    return [explain(member, test, right, name=name, device=device) for name, member in members.items()]
+    named = {display_name(name).replace(", ", ",\n"): member for name, member in members.items()}
+    return [explain(member, test, right, name=name, device=device) for name, member in named.items()]
 
 
-def hero(record: Record, model: torch.nn.Module, test: ImageSet, eps: float) -> tuple[Figure, Record]:
-    """The test slice whose diagnosis PGD-20 turns most thoroughly, and the numbers that are shown beside it.
+#: How the slice of the picture is chosen, written into its record.
+HERO_RULE = (
+    "of {n} test images spread over patients, those that all shown models get right without attack and of which "
+    "{attack} at {eps} fools the plain model{but}; of these {found} the one in the middle by how much probability the "
+    "true class loses"
+)
+
+
+def hero(models: Mapping[str, torch.nn.Module], test: ImageSet, eps: float) -> tuple[ImageSet, Record]:
+    """The test slice of the picture, and what each model says of it before and after PGD-20 made to fool that model.
+
+    Args:
+        models: title -> model, the plain one first; a second one is to be right still.
+        eps: radius in [0, 1].
+
+    Returns:
+        a set of this one image, and what is shown beside it, with the attacked images (1 x H x W) in ``attacked``.
 
     Raises:
         ValueError: the attack turns no diagnosis at this radius.
@@ -213,46 +282,92 @@ def hero(record: Record, model: torch.nn.Module, test: ImageSet, eps: float) -> 
     attack, device = Attack(), pick_device()
     few = test.balanced_subset(64)
     pixels, labels = few.pixels(slice(None), device), few.labels.to(device)
-    attacked = attack(model.to(device), pixels, labels, eps=eps, draws=generator("hero"))
-    before, after = (predict_batch(model, images).softmax(1) for images in (pixels, attacked))
-    turned = (before.argmax(1) == labels) & (after.argmax(1) != labels)
-    if not turned.any():
-        raise ValueError(f"{attack.title} turns no right diagnosis of {title_of(record)} at {255 * eps:.3g}/255")
-    own = torch.arange(len(few), device=device)
-    change = before[own, labels] - after[own, labels]
-    best = int(change.masked_fill(~turned, -1).argmax())
-    shown = {
-        "model": {"title": title_of(record), **record["model"]},
-        "training": {key: record["training"][key] for key in ("objective", "config", "start", "best_epoch")},
-        "attack": {"title": attack.title, "eps": eps},
-        "image": few.paths[best],
-        "label": int(few.labels[best]),
-        "probabilities": [before[best].tolist(), after[best].tolist()],
-        "classes": record["classes"],
-        "data": record["data"],
-        "note": record["note"],
-        "environment": environment_facts(),
+    attacked = {
+        title: attack(model.to(device), pixels, labels, eps=eps, draws=generator("hero"))
+        for title, model in models.items()
     }
-    figure = plot_hero(
-        pixels[best].cpu(),
-        attacked[best].cpu(),
-        shown["probabilities"],
+    answers = {
+        title: [predict_batch(model, images).softmax(1).cpu() for images in (pixels, attacked[title])]
+        for title, model in models.items()
+    }
+    plain, *others = models
+    suited = torch.stack([before.argmax(1) == few.labels for before, _ in answers.values()]).all(0)
+    suited &= answers[plain][1].argmax(1) != few.labels
+    for title in others:
+        suited &= answers[title][1].argmax(1) == few.labels
+    if not suited.any():
+        only = " alone" if others else ""
+        raise ValueError(f"{attack.title} turns no right diagnosis of {plain}{only} at {radius_label(eps)}")
+    place = torch.nonzero(suited)[:, 0]
+    lost = torch.stack([answers[plain][turn][place, few.labels[place]] for turn in (0, 1)])
+    middle = int(place[(lost[0] - lost[1]).argsort()[len(place) // 2]])
+    but = f" and not {display_name(others[0])}" if others else ""
+    shown = {
+        "rule": HERO_RULE.format(
+            n=len(few), attack=attack.title, eps=radius_label(eps), but=but, found=f"{len(place)} images"
+        ),
+        "attack": {"title": attack.title, "eps": eps},
+        "image": few.paths[middle],
+        "label": int(few.labels[middle]),
+        "probabilities": {title: [chances[middle].tolist() for chances in own] for title, own in answers.items()},
+        "attacked": {title: images[middle].cpu() for title, images in attacked.items()},
+    }
+    return few.subset(torch.tensor([middle])), shown
+
+
+def hero_figure(image: ImageSet, shown: Record, record: Record) -> Figure:
+    """The picture of :func:`hero`.
+
+    Args:
+        record: of the plain model.
+    """
+    rows = {
+        display_name(title).replace(", ", ",\n"): (shown["attacked"][title], chances)
+        for title, chances in shown["probabilities"].items()
+    }
+    told = "a slice of a patient that no model has seen" if record["data"]["protocol"] == "patient" else ""
+    eps = shown["attack"]["eps"]
+    whose = " and its hardened twin, each" if len(rows) > 1 else ""
+    title = f"{_name(record)}{whose} attacked by {shown['attack']['title']} at {radius_label(eps)}"
+    note = "; ".join(filter(None, [told, record["note"]]))
+    return plot_hero(
+        image.pixels(slice(None), "cpu")[0],
+        rows,
         record["classes"],
         label=shown["label"],
         eps=eps,
-        title=f"{title_of(record)} before and after {attack.title}",
-        note=record["note"],
+        title=title,
+        note=note,
     )
-    return figure, shown
 
 
 def save_hero(workspace: Workspace, title: str, splits: DataSplits, eps: float) -> list[Path]:
-    """Draw :func:`hero` with a trained model; write ``assets/hero.png`` and ``assets/hero.json``."""
-    folder = workspace.checkpoint(title)
-    model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
-    figure, shown = hero(record, model, splits.test, eps)
+    """Draw :func:`hero` with a trained model, beside its hardened twin where there is one.
+
+    Writes ``assets/hero.png`` and ``assets/hero.json``.
+    """
+    titles = [title, f"{title}{HARDENED}"]
+    titles = titles if (workspace.checkpoint(titles[1]) / WEIGHTS).is_file() else titles[:1]
+    loaded = {
+        name: load_checkpoint(workspace.checkpoint(name), classes=splits.classes, fingerprint=splits.fingerprint)
+        for name in titles
+    }
+    image, shown = hero({name: model for name, (model, _) in loaded.items()}, splits.test, eps)
+    record = loaded[title][1]
+    figure = hero_figure(image, shown, record)
+    told = {
+        name: {
+            "model": {"title": name, **own["model"]},
+            "training": {key: own["training"][key] for key in ("objective", "config", "start", "best_epoch")},
+            "probabilities": shown["probabilities"][name],
+        }
+        for name, (_, own) in loaded.items()
+    }
+    facts = told.pop(title) | ({"hardened": told[titles[1]]} if told else {})
+    facts |= {key: shown[key] for key in ("rule", "attack", "image", "label")}
+    facts |= {key: record[key] for key in ("classes", "data", "note")} | {"environment": environment_facts()}
     target = workspace.root / "assets" / "hero.json"
-    write_json(target, shown)
+    write_json(target, facts)
     return [save_figure(figure, target.with_suffix(".png")), target]
 
 
@@ -312,16 +427,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", help="folder of prepared *_set.pt; without it, pictures of slices stay as they are")
     known = known_titles()
     parser.add_argument("--models", nargs="+", metavar="TITLE", help=f"default: all there are of {' '.join(known)}")
-    parser.add_argument("--hero", metavar="TITLE", help="only draw assets/hero.png, with this model")
-    parser.add_argument("--eps", type=float, default=1.0, help="radius for --hero in grey levels of 255 (default 1)")
+    parser.add_argument(
+        "--hero", metavar="TITLE", help="only draw assets/hero.png, with this model and its hardened twin"
+    )
+    parser.add_argument("--eps", default="2/255", help="radius for --hero, such as 2/255 or 0.005 (default 2/255)")
     args = parser.parse_args(arguments)
     try:
+        eps = parse_radius(args.eps)
         if args.hero and not args.data:
             raise ValueError("--hero needs --data, the folder of the prepared images")
         workspace = Workspace.open("" if args.root == ROOT else str(args.root), data_dir=args.data or "")
         splits = load_splits(workspace.data_dir) if args.data else None
         if args.hero:
-            print(*save_hero(workspace, args.hero, splits, args.eps / 255), sep="\n")
+            print(*save_hero(workspace, args.hero, splits, eps), sep="\n")
             return 0
         titles = args.models or [title for title in known if (workspace.checkpoint(title) / RECORD).is_file()]
         if not titles:

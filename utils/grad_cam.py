@@ -54,15 +54,19 @@ def pick_layer(model: MRIClassifier, images: torch.Tensor) -> nn.Module:
     At a small ``image_size`` the last block of a CNN has a map of 2 x 2 cells, which shows nothing.
     """
     for layer in model.cam_layers:
-        sizes: list[int] = []
-        hook = layer.register_forward_hook(
-            lambda _module, _inputs, output, seen=sizes: seen.append(model.cam_map(output).shape[-1])
-        )
-        predict_batch(model, images[:1])
-        hook.remove()
-        if sizes[0] >= _FINEST:
+        if cells_of(model, layer, images) >= _FINEST:
             return layer
     return model.cam_layers[-1]
+
+
+@torch.no_grad()
+def cells_of(model: MRIClassifier, layer: nn.Module, images: torch.Tensor) -> int:
+    """Cells a side of a layer's map, before it is enlarged to the image."""
+    sizes: list[int] = []
+    hook = layer.register_forward_hook(lambda _module, _inputs, output: sizes.append(model.cam_map(output).shape[-1]))
+    predict_batch(model, images[:1])
+    hook.remove()
+    return sizes[0]
 
 
 def right_and_wrong(
@@ -90,7 +94,7 @@ def explain(
     """One row for :func:`utils.plots.plot_grad_cam`: the images at ``index`` and the maps of the model's answers.
 
     Args:
-        name: label of the row.
+        name: label of the row, to which the map's own resolution is added.
         attack: attack and radius to explain the attacked images instead.
     """
     pixels, labels = images.pixels(index, device), images.labels[index].to(device)
@@ -98,7 +102,9 @@ def explain(
         pixels = attack[0](model, pixels, labels, eps=attack[1], draws=generator("grad-cam"))
     answers = predict_batch(model, pixels).argmax(1)
     captions = [f"{images.classes[a]} → {images.classes[b]}" for a, b in zip(labels, answers)]
-    return name, pixels.cpu(), grad_cam(model, pixels), captions
+    layer = pick_layer(model, pixels)
+    cells = cells_of(model, layer, pixels)
+    return f"{name}\n({cells} x {cells} cells)", pixels.cpu(), grad_cam(model, pixels, layer=layer), captions
 
 
 def explain_rows(

@@ -7,7 +7,7 @@ which they cannot behave on a model that is truly robust.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +33,19 @@ class Check:
     question: str
     measured: str
     passed: bool
+
+
+def verdict_of(panel: Mapping[str, Any] | None) -> str:
+    """How many checks a recorded panel passed, and which it failed: ``gradient checks 8/8``; ``unchecked`` without one.
+
+    Args:
+        panel: :meth:`Panel.as_dict`, or None.
+    """
+    if not panel:
+        return "unchecked"
+    failed = [check.get("name") or check["question"].split(",")[0] for check in panel["checks"] if not check["passed"]]
+    count = f"gradient checks {len(panel['checks']) - len(failed)}/{len(panel['checks'])}"
+    return f"{count}: {', '.join(failed)}" if failed else count
 
 
 @dataclass(frozen=True)

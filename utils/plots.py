@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,20 @@ from matplotlib.figure import Figure
 
 from utils.leak_audit import LeakAudit
 from utils.paths import atomic_write
-from utils.radii import ORIGINAL_EPS
+from utils.radii import ORIGINAL_EPS, radius_label
 from utils.worst_case import AdversarialExample
 
 #: Okabe and Ito's colours, which people with colour-blindness can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLE = {
     "figure.dpi": 100,
-    "savefig.dpi": 130,
+    "savefig.dpi": 200,
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
 
@@ -37,7 +36,8 @@ _STYLE = {
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a PNG atomically and return its path."""
     target = Path(path)
-    atomic_write(target, lambda file: figure.savefig(file, format="png"))
+    with plt.rc_context(_STYLE):  # savefig.dpi counts when a figure is saved, not when it is made
+        atomic_write(target, lambda file: figure.savefig(file, format="png"))
     return target
 
 
@@ -52,9 +52,18 @@ def finish(figure: Figure, title: str, note: str) -> Figure:
     # about eleven characters of this size fit into an inch
     lines = [part for text in (title, note) if text for part in textwrap.wrap(text, int(11 * figure.get_figwidth()))]
     figure.suptitle("\n".join(lines), fontsize=11)
+    for legend in [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]:
+        legend.set_frame_on(False)
     # notebooks show what a cell returns; closing keeps them from showing it twice
     plt.close(figure)
     return figure
+
+
+def percent_axis(ax: Axes, *, room: float = 6) -> None:
+    """A vertical axis of percent whose ticks end at 100; ``room`` above is for labels."""
+    ax.set_ylim(0, 100 + room)
+    ax.set_yticks(range(0, 101, 20))
+    ax.spines["left"].set_bounds(0, 100)
 
 
 def plot_confusion_matrix(
@@ -90,11 +99,22 @@ def plot_confusion_matrix(
 
 
 def plot_loss_curve(
-    history: Sequence[dict[str, float]], *, title: str, best_epoch: int | None = None, note: str = ""
+    history: Sequence[dict[str, float]],
+    *,
+    title: str,
+    best_epoch: int | None = None,
+    training: str = "",
+    note: str = "",
 ) -> Figure:
-    """Training and validation loss over epochs."""
-    lines = {"train_loss": "training", "validation_loss": "validation"}
-    return _plot_history(history, lines, "loss (cross-entropy, nats)", title, best_epoch, note)
+    """Training and validation loss over epochs.
+
+    Args:
+        training: what the training's loss is of; "" says whether its images were attacked.
+    """
+    attacked = "validation_robust_accuracy" in history[0]
+    trained_on = training or ("attacked images" if attacked else "clean images")
+    lines = {"train_loss": f"training,\n{trained_on}", "validation_loss": "validation,\nclean images"}
+    return _plot_history(history, lines, "loss (nats)", title, best_epoch, note)
 
 
 def plot_accuracy_curve(
@@ -102,9 +122,9 @@ def plot_accuracy_curve(
 ) -> Figure:
     """Training and validation accuracy over epochs, and robust accuracy where it was measured."""
     lines = {
-        "train_accuracy": "training" + (" (attacked)" if "validation_robust_accuracy" in history[0] else ""),
-        "validation_accuracy": "validation",
-        "validation_balanced_accuracy": "validation, balanced",
+        "train_accuracy": "training" + (" (attacked)" if "validation_robust_accuracy" in history[0] else " (clean)"),
+        "validation_accuracy": "validation (clean)",
+        "validation_balanced_accuracy": "validation, balanced (clean)",
         "validation_fgsm_accuracy": "validation, balanced, FGSM",
         "validation_robust_accuracy": "validation, balanced, PGD-10",
     }
@@ -135,7 +155,7 @@ def _plot_history(
     axes[0, 0].set(xlabel="epoch", ylabel=unit)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     if percent:
-        axes[0, 0].set_ylim(0, 102)
+        percent_axis(axes[0, 0])
     else:
         axes[0, 0].set_ylim(bottom=0)
     legend_of_curves(axes[0, 0])
@@ -151,15 +171,17 @@ def plot_member_curves(
         histories: name -> history entries of :func:`utils.training.train`.
         key: which number of an entry; shares in percent where ``unit`` says so.
     """
-    figure, axes = axes_of(size=(6.4, 4))
+    figure, axes = axes_of(size=(8.4, 4))
     factor = 100 if "%" in unit else 1
     for index, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] + 1 for entry in history]
         axes[0, 0].plot(epochs, [factor * entry[key] for entry in history], label=name, **line_style(index))
     axes[0, 0].set(xlabel="epoch", ylabel=unit)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].set_ylim(bottom=0, top=102 if factor == 100 else None)
-    axes[0, 0].legend()
+    axes[0, 0].set_ylim(bottom=0)
+    if factor == 100:
+        percent_axis(axes[0, 0])
+    legend_of_curves(axes[0, 0])
     return finish(figure, title, note)
 
 
@@ -176,7 +198,8 @@ def line_style(index: int) -> dict[str, Any]:
 def mark_radius(ax: Axes, eps: float, scale: float = 255) -> None:
     """A thin labelled line at a radius, under the curves; ``scale`` is the axis' unit a pixel unit."""
     ax.axvline(scale * eps, color="grey", linewidth=0.8, alpha=0.6)
-    ax.annotate(f" eps = {eps:g}", (scale * eps, 101), fontsize=8, color="grey")
+    inside = f" = {scale * eps:.3g}/{scale:g}" if scale != 1 else ""
+    ax.annotate(f" {eps:g}{inside}", (scale * eps, 101), fontsize=8, color="grey")
 
 
 def legend_of_curves(ax: Axes) -> None:
@@ -208,7 +231,8 @@ def plot_robustness_curve(
     if chance is not None:
         axes[0, 0].axhline(100 * chance, color="grey", linestyle=":", label="most frequent class")
     mark_radius(axes[0, 0], ORIGINAL_EPS)
-    axes[0, 0].set(xlabel="eps (grey levels of 255, L-infinity)", ylabel="robust accuracy (%)", ylim=(0, 106))
+    axes[0, 0].set(xlabel="eps (/255, L-infinity)", ylabel="robust accuracy (%)")
+    percent_axis(axes[0, 0])
     legend_of_curves(axes[0, 0])
     return finish(figure, title, note)
 
@@ -220,16 +244,18 @@ def plot_adversarial_examples(
     parameter_type: str = "Epsilon",
     *,
     classes: Sequence[str] | None = None,
+    model: str = "",
     note: str = "",
 ) -> Figure:
-    """Attacked images, a row a parameter value, each with its true class and the model's answer.
+    """Attacked images, a row a parameter value, each beside its perturbation, with its true class and the answer.
 
     Args:
         parameters: values in [0, 1] of what is varied, one a row.
         examples: as many rows of :class:`utils.worst_case.AdversarialExample`.
-        attack_name: for the title.
+        attack_name: for the title, where the examples do not name their attack.
         parameter_type: ``Epsilon`` or ``Alpha``.
         classes: class names; None shows indices.
+        model: name of the model that was attacked.
 
     Raises:
         ValueError: the numbers of parameters and of rows differ, or there is nothing to show.
@@ -237,20 +263,53 @@ def plot_adversarial_examples(
     if len(parameters) != len(examples) or not examples or not examples[0]:
         raise ValueError(f"{len(parameters)} parameters need as many non-empty rows, not {len(examples)}")
     names = classes or [str(label) for label in range(1 + max(e.label for row in examples for e in row))]
-    figure, axes = axes_of(
-        len(examples), len(examples[0]), size=(1.75 * len(examples[0]) + 0.5, 2.05 * len(examples) + 0.5)
-    )
+    size = (1.8 * len(examples[0]) + 1, 1.18 * len(examples) + 1)
+    figure, axes = axes_of(len(examples), len(examples[0]), size=size)
     for value, row, row_axes in zip(parameters, examples, axes):
         for example, ax in zip(row, row_axes):
             right = example.attacked == example.label
-            _show(ax, example.image[0])
+            _show_with_change(ax, example, value if parameter_type == "Epsilon" else None)
             answer = names[example.attacked] if example.attacked < len(names) else str(example.attacked)
-            ax.set_title(f"{names[example.label]} → {answer}", fontsize=8, color="black" if right else COLOURS[1])
-        row_axes[0].set_ylabel(f"{parameter_type}\n{255 * value:.3g}/255", fontsize=9)
-    return finish(figure, f"{attack_name.upper()}: true class → answer of the model (orange: wrong)", note)
+            ax.set_title(f"{names[example.label]} → {answer}", fontsize=9, color="black" if right else COLOURS[1])
+        label = _row_label(value, row[0], parameter_type)
+        row_axes[0].set_ylabel(label, fontsize=9, rotation=0, ha="right", va="center")
+    attacks = dict.fromkeys(example.attack or attack_name.upper() for row in examples for example in row)
+    of = f"{model}: slices under " if model else ""
+    change = (
+        "; beside each slice its change, blue -eps, white 0, red +eps" if examples[0][0].clean_image is not None else ""
+    )
+    told = f"true class → answer, orange where misclassified{change}"
+    return finish(figure, f"{of}{' and '.join(attacks)}", "; ".join(filter(None, [told, note])))
 
 
-def _show(ax: plt.Axes, image: torch.Tensor | np.ndarray, **options: Any) -> None:
+def _row_label(value: float, example: AdversarialExample, parameter_type: str) -> str:
+    if parameter_type == "Epsilon":
+        return f"eps\n{radius_label(value)}" if value else "no attack"
+    fixed = "" if example.eps is None else f"\nat eps\n{radius_label(example.eps)}"
+    return f"{parameter_type}\n{value:g}\n= {255 * value:.2g}/255{fixed}"
+
+
+def _show_with_change(ax: Axes, example: AdversarialExample, eps: float | None) -> None:
+    """The attacked image and, where the clean one is known, to its right the change, on a scale of ± eps."""
+    height, width = example.image.shape[-2:]
+    _show(ax, example.image[0], extent=(0, width, height, 0))
+    if example.clean_image is None:
+        return
+    change = (example.image - example.clean_image)[0]
+    bound = example.eps or eps or max(float(change.abs().max()), 1e-9)
+    _show(
+        ax,
+        change,
+        extent=(1.04 * width, 2.04 * width, height, 0),
+        cmap="RdBu_r",
+        vmin=-bound,
+        vmax=bound,
+        interpolation="nearest",
+    )
+    ax.set_xlim(0, 2.04 * width)
+
+
+def _show(ax: Axes, image: torch.Tensor | np.ndarray, **options: Any) -> None:
     ax.imshow(np.asarray(image), **({"vmin": 0, "vmax": 1, "cmap": "gray"} | options))
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
@@ -266,6 +325,7 @@ def plot_attack_strip(
     classes: Sequence[str],
     *,
     label: int,
+    attack: str = "PGD",
     note: str = "",
 ) -> Figure:
     """One image at growing attack strength: the image, its perturbation, the class probabilities.
@@ -276,12 +336,13 @@ def plot_attack_strip(
         probabilities: K probabilities a radius.
         epsilons: radii in [0, 1].
         label: true class.
+        attack: its name and steps.
     """
     figure, axes = axes_of(3, len(epsilons), size=(1.9 * len(epsilons) + 0.6, 5.6))
     for column, (eps, picture, chances) in enumerate(zip(epsilons, attacked, probabilities)):
         difference = picture[0] - image[0]
         _show(axes[0, column], picture[0])
-        axes[0, column].set_title(f"eps {255 * eps:.3g}/255", fontsize=9)
+        axes[0, column].set_title(f"eps {radius_label(eps)}", fontsize=9)
         # one colour scale a column, so that half a grey level can be seen too
         _show(axes[1, column], difference, cmap="RdBu_r", vmin=-max(eps, 1e-9), vmax=max(eps, 1e-9))
         colours = [COLOURS[2] if k == label else COLOURS[1] for k in range(len(classes))]
@@ -290,8 +351,8 @@ def plot_attack_strip(
         axes[2, column].invert_yaxis()
         axes[2, column].set_xlabel("probability", fontsize=8)
     axes[0, 0].set_ylabel("attacked image")
-    axes[1, 0].set_ylabel("perturbation,\nscaled to ±eps")
-    return finish(figure, f"PGD on one slice; true class {classes[label]} in green", note)
+    axes[1, 0].set_ylabel("change, blue -eps,\nwhite 0, red +eps")
+    return finish(figure, f"{attack} on one slice; true class {classes[label]} in green", note)
 
 
 def plot_grad_cam(
@@ -303,25 +364,28 @@ def plot_grad_cam(
     """Heat maps over grey slices.
 
     Args:
-        rows: name, images 1 x H x W in [0, 1], maps H x W in [0, 1], captions.
+        rows: name, images 1 x H x W in [0, 1], maps H x W in [0, 1] each scaled to its own maximum, captions.
     """
     columns = max(len(images) for _, images, _, _ in rows)
-    figure, axes = axes_of(len(rows), columns, size=(1.9 * columns + 0.6, 2.2 * len(rows) + 0.6))
+    figure, axes = axes_of(len(rows), columns, size=(1.6 * columns + 1.4, 1.8 * len(rows) + 0.8))
     for (name, images, maps, captions), row_axes in zip(rows, axes):
         for ax in row_axes[len(images) :]:
             ax.axis("off")
         for ax, image, heat, caption in zip(row_axes, images, maps, captions):
             _show(ax, image[0])
-            ax.imshow(heat, cmap="inferno", alpha=0.45, vmin=0, vmax=1)
-            ax.set_title(caption, fontsize=8)
-        row_axes[0].set_ylabel(name)
-    return finish(figure, title, note)
+            # where the map is zero the slice stays as it is
+            shown = ax.imshow(heat, cmap="inferno", alpha=0.7 * np.clip(heat, 0, 1), vmin=0, vmax=1)
+            ax.set_title(caption, fontsize=9)
+        row_axes[0].set_ylabel(name, fontsize=9)
+    bar = figure.colorbar(plt.cm.ScalarMappable(shown.norm, shown.cmap), ax=axes, shrink=0.6, aspect=30)
+    bar.set_label("weight for the answer, share of the map's maximum", fontsize=9)
+    told = "true class → answer; each map is scaled to its own maximum"
+    return finish(figure, title, "; ".join(filter(None, [told, note])))
 
 
 def plot_hero(
     image: torch.Tensor,
-    attacked: torch.Tensor,
-    probabilities: Sequence[Sequence[float]],
+    rows: Mapping[str, tuple[torch.Tensor, Sequence[Sequence[float]]]],
     classes: Sequence[str],
     *,
     label: int,
@@ -329,34 +393,38 @@ def plot_hero(
     title: str,
     note: str = "",
 ) -> Figure:
-    """One slice, its perturbation, the attacked slice, and what the model says of both.
+    """One slice, a row a model: its perturbation, the attacked slice, and what the model says of both.
 
     Args:
-        image, attacked: 1 x H x W in [0, 1].
-        probabilities: K before and K after the attack.
+        image: 1 x H x W in [0, 1].
+        rows: model -> the slice as attacked to fool it, and its K probabilities before and after.
+        classes: K names.
         label: true class.
         eps: radius in [0, 1].
     """
-    figure, axes = axes_of(1, 4, size=(11, 3.2), width_ratios=(1, 1, 1, 1.25))
-    before, after = (classes[int(np.argmax(chances))] for chances in probabilities)
-    difference = attacked[0] - image[0]
-    _show(axes[0, 0], image[0])
-    _show(axes[0, 1], difference, cmap="RdBu_r", vmin=-eps, vmax=eps)
-    _show(axes[0, 2], attacked[0])
-    axes[0, 0].set_title(f"a slice, true class {classes[label]}:\n“{before}”", fontsize=10)
-    axes[0, 1].set_title(
-        f"+ a change of at most {255 * eps:.3g} of 255,\nshown {1 / (2 * eps):.0f} times larger", fontsize=10
-    )
-    axes[0, 2].set_title(f"= the slice as attacked:\n“{after}”", fontsize=10)
-    places = np.arange(len(classes))
-    for offset, chances, colour, name in zip(
-        (-0.2, 0.2), probabilities, (COLOURS[0], COLOURS[1]), ("slice", "attacked")
-    ):
-        axes[0, 3].barh(places + offset, [100 * chance for chance in chances], 0.38, color=colour, label=name)
-    axes[0, 3].set(yticks=places, yticklabels=classes, xlim=(0, 100), xlabel="probability (%)")
-    axes[0, 3].invert_yaxis()
-    axes[0, 3].legend(fontsize=8)
+    figure, axes = axes_of(len(rows), 4, size=(10.5, 2.9 * len(rows) + 0.6), width_ratios=(1, 1, 1, 1.2))
+    for (name, (attacked, probabilities)), row in zip(rows.items(), axes):
+        before, after = (classes[int(np.argmax(chances))] for chances in probabilities)
+        _show(row[0], image[0])
+        _show(row[1], (attacked - image)[0], cmap="RdBu_r", vmin=-eps, vmax=eps)
+        _show(row[2], attacked[0])
+        row[0].set_ylabel(name, fontsize=11)
+        row[0].set_title(f"slice of true class {classes[label]}\nanswer: {before}", fontsize=10)
+        row[1].set_title(f"+ a change of at most {radius_label(eps)}\nblue -eps, white 0, red +eps", fontsize=10)
+        fooled = "" if classes.index(after) == label else ", misclassified"
+        row[2].set_title(f"= the slice as attacked\nanswer: {after}{fooled}", fontsize=10)
+        _draw_answers(row[3], probabilities, classes)
+    axes[0, 3].legend(fontsize=9)
+    axes[-1, 3].set_xlabel("probability (%)")
     return finish(figure, title, note)
+
+
+def _draw_answers(ax: Axes, probabilities: Sequence[Sequence[float]], classes: Sequence[str]) -> None:
+    places = np.arange(len(classes))
+    for offset, chances, colour, name in zip((-0.2, 0.2), probabilities, COLOURS, ("slice", "attacked slice")):
+        ax.barh(places + offset, [100 * chance for chance in chances], 0.38, color=colour, label=name)
+    ax.set(yticks=places, yticklabels=classes, xlim=(0, 100))
+    ax.invert_yaxis()
 
 
 def plot_optuna_history(trials: Sequence[dict[str, Any]], *, title: str, unit: str, note: str = "") -> Figure:
@@ -387,7 +455,7 @@ def plot_optuna_importance(importance: dict[str, float], *, title: str, note: st
     names = sorted(importance, key=importance.__getitem__)
     bars = axes[0, 0].barh(names, [100 * importance[name] for name in names], color=COLOURS[0])
     axes[0, 0].bar_label(bars, fmt="%.0f", fontsize=8, padding=2)
-    axes[0, 0].set(xlabel="importance (% of the variance between trials)", xlim=(0, 108))
+    axes[0, 0].set(xlabel="importance (% of the variance between trials)", xlim=(0, 108), xticks=range(0, 101, 20))
     return finish(figure, title, note)
 
 
@@ -419,7 +487,7 @@ def plot_optuna_pareto(
 
 def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
     """What a split gives away: 1-NN accuracy beside the majority, and how near the training set is."""
-    figure, axes = axes_of(1, 2, size=(10, 4))
+    figure, axes = axes_of(1, 2, size=(10, 4.4))
     bars = {
         "1-NN on raw pixels": [a.accuracy for a in audits],
         "nearest image is the same patient": [a.same_patient for a in audits],
@@ -433,8 +501,8 @@ def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
     axes[0, 0].set(
         xticks=places, xticklabels=[f"{a.protocol} split" for a in audits], ylabel="share of test images (%)"
     )
-    axes[0, 0].set_ylim(0, 125)
-    axes[0, 0].legend(fontsize=8, loc="upper right")
+    percent_axis(axes[0, 0])
+    axes[0, 0].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     low = min(float(a.correlations.min()) for a in audits)
     for index, audit in enumerate(audits):
         axes[0, 1].hist(

@@ -17,9 +17,11 @@ import pandas as pd
 from utils.compare_recipes import COLUMNS, ENCODERS, describe_start
 from utils.compare_recipes import summary_table as recipes_summary
 from utils.paths import ROOT, atomic_write_all, read_json
-from utils.radii import ORIGINAL_EPS
-from utils.results import known_titles, title_of
+from utils.price import price_sentences
+from utils.radii import ORIGINAL_EPS, radius_label
+from utils.results import display_name, known_titles, title_of
 from utils.robustness_figures import (
+    column_of,
     headline_cells,
     headline_table,
     question_table,
@@ -50,7 +52,7 @@ def leak_table(record: Mapping[str, Any]) -> str:
     header = ["raw-pixel 1-nearest-neighbour", *(names[split["protocol"]] for split in record["splits"])]
     cells = [[label, *(f"{100 * split[key]:.1f} %" for split in record["splits"])] for label, key in rows.items()]
     for eps in (ORIGINAL_EPS, max(GRID)):
-        label = f"accuracy, proven against every change of up to {255 * eps:.3g}/255 a pixel"
+        label = f"accuracy, proven against every change of up to {radius_label(eps)} a pixel"
         shares = [split["certified_accuracy"][split["epsilons"].index(eps)] for split in record["splits"]]
         cells.append([label, *(f"{100 * share:.1f} %" for share in shares)])
     return markdown(header, cells)
@@ -69,7 +71,7 @@ def _budget(summary: Mapping[str, Any]) -> str:
     return (
         f"{describe_start(summary)}, {summary['data']['protocol']} split: "
         f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening at "
-        f"{255 * budget['eps']:.3g}/255 with {budget['train_steps']} steps; {summary['n_images']} test images of "
+        f"{radius_label(budget['eps'])} with {budget['train_steps']} steps; {summary['n_images']} test images of "
         f"{summary['n_subjects']} patients; worst case of {', '.join(summary['attacks'])}; %, mean ± standard "
         "deviation over seeds"
     )
@@ -102,23 +104,44 @@ def folds_table(summary: Mapping[str, Any]) -> str:
         f"folds, {summary['n_subjects']} patients each tested once: {summary['n_images']['test']} images without "
         f"attack, {summary['n_images']['attacked']} under the worst case of {', '.join(summary['attacks'])}; "
         f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening; %, 95 % intervals over "
-        "patients.\n"
+        f"patients.{_clean_on_attacked(summary)}\n"
     )
     return markdown(["model", *cells, "clean AUROC by fold"], rows) + said
+
+
+def _clean_on_attacked(summary: Mapping[str, Any]) -> str:
+    """What the attacked images alone give without attack, to set beside the columns under attack."""
+    rows = {name: row["attacked"]["metrics"][:1] for name, row in summary["rows"].items() if "attacked" in row}
+    cells = {name: headline_cells(found, [0.0]) for name, found in rows.items()}
+    shown = "; ".join(
+        f"{name}: " + ", ".join(f"{column} {value}" for column, value in own.items()) for name, own in cells.items()
+    )
+    return f" The attacked {summary['n_images']['attacked']} without attack: {shown}." if shown else ""
 
 
 def headline(records: Sequence[Mapping[str, Any]]) -> str:
     """All models and, where the vote's record holds them, the baselines: the numbers that come first."""
     worst = _worst(records)
     baselines = next((record["baselines"] for record in records if "baselines" in record), None)
-    said = "AUROC is by patient, Non against the rest"
+    said = "AUROC is by patient, Non against the rest" if _binary(worst) else "AUROC is by patient"
     said += "; the lowest rows are baselines on the same test images" if baselines else ""
     return _of_frame(headline_table(worst, baselines), "model") + _attacks(worst, said)
 
 
+def _binary(worst: Mapping[str, Mapping[str, Any]]) -> bool:
+    return all("binary" in record["metrics"][0] for record in worst.values())
+
+
+def price(records: Sequence[Mapping[str, Any]]) -> str:
+    """What hardening and voting cost, as a list of sentences."""
+    return "".join(f"- {sentence}\n" for sentence in price_sentences(_titled(records)))
+
+
 def trained(records: Sequence[Mapping[str, Any]]) -> str:
     """How each model was trained."""
-    rows = {title: _training(record) for title, record in _titled(records).items() if "training" in record}
+    rows = {
+        display_name(title): _training(record) for title, record in _titled(records).items() if "training" in record
+    }
     table = pd.DataFrame.from_dict(rows, orient="index")
     return _of_frame(table, "model") + f"\n{_protocol(records)}; {_trained_on(records)}.\n"
 
@@ -128,7 +151,7 @@ def _trained_on(records: Sequence[Mapping[str, Any]]) -> str:
     machines: dict[str, list[str]] = {}
     for title, record in _titled(records).items():
         if "training" in record:
-            machines.setdefault(record["environment"]["hardware"], []).append(title)
+            machines.setdefault(record["environment"]["hardware"], []).append(display_name(title))
     if len(machines) == 1:
         return next(iter(machines))
     return "; ".join(f"{', '.join(titles)}: {machine}" for machine, titles in machines.items())
@@ -140,7 +163,7 @@ def _training(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "input": f"{record['model']['image_size']} px",
         "begins with": ENCODERS.get(Path(own["start"]).name, own["start"]),
-        "attack": f"{255 * objective['eps']:.3g}/255, {_steps(objective['steps'])}" if hardened else "none",
+        "attack": f"{radius_label(objective['eps'])}, {_steps(objective['steps'])}" if hardened else "none",
         "epoch kept": f"{own['best_epoch'] + 1} of {len(own['history'])}",
         "learning rate": f"{own['config']['learning_rate']:.2g}" + (f", x {decay} a block" if decay != 1 else ""),
         "precision": own["config"]["precision"],
@@ -178,8 +201,8 @@ def sweeps(records: Sequence[Mapping[str, Any]]) -> str:
     for title, record in _titled(records).items():
         for attack, curve in sorted(record["robustness"].items()):
             counts.add(f"{curve['n_images']} test images of {curve['n_subjects']} patients")
-            levels = ["clean", *(f"{255 * eps:.3g}/255" for eps in curve["epsilons"][1:])]
-            rows[f"{title}, {attack}"] = {
+            levels = map(column_of, curve["epsilons"])
+            rows[f"{display_name(title)}, {attack}"] = {
                 level: f"{100 * value:.1f}" for level, value in zip(levels, curve["robust_accuracy"])
             }
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("-")
@@ -212,11 +235,23 @@ def _attacks(
     by_attacks: dict[str, list[str]] = {}
     for title, record in worst.items():
         curve = record["curve"]
-        over = f"{', '.join(one['title'] for one in curve['attacks'])} on {curve['n_images']} test images"
-        by_attacks.setdefault(f"{over} of {curve['n_subjects']} patients", []).append(title)
+        names = ", ".join(display_name(one["title"]) for one in curve["attacks"])
+        suite = f"suite {record['suite']} ({names})" if "suite" in record else f"the notebooks' attacks ({names})"
+        over = f"{suite} on {curve['n_images']} test images of {curve['n_subjects']} patients"
+        by_attacks.setdefault(over, []).append(display_name(title))
     most, *others = sorted(by_attacks, key=lambda over: -len(by_attacks[over]))
-    parts = [most, *(f"of {', '.join(by_attacks[over])}: {over}" for over in others), *([said] if said else [])]
+    parts = [most, *(f"of {', '.join(by_attacks[over])}: {over}" for over in others)]
+    untargeted = [display_name(title) for title, record in worst.items() if not _targeted(record)]
+    if untargeted:
+        whose = "all" if len(untargeted) == len(worst) else f"those of {', '.join(untargeted)}"
+        parts.append(f"no targeted attack was made, so {whose} are upper bounds, which one can lower")
+    parts += [said] if said else []
     return f"\n{_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; {unit}.\n"
+
+
+def _targeted(record: Mapping[str, Any]) -> bool:
+    names = [one["title"].lower() for one in record["curve"]["attacks"]]
+    return any("apgd-t" in name or "autoattack" in name or "targeted" in name for name in names)
 
 
 def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
@@ -251,7 +286,7 @@ def attack_speed_table(record: Mapping[str, Any]) -> str:
             cells = [f"{way['seconds']:.2f} s" + _memory(way) for way in own]
             cells += [" / ".join(f"{way['times_faster']:.1f}" for way in own[:-1])]
             cells += [" / ".join(f"{100 * way['robust_accuracy']:.1f}" for way in own) + " %"]
-            rows.append([title, attack, *cells])
+            rows.append([display_name(title), attack, *cells])
     header = ["model", "attack", *ways, "slow way", "times faster", "accuracy left"]
     return markdown(header, rows) + _machine(record, attack_conditions(record))
 
@@ -259,8 +294,8 @@ def attack_speed_table(record: Mapping[str, Any]) -> str:
 def attack_conditions(record: Mapping[str, Any]) -> str:
     """Data, radius and numbers of images of ``benchmarks/attack_speed.json``, for a note below a table or figure."""
     images = next(iter(record["models"].values()))["images"]
-    numbers = ", ".join(f"{n} images for {title}" for title, n in images.items())
-    radius = "" if all("eps" in title for title in images) else f"eps {255 * record['eps']:.3g}/255, "
+    numbers = ", ".join(f"{n} images for {display_name(title)}" for title, n in images.items())
+    radius = "" if all("eps" in title for title in images) else f"eps {radius_label(record['eps'])}, "
     return f"{record['data']['source']}, {radius}{numbers}"
 
 
@@ -297,7 +332,8 @@ def near_training_table(record: Mapping[str, Any]) -> str:
     rows = []
     for title, found in record["models"].items():
         for eps, shares in found.items():
-            name = title if float(eps) == 0 else f"{title}, {255 * float(eps):.3g}/255"
+            shown = display_name(title)
+            name = shown if float(eps) == 0 else f"{shown}, {radius_label(float(eps))}"
             rows.append([name, *("-" if share is None else f"{100 * share:.1f}" for share in shares)])
     header = ["model", *(f"{group['name']} (n = {group['n']})" for group in record["groups"])]
     said = "groups by the highest correlation with a training image, and by the next slices of the same patient; %"
@@ -333,6 +369,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "worst_case": worst_case_table,
     "sweeps": sweeps,
     "recalls": recalls,
+    "price": price,
     "questions": questions,
     "trainable": trainable_table,
     "attack_speed": attack_speed_table,

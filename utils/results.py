@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from utils.data import DataSplits
 from utils.ensemble import Vote
 from utils.objectives import Standard
 from utils.paths import write_json
+from utils.radii import radius_label
 from utils.reproducibility import environment_facts
 from utils.training import TrainResult
 from utils.workspace import Workspace
@@ -142,11 +144,11 @@ def _readable(value: Any) -> str:
 def robustness_table(curves: Mapping[str, RobustnessCurve]) -> pd.DataFrame:
     """Robust accuracy in percent, a row a radius, a column a curve."""
     columns = {
-        name: pd.Series([100 * value for value in curve.robust_accuracy], index=[255 * eps for eps in curve.epsilons])
+        display_name(name): pd.Series([100 * value for value in curve.robust_accuracy], index=curve.epsilons)
         for name, curve in curves.items()
     }
     table = pd.DataFrame(columns).sort_index().round(1)
-    table.index = [f"{eps:.3g}/255" for eps in table.index]
+    table.index = list(map(radius_label, table.index))
     return table.rename_axis("eps")
 
 
@@ -161,6 +163,15 @@ def title_of(record: Mapping[str, Any]) -> str:
 def known_titles() -> list[str]:
     """Folder names of all models, each clean one before its hardened twin, and of the vote."""
     return [backbone.title + suffix for backbone in BACKBONES.values() for suffix in ("", HARDENED)] + [ENSEMBLE]
+
+
+def display_name(title: str) -> str:
+    """A folder name, or a text with such names, in words for figures and tables.
+
+    >>> display_name("ResNet34_atk"), display_name("PGD-20 from DINOv2_atk")
+    ('ResNet34, hardened', 'PGD-20 from DINOv2, hardened')
+    """
+    return re.sub(rf"{HARDENED}\b", ", hardened", title)
 
 
 def trained_models(workspace: Workspace) -> dict[str, dict[str, Any]]:
@@ -190,8 +201,9 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         for attack, curve in sorted(record["robustness"].items()):
             for eps, value in zip(curve["epsilons"], curve["robust_accuracy"]):
                 if eps:
-                    row[f"{attack}, {255 * eps:.3g}/255"] = value
+                    row[f"{attack}, {radius_label(eps)}"] = value
         rows[name] = row
+    rows = {display_name(name): row for name, row in rows.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"these results are over different numbers of test images: {counts}; attack them all again")
     return (100 * pd.DataFrame.from_dict(rows, orient="index")).round(1)

@@ -13,16 +13,18 @@ from matplotlib.figure import Figure
 from utils.checkpoints import RECORD
 from utils.data import ImageSet
 from utils.intervals import compare
-from utils.masking import NOT_TRUSTED
+from utils.masking import verdict_of
 from utils.paths import read_json
 from utils.plots import save_figure
-from utils.radii import ORIGINAL_EPS
-from utils.results import HARDENED, known_titles
+from utils.price import recalls_of
+from utils.radii import ORIGINAL_EPS, radius_label
+from utils.results import HARDENED, display_name, known_titles
 from utils.robustness_plots import (
     plot_before_after,
     plot_first_breaking,
     plot_heat_map,
     plot_intervals,
+    plot_intervals_apart,
     plot_reliability,
 )
 from utils.suites import check_suite
@@ -30,7 +32,9 @@ from utils.workspace import Workspace
 from utils.worst_case import NEVER
 
 Record = dict[str, Any]
-UNCHECKED = "unchecked"
+#: Heading of the verdicts on gradient masking.
+CHECKS = "gradient checks"
+IMAGES = "images (patients)"
 #: Radii and columns of the table that comes first.
 HEADLINE_EPS = (0.0, 1 / 255, 2 / 255)
 HEADLINE = {"": ("image", "accuracy"), ", balanced": ("image", "balanced_accuracy"), ", AUROC": ("patient", "auroc")}
@@ -77,33 +81,55 @@ def _order(path: Path) -> tuple[int, str]:
 
 
 def verdict(record: Record) -> str:
-    """The panel's verdict, which stands wherever the record's numbers do."""
-    return record["panel"]["verdict"] if record["panel"] else UNCHECKED
+    """How many of the gradient checks a record's number passed, ``8/8``, and which it failed; or ``unchecked``."""
+    return verdict_of(record["panel"]).removeprefix(f"{CHECKS} ")
 
 
 def remark(records: Mapping[str, Record]) -> str:
-    """What a figure must say of its numbers."""
-    notes = dict.fromkeys(record["note"] for record in records.values() if record["note"])
-    counts = {title: record["curve"]["n_images"] for title, record in records.items()}
-    if len(set(counts.values())) > 1:
-        most = max(counts.values())
-        notes |= {f"{title} on {n} of {most} images": None for title, n in counts.items() if n < most}
-    doubted = [title for title, record in records.items() if verdict(record) == NOT_TRUSTED]
-    doubt = [f"{NOT_TRUSTED} (masked gradients?): {', '.join(doubted)}"] if doubted else []
-    return "; ".join([*notes, *doubt])
+    """What a figure must say of its numbers: on how many images they are, and which failed a gradient check."""
+    return "; ".join([*_notes(records), sample(records), *_doubts(records)])
+
+
+def _notes(records: Mapping[str, Record]) -> list[str]:
+    return list(dict.fromkeys(record["note"] for record in records.values() if record["note"]))
+
+
+def _doubts(records: Mapping[str, Record]) -> list[str]:
+    failed = [title for title, record in records.items() if record["panel"] and ":" in verdict(record)]
+    return [f"{CHECKS} of {display_name(title)} {verdict(records[title])}" for title in failed]
+
+
+def sample(records: Mapping[str, Record]) -> str:
+    """On how many test images and patients the records are; those on fewer are named."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for title, record in records.items():
+        own = record["curve"]["n_images"], record["curve"]["n_subjects"]
+        groups.setdefault(own, []).append(display_name(title))
+    (most, patients), *fewer = sorted(groups, reverse=True)
+    parts = [f"{most} test images of {patients} patients"]
+    parts += [f"{' and '.join(groups[n, own])} on {n} of {most} images" for n, own in fewer]
+    return "; ".join(parts)
+
+
+def _size(record: Record) -> str:
+    return f"{record['curve']['n_images']} ({record['curve']['n_subjects']})"
+
+
+def column_of(eps: float) -> str:
+    """Heading of a radius."""
+    return "clean" if eps == 0 else radius_label(eps)
 
 
 def summary_table(records: Mapping[str, Record]) -> pd.DataFrame:
-    """A row a model: robust accuracy in percent with its interval at each radius, and the panel's verdict."""
+    """A row a model: robust accuracy in percent with its interval at each radius, and the gradient checks."""
     rows = {}
     for title, record in records.items():
         curve = record["curve"]
         cells = {
-            ("clean" if eps == 0 else f"{255 * eps:.3g}/255"): _with_interval(value, bounds)
+            column_of(eps): _with_interval(value, bounds)
             for eps, value, bounds in zip(curve["epsilons"], curve["robust_accuracy"], record["interval"])
         }
-        rows[title] = {"images (patients)": f"{curve['n_images']} ({curve['n_subjects']})", **cells}
-        rows[title]["panel"] = verdict(record)
+        rows[display_name(title)] = {IMAGES: _size(record), **cells, CHECKS: verdict(record)}
     return pd.DataFrame.from_dict(rows, orient="index").fillna("-")
 
 
@@ -119,11 +145,16 @@ def headline_table(records: Mapping[str, Record], baselines: Mapping[str, Record
     rows = {}
     for title, record in records.items():
         by_radius = dict(zip(record["curve"]["epsilons"], record["metrics"]))
-        rows[title] = headline_cells([by_radius.get(eps) for eps in HEADLINE_EPS])
-        rows[title]["panel"] = verdict(record)
+        cells = headline_cells([by_radius.get(eps) for eps in HEADLINE_EPS])
+        rows[display_name(title)] = {IMAGES: _size(record), **cells, CHECKS: verdict(record)}
     for name, metrics in (baselines or {}).items():
-        rows[name] = headline_cells([metrics]) | {"panel": "-"}
+        rows[name] = {IMAGES: _size_of(metrics), **headline_cells([metrics]), CHECKS: "-"}
     return pd.DataFrame.from_dict(rows, orient="index").astype(object).fillna("-")
+
+
+def _size_of(metrics: Record) -> str:
+    levels = next(iter(metrics.values()))
+    return f"{levels['image']['n']} ({levels['patient']['n'] if levels['patient'] else '-'})"
 
 
 def headline_cells(metrics: Sequence[Record | None], epsilons: Sequence[float] = HEADLINE_EPS) -> dict[str, str]:
@@ -134,7 +165,7 @@ def headline_cells(metrics: Sequence[Record | None], epsilons: Sequence[float] =
             questions = list(found.values()) if found else []
             own = questions[-1 if metric == "auroc" else 0][level] if found else None
             shown = _with_interval(own[metric], own["interval"][metric]) if own else "-"
-            cells[("clean" if eps == 0 else f"{255 * eps:.3g}/255") + column] = shown
+            cells[column_of(eps) + column] = shown
     return cells
 
 
@@ -146,12 +177,10 @@ def recall_table(records: Mapping[str, Record], eps: float = 1 / 255) -> pd.Data
     """
     rows = {}
     for title, record in records.items():
-        epsilons = record["curve"]["epsilons"]
-        if eps not in epsilons:
-            raise ValueError(f"{255 * eps:.3g}/255 was not measured of {title}")
-        step = epsilons.index(eps)
-        clean, attacked = (next(iter(record["metrics"][i].values()))["image"]["recall"] for i in (0, step))
-        rows[title] = {name: f"{_percent(clean[name])} / {_percent(attacked[name])}" for name in clean}
+        clean, attacked = recalls_of(record), recalls_of(record, eps)
+        rows[display_name(title)] = {IMAGES: _size(record)} | {
+            name: f"{_percent(clean[name])} / {_percent(attacked[name])}" for name in clean
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -168,12 +197,12 @@ def question_table(record: Record) -> pd.DataFrame:
             for level, found in levels.items():
                 if found:
                     cells = {name: _with_interval(found[name], found["interval"][name]) for name in shown}
-                    rows.append({"eps": f"{255 * eps:.3g}/255", "question": question, "by": level, **cells})
+                    rows.append({"eps": column_of(eps), "question": question, "by": level, **cells})
     return pd.DataFrame(rows).set_index(["question", "by", "eps"])
 
 
 def panel_table(record: Record) -> pd.DataFrame:
-    """The masking panel: what was asked, what was measured, whether it passed; one line where it was left out."""
+    """The gradient checks: what was asked, what was measured, whether it passed; one line where it was left out."""
     columns = ["check", "measured", "passed"]
     checks = record["panel"]["checks"] if record["panel"] else []
     rows = [(check["question"], check["measured"], "yes" if check["passed"] else "NO") for check in checks]
@@ -197,8 +226,9 @@ def paired_table(first: Record, second: Record, images: ImageSet) -> pd.DataFram
     for step, eps in enumerate(one["epsilons"]):
         found = compare(standing(one, step), standing(other, step), images.subjects)
         gain = _with_interval(found["difference"], found["interval"])
-        row = {"eps": f"{255 * eps:.3g}/255", "difference (points)": gain, "only the first stands": found["only_first"]}
-        rows.append(row | {"only the second": found["only_second"], "McNemar p": f"{found['mcnemar_p']:.2g}"})
+        row = {"eps": column_of(eps), "difference (points)": gain, "only the first robust": found["only_first"]}
+        row |= {"only the second robust": found["only_second"], "McNemar p": f"{found['mcnemar_p']:.2g}"}
+        rows.append(row)
     return pd.DataFrame(rows).set_index("eps")
 
 
@@ -210,11 +240,11 @@ def standing(curve: Record, step: int) -> torch.Tensor:
 
 def vote_table(record: Record) -> pd.DataFrame:
     """The vote under each attack alone, under all, and what stands beside it, in percent by radius."""
-    vote, columns = record["vote"], [f"{255 * eps:.3g}/255" for eps in record["curve"]["epsilons"]]
-    rows = {title: values for title, values in vote["alone"].items()}
+    vote, columns = record["vote"], list(map(column_of, record["curve"]["epsilons"]))
+    rows = {display_name(title): values for title, values in vote["alone"].items()}
     rows |= {"all on stand-ins": vote["joint"], "all from members": vote["transfer only"]}
     rows["worst case"] = record["curve"]["robust_accuracy"]
-    rows |= {f"{title} itself": values for title, values in vote["members"].items()}
+    rows |= {f"{display_name(title)}, itself": values for title, values in vote["members"].items()}
     rows |= {"best member": vote["best member"], "oracle": vote["oracle"]}
     return (100 * pd.DataFrame.from_dict(rows, orient="index", columns=columns)).round(1)
 
@@ -229,55 +259,96 @@ def model_figures(title: str, records: Mapping[str, Record]) -> dict[str, Figure
     """Figures of one model by file name; a hardened one stands beside its plain twin where that was evaluated."""
     pair = [title.removesuffix(HARDENED), title] if title.endswith(HARDENED) else [title]
     own = {name: records[name] for name in pair if name in records}
-    note = remark(own)
+    named = {display_name(name): record for name, record in own.items()}
+    note, shown = remark(own), display_name(title)
     figures = {
-        "worst_case": curves_figure(own, f"{title}: worst case of each image", note),
+        "worst_case": curves_figure(own, f"{shown}: worst case of each image", note),
         "first_breaking": plot_first_breaking(
-            {name: record["curve"]["first_broken"] for name, record in own.items()},
+            {name: record["curve"]["first_broken"] for name, record in named.items()},
             records[title]["curve"]["epsilons"],
-            title=f"{title}: when each image was first broken",
+            title=f"{shown}: the smallest radius that fools it on each image",
             note=note,
         ),
         "reliability": plot_reliability(
-            {name: (record["answers"]["probability"], record["answers"]["right"]) for name, record in own.items()},
-            title=f"{title}: sure and right, without attack",
+            {name: (record["answers"]["probability"], record["answers"]["right"]) for name, record in named.items()},
+            title=f"{shown}: sure and right, without attack",
             note=note,
         ),
     }
     if len(own) == 2:
         before, after = (dict(_accuracies(record)) for record in own.values())
         bars = {name: (before[name], after[name]) for name in before if name in after}
-        figures["before_after"] = plot_before_after(bars, names=tuple(own), title=f"{title}: hardening", note=note)
+        heading = f"{pair[0]}: accuracy under the worst case before and after hardening"
+        figures["before_after"] = plot_before_after(bars, names=tuple(named), title=heading, note=note)
+        figures["recall"] = recall_figure(pair[0], own, note)
     return figures
+
+
+def recall_figure(title: str, pair: Mapping[str, Record], note: str) -> Figure:
+    """What hardening costs each class: recall over images, without attack, before and after.
+
+    Args:
+        pair: the plain and the hardened model's worst case.
+    """
+    before, after = (recalls_of(record) for record in pair.values())
+    counts = _class_counts(next(iter(pair.values())))
+    bars = {f"{name}\n{counts[name]} images": (before[name], after[name]) for name in before}
+    heading = f"{title}: recall of each class before and after hardening, without attack"
+    unit = "recall over images (%)"
+    return plot_before_after(bars, names=tuple(map(display_name, pair)), unit=unit, title=heading, note=note)
+
+
+def _class_counts(record: Record) -> dict[str, int]:
+    found = next(iter(record["metrics"][0].values()))["image"]
+    return dict(zip(found["recall"], map(sum, found["confusion"])))
 
 
 def comparison_figures(records: Mapping[str, Record]) -> dict[str, Figure]:
     """Figures of all models together by file name."""
     note = remark(records)
-    figures = {"worst_case_all": curves_figure(records, "Worst case of each image, all models", note)}
-    panels = {title: record["panel"] for title, record in records.items() if record["panel"]}
-    if panels:
-        radii = dict.fromkeys(f"{255 * own['eps']:.3g}/255" for own in panels.values())
-        counts = sorted({own["n_images"] for own in panels.values()})
-        alone = {title: own["alone"] for title, own in panels.items()}
-        title = f"Each attack alone at {' or '.join(radii)}, {' or '.join(map(str, counts))} images"
-        figures["attacks"] = plot_heat_map(alone, title=title, rows="model", columns="attack", note=note)
+    panels: dict[str, dict[str, Record]] = {}
+    for title, record in records.items():
+        panels.setdefault(title.removesuffix(HARDENED), {})[title] = record
+    heading = "Worst case of each image, all models"
+    apart = {name: _curves(own) for name, own in panels.items()}
+    figures = {"worst_case_all": plot_intervals_apart(apart, title=heading, original=ORIGINAL_EPS, note=note)}
+    if any(record["panel"] for record in records.values()):
+        figures["attacks"] = attacks_figure(records)
     return figures
+
+
+def attacks_figure(records: Mapping[str, Record]) -> Figure:
+    """Robust accuracy of all models under each attack of the gradient checks alone, on their images."""
+    checked = {title: record["panel"] for title, record in records.items() if record["panel"]}
+    radii = dict.fromkeys(radius_label(own["eps"]) for own in checked.values())
+    alone = {
+        f"{display_name(title)} ({own['n_images']})": {
+            display_name(name): value for name, value in own["alone"].items()
+        }
+        for title, own in checked.items()
+    }
+    most = max(record["curve"]["n_images"] for record in records.values())
+    told = f"on the images of the gradient checks (how many); the tables are of up to {most}"
+    note = "; ".join([told, *_notes(records), *_doubts(records)])
+    heading = f"Each attack alone at {' or '.join(radii)}"
+    return plot_heat_map(alone, title=heading, rows="model (images)", columns="attack", note=note)
+
+
+def _curves(records: Mapping[str, Record]) -> dict[str, tuple]:
+    return {
+        display_name(name): (record["curve"]["epsilons"], record["curve"]["robust_accuracy"], record["interval"])
+        for name, record in records.items()
+    }
 
 
 def curves_figure(records: Mapping[str, Record], title: str, note: str) -> Figure:
     """Robust accuracy of each model with its interval over patients."""
-    lines = {
-        name: (record["curve"]["epsilons"], record["curve"]["robust_accuracy"], record["interval"])
-        for name, record in records.items()
-    }
-    return plot_intervals(lines, title=title, original=ORIGINAL_EPS, note=note)
+    return plot_intervals(_curves(records), title=title, original=ORIGINAL_EPS, note=note)
 
 
 def _accuracies(record: Record) -> list[tuple[str, float]]:
     curve = record["curve"]
-    names = ["clean" if eps == 0 else f"{255 * eps:.3g}/255" for eps in curve["epsilons"]]
-    return list(zip(names, curve["robust_accuracy"]))
+    return list(zip(map(column_of, curve["epsilons"]), curve["robust_accuracy"]))
 
 
 def show_all(figures: Mapping[str, Figure], folder: Path) -> list[Figure]:

@@ -51,7 +51,7 @@ def step_size_sweep(
 
     Returns:
         plain values for :func:`utils.robustness_plots.plot_step_sizes`: ``alphas``, ``accuracy``, ``eps``,
-        ``steps``, ``clean``.
+        ``steps``, ``clean``, ``n_images``, ``n_subjects``.
     """
     curves = [
         robustness_curve(
@@ -65,4 +65,6 @@ def step_size_sweep(
         "eps": eps,
         "steps": steps,
         "clean": curves[0].robust_accuracy[0],
+        "n_images": curves[0].n_images,
+        "n_subjects": curves[0].n_subjects,
     }

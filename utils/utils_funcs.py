@@ -47,6 +47,7 @@ from utils.prepare import (
     split_and_save,
     splits_in_memory,
 )
+from utils.price import price_sentences
 from utils.radii import check_eps, radius_label
 from utils.reproducibility import seed_everything
 from utils.results import (
@@ -163,6 +164,7 @@ __all__ = [
     "plot_robustness_curve",
     "predict",
     "prepare_dataset",
+    "price_sentences",
     "print_epoch",
     "print_training",
     "radius_label",

@@ -43,7 +43,14 @@ def attack_strip(
     probabilities = [predict_batch(model, one).softmax(1)[0].tolist() for one in attacked]
     pictures = [one[0].cpu() for one in attacked]
     return plot_attack_strip(
-        image[0].cpu(), pictures, probabilities, epsilons, images.classes, label=int(label), note=note
+        image[0].cpu(),
+        pictures,
+        probabilities,
+        epsilons,
+        images.classes,
+        label=int(label),
+        attack=attack.title,
+        note=note,
     )
 
 

@@ -441,12 +441,17 @@ class AdversarialExample:
     Attributes:
         image: float tensor 1 x H x W in [0, 1], attacked.
         label, clean, attacked: class indices: the truth, and the model's answer before and after.
+        clean_image: like ``image``, before the attack; None where it was not kept.
+        attack, eps: title of the attack, and its radius.
     """
 
     image: torch.Tensor
     label: int
     clean: int
     attacked: int
+    clean_image: torch.Tensor | None = None
+    attack: str = ""
+    eps: float | None = None
 
 
 def adversarial_examples(
@@ -477,8 +482,8 @@ def adversarial_examples(
         answers = predict_batch(model, attacked).argmax(1).tolist()
         rows.append(
             [
-                AdversarialExample(image.cpu(), int(label), int(clean[index]), answer)
-                for image, label, index, answer in zip(attacked, labels, chosen, answers)
+                AdversarialExample(image.cpu(), int(label), int(clean[index]), answer, before.cpu(), attack.title, eps)
+                for image, label, index, answer, before in zip(attacked, labels, chosen, answers, pixels)
             ]
         )
     return rows

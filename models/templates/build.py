@@ -14,8 +14,8 @@ from jupytext.combine import combine_inputs_with_outputs
 TEMPLATES = Path(__file__).resolve().parent
 ROOT = TEMPLATES.parent.parent
 
-#: Where the repository is published, as https://github.com/<owner>/<name>. Without it the badges open Colab's own
-#: search of GitHub, and the setup cell asks for the address.
+#: Where the repository is published, as https://github.com/<owner>/<name>. Without it the notebooks have no badge, and
+#: the setup cell asks for the address.
 REPOSITORY = ""
 
 #: Name of the notebooks -> what takes the place of the marks in the templates.
@@ -57,8 +57,10 @@ def notebooks() -> dict[Path, nbformat.NotebookNode]:
 
 
 def badge(stem: str) -> str:
-    """Markdown of the badge that opens a notebook on Colab."""
-    place = REPOSITORY.replace("https://github.com/", "") + f"/blob/main/{stem}.ipynb" if REPOSITORY else ""
+    """Markdown of the badge that opens a notebook on Colab; "" while there is no address for it to open."""
+    if not REPOSITORY:
+        return ""
+    place = REPOSITORY.replace("https://github.com/", "") + f"/blob/main/{stem}.ipynb"
     image = "https://colab.research.google.com/assets/colab-badge.svg"
     return f"[![Open in Colab]({image})](https://colab.research.google.com/github/{place})"
 
@@ -67,6 +69,8 @@ def _read(template: str, marks: dict[str, str], stem: str) -> nbformat.NotebookN
     text = (TEMPLATES / f"{template}.py").read_text(encoding="utf-8")
     setup = (TEMPLATES / "setup.py").read_text(encoding="utf-8")
     marks = {"SETUP": setup, "REPOSITORY": REPOSITORY, "BADGE": badge(stem), **marks}
+    if not marks["BADGE"]:
+        text = text.replace("# __BADGE__\n#\n", "")
     for mark, value in marks.items():
         text = text.replace(f"__{mark}__", value)
     notebook = jupytext.reads(text, fmt="py:percent")

@@ -152,7 +152,8 @@ uf.show(record, "confusion_matrix", assets)
 # %% [markdown]
 # ## Grad-CAM
 #
-# Which parts of the slice the answer hangs on.
+# Which parts of the slice the answer hangs on. Each map is scaled to its own maximum: colours compare places within a
+# map, not maps.
 
 # %%
 rows = uf.explain_rows(model, test, n=5, device=device)

@@ -103,8 +103,8 @@ uf.score_table(metrics)
 # %% [markdown]
 # ## FGSM
 #
-# One step of full size. At each radius only images that stood all smaller ones are attacked again: a larger ball
-# contains the smaller ones, so robust accuracy can only fall.
+# One step of full size. At each radius only images that were robust at all smaller ones are attacked again: a larger
+# ball contains the smaller ones, so robust accuracy can only fall.
 
 # %%
 cache = workspace.attack_cache  # finished batches: an interrupted evaluation goes on from there
@@ -133,8 +133,10 @@ uf.show(record, "robustness_curve", workspace.assets(title))
 #
 # The worst case of each image over both attacks and a third: PGD on the margin between the right class and the next,
 # which fools some that cross-entropy leaves. It meets only what the other two left. With 95 % intervals over patients,
-# and eight checks that a model fails which only hides its gradients; where one fails, the number is called not
-# trustworthy wherever it is shown. `python -m utils.robustness` attacks with more.
+# and with gradient checks, which a model fails that only hides its gradients: how many it passed, and which it failed,
+# stands beside the number wherever it is shown. They say nothing of how good the classifier is. None of these attacks
+# aims at a class, and targeted ones break more: what stands here is an upper bound. `python -m utils.robustness --suite
+# standard` attacks with more.
 
 # %%
 margin = uf.Attack("pgd", steps=num_iter, loss="margin", stop_when_fooled=True)
@@ -154,12 +156,13 @@ display(*uf.show_all(uf.model_figures(title, worst), workspace.assets(title)))
 # %% [markdown]
 # ## What the attacked images look like
 #
-# The same five images at every radius. The model's answer changes; for a reader of the scan nothing does.
+# The same five images at every radius, each beside its change. The model's answer changes; for a reader of the scan
+# nothing does.
 
 # %%
 attacks = [(uf.Attack("fgsm"), eps) for eps in epsilons]
 examples = uf.adversarial_examples(model, test, attacks=attacks, device=device)
-names = {"classes": splits.classes, "note": note}
+names = {"classes": splits.classes, "model": title, "note": note}
 figure = uf.plot_adversarial_examples(epsilons, examples, attack_name="fgsm", parameter_type="Epsilon", **names)
 uf.save_figure(figure, workspace.assets(title) / "adversarial_examples_fgsm.png")
 made = {"fgsm": uf.recipe(attacks, epsilons, "Epsilon")}
@@ -169,7 +172,8 @@ figure
 # ## Step size
 #
 # PGD at the same `Epsilon` and number of steps with several step sizes, from the image itself. A step so small that
-# `num_iter` of them do not reach the edge of the ball (a warning says so) makes the model look robust. It is not.
+# `num_iter` of them do not reach the edge of the ball (a warning says so) makes the model look robust. It is not. The
+# curve below is of a quarter of the test images, so its numbers differ from those above.
 
 # %%
 attacks = [(uf.Attack("pgd", steps=num_iter, alpha=alpha), Epsilon) for alpha in alphas]
@@ -202,19 +206,19 @@ uf.attack_explorer(model, test, note=note)
 # ## Adversarial training
 #
 # Every training image is attacked before each step, at a radius that grows from zero to `Epsilon`. The weights of the
-# epoch with the best balanced accuracy under PGD-10 on validation patients are kept. Where the model learns to stand
+# epoch with the best balanced accuracy under PGD-10 on validation patients are kept. Where the model becomes robust to
 # the training's own attack alone (catastrophic overfitting), the best weights so far are taken back and the training
 # goes on with more steps.
 #
 # Why this recipe: of five, trained on the real images over several seeds and chosen on validation patients alone
 # (`benchmarks/recipes`, table in the README), training on attacked images only, `adversarial` with `adv_weight = 1`,
-# stood the worst case best. `n_fgsm` came within its spread with a single step, and is what to take where time is
-# short. Keeping half of the loss on clean images, TRADES and MART held less at 2/255, and none of them was better
-# without attack by more than the seeds differ. Of twelve changes to the winner only one stood out: on validation
-# patients `sampling = "class"` trades eleven points of accuracy for four of balanced accuracy under attack, and not on
-# every seed, so it stays a choice. All this on a ResNet34 at 32 pixels; another backbone or size may order them
-# otherwise, and `python -m utils.compare_recipes` tells. A transformer has to be trained as a whole
-# (`trainable = "all"`): on a frozen DINOv2 encoder, hardening found only the answer that is always the same.
+# was the most robust in the worst case. `n_fgsm` came within its spread with a single step, and is what to take where
+# time is short. Keeping half of the loss on clean images, TRADES and MART were less robust at 2/255, and none of them
+# was better without attack by more than the seeds differ. Of twelve changes to the winner only one stood out: on
+# validation patients `sampling = "class"` trades eleven points of accuracy for four of balanced accuracy under attack,
+# and not on every seed, so it stays a choice. All this on a ResNet34 at 32 pixels; another backbone or size may order
+# them otherwise, and `python -m utils.compare_recipes` tells. A transformer has to be trained as a whole (`trainable =
+# "all"`): on a frozen DINOv2 encoder, hardening found only the answer that is always the same.
 
 # %%
 augmentation = uf.Augmentation(strength=augmentation_strength, scanner=scanner)
@@ -296,6 +300,14 @@ uf.summary_table(worst)
 # %%
 uf.paired_table(worst[hardened_title], worst[title], test)
 
+# %% [markdown]
+# ### What hardening cost
+#
+# Recall of each class without attack, before and after; the figure `recall` below shows the same.
+
+# %%
+print(*uf.price_sentences(worst), sep="\n")
+
 # %%
 uf.panel_table(worst[hardened_title])
 
@@ -316,7 +328,8 @@ made = {}
 for attack in (uf.Attack("fgsm"), pgd):
     attacks = [(attack, eps) for eps in epsilons]
     examples = uf.adversarial_examples(hardened, test, attacks=attacks, device=device)
-    figure = uf.plot_adversarial_examples(epsilons, examples, attack.name, parameter_type="Epsilon", **names)
+    shown = names | {"model": f"{title}, hardened"}
+    figure = uf.plot_adversarial_examples(epsilons, examples, attack.name, parameter_type="Epsilon", **shown)
     uf.save_figure(figure, assets / f"adversarial_examples_{attack.name}.png")
     made[attack.name] = uf.recipe(attacks, epsilons, "Epsilon")
 figure
@@ -324,7 +337,8 @@ figure
 # %% [markdown]
 # ## Grad-CAM, clean and attacked
 #
-# The same slices: the clean model's map without and under attack, and the hardened model's under attack.
+# The same slices: the plain model's map without and under attack, and the hardened model's under attack. Each map is
+# scaled to its own maximum.
 
 # %%
 cams = uf.hardening_cams(model, hardened, test, (pgd, Epsilon), device)

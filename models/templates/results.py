@@ -51,7 +51,7 @@ print(f"{splits.info['source']}, split by {splits.info['protocol']}, {len(test)}
 # ## Every model on its own
 #
 # From the records that the other notebooks wrote, in percent of the same test images. Robust accuracy counts an image
-# only if it is right without attack and withstood every smaller radius too.
+# only if it is right without attack and robust at every smaller radius too.
 
 # %%
 records = uf.trained_models(workspace)
@@ -60,8 +60,8 @@ print("vote:", ", ".join(titles))
 uf.comparison_table(records)
 
 # %% [markdown]
-# The worst case over all attacks of their notebooks, with 95 % intervals over patients and the verdict of the checks
-# for masked gradients.
+# The worst case over all attacks of their notebooks, with 95 % intervals over patients and the gradient checks that
+# were passed.
 
 # %%
 uf.summary_table(uf.worst_cases(records))
@@ -135,6 +135,14 @@ uf.comparison_table(records | {f"{name} vote": found for name, found in rules.it
 uf.score_table(record["test"])
 
 # %% [markdown]
+# ## What hardening and voting cost
+#
+# Recall of each class before and after hardening, and the vote beside its best member, on the same images.
+
+# %%
+print(*uf.price_sentences(records | {uf.ENSEMBLE: record}), sep="\n")
+
+# %% [markdown]
 # ## Figures
 
 # %%
@@ -144,7 +152,7 @@ uf.show(record, "confusion_matrix", assets)
 uf.show(record, "robustness_curve", assets)
 
 # %% [markdown]
-# Images made to fool one member, shown to the others.
+# Images made to fool one member, shown to the others: `vote_images` of the test images.
 
 # %%
 pgd = attacks[-1]
@@ -176,7 +184,7 @@ uf.show(record, "accuracy_curve", assets)
 
 # %%
 vote = votes[rule]
-names = {"classes": splits.classes, "note": note}
+names = {"classes": splits.classes, "model": f"{uf.ENSEMBLE}, {rule} vote", "note": note}
 attacks = [(uf.Attack("fgsm"), eps) for eps in epsilons]
 examples = uf.adversarial_examples(vote, test, attacks=attacks, device=device)
 figure = uf.plot_adversarial_examples(epsilons, examples, attack_name="fgsm", parameter_type="Epsilon", **names)
