@@ -80,8 +80,15 @@ def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> Non
     assert len(summary["rows"]["hardened"]["auroc_by_fold"][0]) == 2
     cells = folds_table(summary).splitlines()[2].split(" | ")
     assert cells[0] == "| hardened" and cells[1].startswith(f"{100 * expected['4 classes']['image']['accuracy']:.1f} [")
+    other = [{"binary": {"patient": {"auroc": 0.1, "interval": {"auroc": [0, 0.2]}}}}]
+    summary["rows"]["hardened"]["attacked"]["metrics"][:1] = other  # without attack the table takes all images
+    summary["n_images"]["attacked"] = 12
     figure = summary_figure(summary)
     assert figure.axes[0].get_legend_handles_labels()[1] == ["hardened"]
+    drawn = [value for line in figure.axes[0].containers for value in line[0].get_ydata()]
+    shown = [summary["rows"]["hardened"]["metrics"][0], *summary["rows"]["hardened"]["attacked"]["metrics"][1:]]
+    assert drawn == pytest.approx([100 * one["binary"]["patient"]["auroc"] for one in shown])
+    assert "48 images without attack, 12 of them attacked" in figure.get_suptitle().replace("\n", " ")
     plt.close(figure)
     write_json(tmp_path / "fold2.json", read_json(tmp_path / "fold1.json"))
     with pytest.raises(ValueError, match="test the same patient"):

@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 import torch
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from PIL import Image
 
-from utils import plots
+from utils import figures, plots, robustness_plots
+from utils.grad_cam import cells_of, explain, pick_layer
 from utils.leak_audit import audit_splits
 from utils.metrics import evaluate, merge_by_patient, scores
 from utils.results import robustness_table, score_table
 from utils.suites import Attack
 from utils.widgets import attack_explorer, attack_strip
-from utils.worst_case import adversarial_examples, robustness_curve
+from utils.worst_case import AdversarialExample, adversarial_examples, robustness_curve
 
 CLASSES = ["Non", "VeryMild", "Mild", "Moderate"]
 
@@ -125,3 +128,117 @@ def test_collapsed_epochs_are_marked_once_in_the_legend() -> None:
     # of several members a line would not say whose epoch it marks
     members = plots.plot_member_curves({"a": history}, "validation_accuracy", title="t", unit="u").axes[0]
     assert [line.get_label() for line in members.lines] == ["a"]
+
+
+def _curve(label: str, height: float) -> dict[str, tuple]:
+    return {label: ([0, 1 / 255, 2 / 255], [height, 0.4, 0.1], [[0.2, 0.9]] * 3)}
+
+
+def test_a_saved_figure_has_the_styles_resolution_and_no_legend_has_a_frame(tmp_path) -> None:
+    figure = robustness_plots.plot_intervals(_curve("a", 0.5), title="t")
+    path = plots.save_figure(figure, tmp_path / "a.png")
+    with Image.open(path) as picture:
+        assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        assert picture.width == pytest.approx(200 * figure.get_figwidth(), abs=2)
+    framed, axes = plots.axes_of(1, 2, size=(4, 2))
+    for ax in axes.flat:
+        ax.plot([0, 1], label="a")
+        ax.legend()
+    framed.legend()
+    plots.finish(framed, "t", "")
+    legends = [*framed.legends, *(ax.get_legend() for ax in framed.axes)]
+    assert len(legends) == 3 and not any(legend.get_frame_on() for legend in legends)
+
+
+def test_many_curves_get_bars_instead_of_bands() -> None:
+    few = _curve("a", 0.5) | _curve("b", 0.6)
+    many = few | _curve("c", 0.7)
+    bands = [
+        [one for one in figure.axes[0].collections if isinstance(one, PolyCollection)]
+        for figure in (robustness_plots.plot_intervals(curves, title="t") for curves in (few, many))
+    ]
+    assert [len(found) for found in bands] == [2, 0]
+    apart = robustness_plots.plot_intervals_apart({"x": few, "y": _curve("c", 0.7)}, title="t")
+    assert [len(ax.lines) for ax in apart.axes] == [2, 1]
+
+
+def test_axes_of_percent_end_at_100_and_a_marked_radius_has_the_axis_unit() -> None:
+    history = [{"epoch": 0, "train_accuracy": 1.0, "validation_accuracy": 1.0}]
+    figures = [
+        plots.plot_accuracy_curve(history, title="t"),
+        plots.plot_member_curves({"a": history}, "train_accuracy", title="t", unit="accuracy (%)"),
+        plots.plot_robustness_curve({"a": ([0, 0.01], [1, 0.5])}, title="t"),
+        robustness_plots.plot_before_after({"clean": (1.0, None)}, title="t"),
+        robustness_plots.plot_intervals(_curve("a", 1.0), title="t", original=0.005),
+    ]
+    for figure in figures:
+        assert max(figure.axes[0].get_yticks()) == 100
+    assert [text.get_text().strip() for text in figures[-1].axes[0].texts] == ["0.005 = 1.28/255"]
+
+
+def test_losses_say_what_they_are_of() -> None:
+    entry = {"epoch": 0, "train_loss": 1.0, "validation_loss": 1.1}
+
+    def labels(history: list, **options: str) -> list[str]:
+        lines = plots.plot_loss_curve(history, title="t", **options).axes[0].lines
+        return [line.get_label().replace("\n", " ") for line in lines]
+
+    assert labels([entry]) == ["training, clean images", "validation, clean images"]
+    hardened = [entry | {"validation_robust_accuracy": 0.5}]
+    assert labels(hardened) == ["training, attacked images", "validation, clean images"]
+    assert labels(hardened, training="half")[0] == "training, half"
+    half = {"name": "adversarial", "adv_weight": 0.25}
+    assert figures._trained_on(half).replace("\n", " ") == "75% clean, 25% attacked images"
+
+
+def test_bins_of_few_images_are_hollow_and_have_no_interval() -> None:
+    sure = [0.95] * 50 + [0.55] * 9 + [0.35] * 10
+    right = [True] * 40 + [False] * 10 + [True] * 9 + [True, False] * 5
+    rows = robustness_plots.binned(sure, right, 10)
+    assert [row[4] for row in rows] == [True, False, True]
+    assert [row[1] for row in rows] == pytest.approx([0.5, 1, 0.8])
+    low, high = rows[2][2:4]  # Wilson's interval of 40 out of 50
+    assert (low, high) == pytest.approx((0.670, 0.888), abs=1e-3)
+    assert not robustness_plots.binned([0.95] * 600 + [0.5] * 11, [True] * 611, 10)[0][4]
+    figure = robustness_plots.plot_reliability({"a": (sure, right)}, title="t")
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
+    assert [len(line.get_xdata()) for line in hollow] == [1] and "hollow" in figure.get_suptitle()
+
+
+def test_importances_take_ten_finished_trials() -> None:
+    trials = [{"number": number, "state": "complete", "value": 0.5} for number in range(10)]
+    study = {"history": trials, "selected_by": "accuracy", "importance": {"learning_rate": 1.0}}
+    assert set(figures.optuna_figures(study, "a")) == {"optuna_history", "optuna_importance"}
+    trials[3]["state"] = "pruned"
+    assert set(figures.optuna_figures(study, "a")) == {"optuna_history"}
+
+
+def test_heat_maps_have_a_colour_bar_that_says_whose_scale_it_is(splits, resnet) -> None:
+    name, images, maps, captions = explain(resnet, splits.test, torch.tensor([0, 1]), name="right")
+    figure = plots.plot_grad_cam([(name, images, maps, captions)], title="t")
+    bar = figure.axes[-1]
+    assert "share of the map's maximum" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
+    assert "own maximum" in figure.get_suptitle() and len(figure.axes) == 3
+    layer = pick_layer(resnet, images)
+    assert name == f"right\n({cells_of(resnet, layer, images)} x {cells_of(resnet, layer, images)} cells)"
+
+
+def test_examples_show_model_attack_radius_and_change(splits, small_net) -> None:
+    alphas, eps = [0.001, 0.004], 4 / 255
+    attacks = [(Attack("pgd", steps=5, alpha=alpha, random_start=False), eps) for alpha in alphas]
+    examples = adversarial_examples(small_net, splits.test, attacks=attacks, n=2)
+    figure = plots.plot_adversarial_examples(alphas, examples, "pgd", "Alpha", model="ResNet34, hardened")
+    assert figure.get_suptitle().startswith("ResNet34, hardened: slices under PGD-5\n")
+    assert [ax.get_ylabel().split("\n") for ax in figure.axes[::2]] == [
+        ["Alpha", "0.001", "= 0.26/255", "at eps", "4/255"],
+        ["Alpha", "0.004", "= 1/255", "at eps", "4/255"],
+    ]
+    for ax, example in zip(figure.axes, [one for row in examples for one in row]):
+        attacked, change = (picture.get_array() for picture in ax.images)
+        assert np.allclose(attacked, example.image[0]) and ax.images[1].get_clim() == (-eps, eps)
+        assert np.allclose(change, (example.image - example.clean_image)[0])
+        assert 0 < np.abs(change).max() <= eps + 1e-6
+    bare = [[AdversarialExample(one.image, one.label, one.clean, one.attacked) for one in row] for row in examples]
+    figure = plots.plot_adversarial_examples([0, 0.005], bare, attack_name="fgsm", parameter_type="Epsilon")
+    assert figure.get_suptitle().startswith("FGSM\n") and [len(ax.images) for ax in figure.axes] == [1] * 4
+    assert [ax.get_ylabel() for ax in figure.axes[::2]] == ["no attack", "eps\n0.005"]

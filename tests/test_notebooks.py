@@ -47,7 +47,7 @@ FIGURES = {
 CLEAN = ("DINOv2", "ResNet34", "EfficientNetB0")
 HARDENED = tuple(f"{title}_atk" for title in CLEAN)
 #: What a plain model, a hardened one and the vote have beyond that.
-OWN = {"": {"step_size"}, "_atk": {"before_after"}, "Ensemble": {"transfer_matrix"}}
+OWN = {"": {"step_size"}, "_atk": {"before_after", "recall"}, "Ensemble": {"transfer_matrix"}}
 MODEL_NOTEBOOKS = sorted((ROOT / "models").glob("*_model*.ipynb"))
 
 
@@ -97,16 +97,23 @@ def test_the_missions_parameters_are_there(path: Path) -> None:
         assert {"pretrained_model_path", "Epsilon", "Alpha", "num_iter", "adv_weight", "epsilons"} <= parameters
 
 
+def test_no_badge_without_an_address() -> None:
+    assert build.badge("models/results") == "" or build.REPOSITORY
+    for path in [*COMMITTED, *PUBLISHED]:
+        first = nbformat.read(path, as_version=4).cells[0].source
+        assert ("colab-badge" in first) == bool(build.REPOSITORY) and first == first.strip(), path
+
+
 def test_setup_is_the_same_everywhere_and_each_badge_opens_its_own_notebook(monkeypatch) -> None:
     setups = set()
     for path in COMMITTED:
         cells = nbformat.read(path, as_version=4).cells
         setups.add(next(c.source for c in cells if "sys.path.insert" in c.source))
-        assert cells[0].source.startswith("[![Open in Colab]")
     assert len(setups) == 1
     monkeypatch.setattr(build, "REPOSITORY", "https://github.com/owner/name")
     for path, fresh in notebooks().items():
         place = path.relative_to(ROOT).as_posix()
+        assert fresh.cells[0].source.startswith("[![Open in Colab]")
         assert f"(https://colab.research.google.com/github/owner/name/blob/main/{place})" in fresh.cells[0].source
         assert 'REPOSITORY = "https://github.com/owner/name"' in "".join(c.source for c in fresh.cells)
 
@@ -450,7 +457,7 @@ def test_figures_are_drawn_again_from_records(quick: Path, capsys) -> None:
 def test_hero_figure_comes_with_its_record(quick: Path, capsys) -> None:
     arguments = ["--root", str(quick), "--hero", "ResNet34"]
     assert figures.main(arguments) == 1 and "--data" in capsys.readouterr().err
-    arguments += ["--data", str(quick / "data"), "--eps", "16"]
+    arguments += ["--data", str(quick / "data"), "--eps", "16/255"]
     found = figures.main(arguments)
     if found:  # a model that is right nowhere cannot be turned
         assert "turns no right diagnosis" in capsys.readouterr().err
@@ -458,6 +465,12 @@ def test_hero_figure_comes_with_its_record(quick: Path, capsys) -> None:
     record = json.loads((quick / "assets" / "hero.json").read_text())
     before, after = record["probabilities"]
     assert np.argmax(before) == record["label"] != np.argmax(after) and (quick / "assets" / "hero.png").is_file()
+    assert {np.argmax(chances) for chances in record["hardened"]["probabilities"]} == {record["label"]}
+
+
+def test_a_radius_in_grey_levels_is_refused(capsys) -> None:
+    assert figures.main(["--hero", "ResNet34", "--data", "x", "--eps", "2"]) == 1
+    assert "k/255" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

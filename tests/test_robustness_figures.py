@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import pytest
 import torch
+from matplotlib.collections import PolyCollection
 
 from tests.toy import EPS, train_toy
 from utils.baselines import majority
 from utils.ensemble import Vote
 from utils.intervals import report
-from utils.masking import NOT_TRUSTED
 from utils.paths import write_json
 from utils.readme import KINDS
+from utils.results import display_name
 from utils.robustness import evaluate_robustness
 from utils.robustness_figures import (
+    comparison_figures,
     draw_all,
     headline_table,
+    model_figures,
     paired_table,
     panel_table,
     question_table,
@@ -48,9 +51,10 @@ def test_tables_are_made_of_records_alone(workspace: Workspace) -> None:
     records = robustness_records(workspace, "quick")
     assert list(records) == ["ResNet34", "ResNet34_atk", "Ensemble"]
     table = summary_table(records)
-    assert list(table.columns) == ["images (patients)", "clean", "2/255", "6/255", "panel"]
+    assert list(table.columns) == ["images (patients)", "clean", "2/255", "6/255", "gradient checks"]
     assert table.loc["ResNet34", "images (patients)"] == "64 (20)" and "[" in table.loc["ResNet34", "clean"]
-    assert table.loc["Ensemble", "panel"] == "unchecked" and table.loc["ResNet34", "panel"] == "trustworthy"
+    assert list(table["gradient checks"]) == ["8/8", "8/8", "unchecked"]
+    assert list(table.index) == ["ResNet34", "ResNet34, hardened", "Ensemble"]
     assert set(panel_table(records["ResNet34"])["passed"]) == {"yes"}
     assert len(panel_table(records["ResNet34"])) == 8
     assert list(panel_table(records["Ensemble"]).index) == ["none was made"]
@@ -79,8 +83,9 @@ def test_models_and_baselines_stand_in_one_table(workspace: Workspace, toy_test)
         recall_table(records)
     for kind in ("headline", "worst_case"):
         text = KINDS[kind](list(records.values()))
-        order = [text.index(f"| {title} |") for title in records]
-        assert order == sorted(order) and "of Ensemble: PGD-20 from mean probability" in text
+        order = [text.index(f"| {display_name(title)} |") for title in records]
+        assert order == sorted(order) and "of Ensemble: suite quick (PGD-20 from mean probability" in text
+        assert "no targeted attack was made" in text and "_atk" not in text
     assert "binary | patient | 6/255" in KINDS["questions"](plain)
 
 
@@ -90,7 +95,7 @@ def test_a_pair_is_compared_on_the_same_images(workspace: Workspace, toy_test) -
     plain, hardened = (records[name]["curve"]["robust_accuracy"][-1] for name in ("ResNet34", "ResNet34_atk"))
     last = table.iloc[-1]
     assert last["difference (points)"].startswith(f"{100 * (hardened - plain):.1f} [")
-    assert last["only the first stands"] - last["only the second"] == round(64 * (hardened - plain))
+    assert last["only the first robust"] - last["only the second robust"] == round(64 * (hardened - plain))
     assert 0 <= float(last["McNemar p"]) <= 1
     short = {"curve": records["ResNet34"]["curve"] | {"epsilons": [0.0]}}
     with pytest.raises(ValueError, match="radii differ"):
@@ -102,15 +107,50 @@ def test_every_figure_is_drawn(workspace: Workspace) -> None:
     own = ("worst_case", "first_breaking", "reliability")
     assert names >= {f"{title}/{name}.png" for title in ("ResNet34", "ResNet34_atk", "Ensemble") for name in own}
     assert names >= {"ResNet34_atk/before_after.png", "Robustness/worst_case_all.png", "Robustness/attacks.png"}
+    assert "ResNet34_atk/recall.png" in names and "ResNet34/recall.png" not in names
+
+
+def test_figures_show_two_bands_an_axis_words_and_no_ticks_above_100(workspace: Workspace) -> None:
+    for path, figure in draw_all(workspace, "quick").items():
+        for ax in figure.axes:
+            drawn = [one for one in ax.collections if isinstance(one, PolyCollection)]
+            assert len(drawn) <= 2, path
+            legend = ax.get_legend()
+            names = [text.get_text() for text in legend.get_texts()] if legend else []
+            assert not any("_atk" in name for name in names), path
+            assert legend is None or not legend.get_frame_on(), path
+            if "%" in ax.get_ylabel():
+                assert max(ax.get_yticks()) <= 100, path
+        assert "64 test images of 20 patients" in figure.get_suptitle() or path.stem == "attacks", path
+
+
+def test_the_figure_of_attacks_says_on_how_many_images(workspace: Workspace) -> None:
+    figure = comparison_figures(robustness_records(workspace, "quick"))["attacks"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [
+        "ResNet34 (32)",
+        "ResNet34, hardened (32)",
+    ]
+    assert "up to 64" in figure.get_suptitle()
+
+
+def test_recall_figure_draws_the_recalls_of_the_records(workspace: Workspace) -> None:
+    records = robustness_records(workspace, "quick")
+    ax = model_figures("ResNet34_atk", records)["recall"].axes[0]
+    for bars, title in zip(ax.containers, ("ResNet34", "ResNet34_atk")):
+        expected = records[title]["metrics"][0]["4 classes"]["image"]["recall"]
+        assert [bar.get_height() for bar in bars] == pytest.approx([100 * value for value in expected.values()])
 
 
 def test_a_doubtful_number_is_marked_wherever_it_is_shown(workspace: Workspace) -> None:
     records = robustness_records(workspace, "quick")
-    records["ResNet34"]["panel"]["verdict"] = NOT_TRUSTED
-    assert NOT_TRUSTED in remark(records) and "toys" in remark(records)
+    failed = records["ResNet34"]["panel"]["checks"][2]
+    failed["passed"] = False
+    name = failed.get("name") or failed["question"]
+    assert f"gradient checks of ResNet34 7/8: {name}" in remark(records) and "toys" in remark(records)
+    assert "trustworthy" not in remark(records)
     records["Ensemble"]["curve"]["n_images"] = 8
     assert "Ensemble on 8 of 64 images" in remark(records)
-    assert summary_table(records).loc["ResNet34", "panel"] == NOT_TRUSTED
+    assert summary_table(records).loc["ResNet34", "gradient checks"] == f"7/8: {name}"
 
 
 def test_records_of_other_data_do_not_mix(workspace: Workspace) -> None:
@@ -140,5 +180,6 @@ def test_steps_that_stay_near_the_image_only_look_like_robustness(toy_nets, toy_
             toy_nets["plain"], toy_test, eps=10 / 255, steps=10, alphas=[0.1 / 255, 1 / 255, 2.5 / 255]
         )
     assert sweep["accuracy"][0] > sweep["clean"] - 0.1 and sweep["accuracy"][2] < 0.3
-    assert plot_step_sizes(**sweep, title="t").axes
+    said = plot_step_sizes(**sweep, title="t").get_suptitle()
+    assert f"{len(toy_test)} test images of {len(toy_test.subjects.unique())} patients" in said
     assert torch.tensor(sweep["accuracy"]).diff().max() <= 0

@@ -219,7 +219,7 @@ def recipe(
 
 
 def pictures(record: Record, model: torch.nn.Module, test: ImageSet, cams: list[tuple]) -> dict[str, Figure]:
-    """Attacked examples as the record says that they were made, and heat maps of ``cams``."""
+    """Attacked examples as the record says that they were made, and heat maps of ``cams`` where there are any."""
     device = pick_device()
     figures = {}
     for kind, made in record.get("examples", {}).items():
@@ -231,11 +231,12 @@ def pictures(record: Record, model: torch.nn.Module, test: ImageSet, cams: list[
             kind,
             made["parameter_type"],
             classes=record["classes"],
-            model=_name(record),
+            model=f"{_name(record)}, {record['vote']['rule']} vote" if "vote" in record else _name(record),
             note=record["note"],
         )
-    title = f"{_name(record)}: Grad-CAM of the model's own answer"
-    figures["grad_cam"] = plot_grad_cam(cams, title=title, note=record["note"])
+    if cams:
+        title = f"{_name(record)}: Grad-CAM of the model's own answer"
+        figures["grad_cam"] = plot_grad_cam(cams, title=title, note=record["note"])
     return figures
 
 
@@ -412,7 +413,10 @@ def _pictures(workspace: Workspace, title: str, record: Record, splits: DataSpli
     model.to(device)
     if not title.endswith(HARDENED):
         return pictures(record, model, test, explain_rows(model, test, n=5, device=device))
-    clean, _ = load_checkpoint(workspace.checkpoint(title.removesuffix(HARDENED)), **fits)
+    plain = workspace.checkpoint(title.removesuffix(HARDENED))
+    if not (plain / WEIGHTS).is_file():
+        return pictures(record, model, test, [])
+    clean, _ = load_checkpoint(plain, **fits)
     budget, eps = record["grad_cam_attack"]
     cams = hardening_cams(clean.to(device), model, test, (Attack(**budget), eps), device)
     return pictures(record, model, test, cams)

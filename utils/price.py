@@ -72,7 +72,10 @@ def price_of_vote(record: Record) -> str:
         told = "the vote is better than its best member at every radius"
     else:
         told = f"the vote is better than its best member {where} and not elsewhere"
-    return f"On the same {curve['n_images']} images {told} (robust accuracy in %: {shown})."
+    n = curve["n_images"]
+    return (
+        f"On the same {n} images, vote and members each attacked on their own, {told} (robust accuracy in %: {shown})."
+    )
 
 
 def _at(eps: float) -> str:
@@ -83,9 +86,10 @@ def weights_of_vote(members: list[str], weights: list[float]) -> str:
     """What the weights that the validation patients gave to a weighted vote make of it."""
     heaviest = max(range(len(members)), key=weights.__getitem__)
     if weights[heaviest] > ALONE:
-        return f"The weighted vote is one member: {display_name(members[heaviest])} has {weights[heaviest]:.1%} of it."
-    shares = ", ".join(f"{display_name(name)} {weight:.1%}" for name, weight in zip(members, weights))
-    return f"The weighted vote weighs {shares}."
+        name = display_name(members[heaviest])
+        return f"The weighted vote is one member: the weight of {name} is {weights[heaviest]:.3f}."
+    shares = "; ".join(f"{display_name(name)} {weight:.3f}" for name, weight in zip(members, weights))
+    return f"Weights of the weighted vote: {shares}."
 
 
 def price_sentences(records: Mapping[str, Record]) -> list[str]:

@@ -235,7 +235,7 @@ def _attacks(
     by_attacks: dict[str, list[str]] = {}
     for title, record in worst.items():
         curve = record["curve"]
-        names = ", ".join(display_name(one["title"]) for one in curve["attacks"])
+        names = "; ".join(display_name(one["title"]) for one in curve["attacks"])
         suite = f"suite {record['suite']} ({names})" if "suite" in record else f"the notebooks' attacks ({names})"
         over = f"{suite} on {curve['n_images']} test images of {curve['n_subjects']} patients"
         by_attacks.setdefault(over, []).append(display_name(title))
