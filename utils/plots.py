@@ -47,10 +47,10 @@ def axes_of(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **opt
         return plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
 
 
-def finish(figure: Figure, title: str, note: str) -> Figure:
-    """Give a figure its title and what must be said of its numbers, and close it."""
+def finish(figure: Figure, title: str, *notes: str) -> Figure:
+    """Give a figure its title and what must be said of its numbers, each from a line of its own, and close it."""
     # about eleven characters of this size fit into an inch
-    lines = [part for text in (title, note) if text for part in textwrap.wrap(text, int(11 * figure.get_figwidth()))]
+    lines = [part for text in (title, *notes) if text for part in textwrap.wrap(text, int(11 * figure.get_figwidth()))]
     figure.suptitle("\n".join(lines), fontsize=11)
     for legend in [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]:
         legend.set_frame_on(False)
@@ -279,7 +279,7 @@ def plot_adversarial_examples(
         "; beside each slice its change, blue -eps, white 0, red +eps" if examples[0][0].clean_image is not None else ""
     )
     told = f"true class → answer, orange where misclassified{change}"
-    return finish(figure, f"{of}{' and '.join(attacks)}", "; ".join(filter(None, [told, note])))
+    return finish(figure, f"{of}{' and '.join(attacks)}", told, note)
 
 
 def _row_label(value: float, example: AdversarialExample, parameter_type: str) -> str:
@@ -380,7 +380,7 @@ def plot_grad_cam(
     bar = figure.colorbar(plt.cm.ScalarMappable(shown.norm, shown.cmap), ax=axes, shrink=0.6, aspect=30)
     bar.set_label("weight for the answer, share of the map's maximum", fontsize=9)
     told = "true class → answer; each map is scaled to its own maximum"
-    return finish(figure, title, "; ".join(filter(None, [told, note])))
+    return finish(figure, title, told, note)
 
 
 def plot_hero(

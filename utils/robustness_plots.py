@@ -175,7 +175,7 @@ def plot_reliability(
     axes[0, 0].legend(fontsize=8, loc="upper left")
     axes[1, 0].set(xlabel="probability of the answer", ylabel="images")
     told = f"bars: 95 % over images; hollow: fewer than {FEWEST_IMAGES} images or {100 * LEAST_SHARE:.0f} % in a bin"
-    return finish(figure, title, "; ".join(filter(None, [note, told])))
+    return finish(figure, title, note, told)
 
 
 def binned(sure: Sequence[float], right: Sequence[bool], bins: int) -> list[tuple[float, float, float, float, bool]]:
@@ -270,4 +270,4 @@ def plot_step_sizes(
     axes[0, 0].legend(fontsize=8)
     sample = f"{n_images} test images" if n_images else ""
     sample += f" of {n_subjects} patients" if n_images and n_subjects else ""
-    return finish(figure, title, "; ".join(filter(None, [sample, note])))
+    return finish(figure, title, sample, note)
