@@ -34,7 +34,7 @@ from utils.paths import read_json, write_json
 from utils.precision import emulates_bf16
 from utils.readme import attack_conditions
 from utils.reproducibility import environment_facts
-from utils.results import HARDENED
+from utils.results import HARDENED, display_name
 from utils.suites import GRID, SUITES, Attack
 from utils.workspace import Workspace, pick_device
 from utils.worst_case import predict_batch, robustness_curve
@@ -249,7 +249,9 @@ def speed_figure(content: Mapping[str, Any]) -> Figure:
     models = content["models"]
     ratios = {
         f"{title}, against {_slow_way(row)}": {
-            name: {who: own["rows"][title][who]["times_faster"] for who in (OURS, BF16, FUSED) if who in row}
+            display_name(name).replace(", ", ",\n"): {
+                who: own["rows"][title][who]["times_faster"] for who in (OURS, BF16, FUSED) if who in row
+            }
             for name, own in models.items()
         }
         for title, row in next(iter(models.values()))["rows"].items()

@@ -191,7 +191,7 @@ def test_accuracy_is_told_by_resemblance_to_training(phantoms: RawImages, tmp_pa
     assert found["groups"][0]["name"].startswith(f"{resemblance.min():.3f} to ")
     near_training.resemblance_figure(found, "note")
     table = near_training_table(found | {"data": {"source": "phantom", "protocol": "patient"}})
-    assert "| ResNet34, 1.28/255 | 0.0 | 0.0 | 0.0 | 50.0 | 100.0 | - | 30.0 |" in table
+    assert "| ResNet34, 0.005 | 0.0 | 0.0 | 0.0 | 50.0 | 100.0 | - | 30.0 |" in table
     with pytest.raises(ValueError, match="not attacked at 0.005"):
         other = record | {"worst_case": {"curve": curve | {"epsilons": [0.0, 0.01]}}}
         near_training.right_by_resemblance({"ResNet34": other}, splits)

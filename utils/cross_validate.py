@@ -218,7 +218,7 @@ def summary_figure(summary: Mapping[str, Any]) -> Figure:
     folds = f"{len(summary['folds'])} of {summary['data']['n_folds']} folds, {summary['n_subjects']} patients"
     images = f"{counts['test']} images without attack, {counts['attacked']} of them attacked"
     title = f"{describe_start(summary)}: each patient tested once"
-    return finish(figure, title, f"{folds}; {images}; bars: 95 % over patients")
+    return finish(figure, title, f"{folds}; bars: 95 % over patients", images)
 
 
 def _draw_auroc(ax: Axes, x: list[float], found: list[dict[str, Any]], style: dict[str, Any]) -> None:
