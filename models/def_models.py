@@ -7,15 +7,16 @@ so that an attack perturbs the image itself and not a resized or normalised copy
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
+
+from models.weights import KNOWN, REGISTERS, Loaded, State, classes_of, from_timm_efficientnet, read_weights, unprefixed
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,6 +36,7 @@ class Backbone:
         pretrained: downloads, verifies and returns published weights, with or without a head.
         patch: the image side must be a multiple of it.
         adapt: fits foreign weights to the module's image side.
+        rename: from the name that another library gives a tensor to the module's own.
         cam_map: turns what a layer of ``cam_layers`` gives into N x C x H x W.
     """
 
@@ -46,6 +48,7 @@ class Backbone:
     pretrained: Callable[[], dict[str, torch.Tensor]]
     patch: int = 1
     adapt: Callable[[dict[str, torch.Tensor], nn.Module], dict[str, torch.Tensor]] = lambda state, _: state
+    rename: Callable[[str], str] = lambda name: name
     cam_map: Callable[[torch.Tensor], torch.Tensor] = lambda output: output
 
 
@@ -136,6 +139,7 @@ BACKBONES: dict[str, Backbone] = {
         head="classifier",
         blocks=lambda net: list(net.features),
         cam_layers=lambda net: [net.features[8], net.features[5], net.features[3]],
+        rename=from_timm_efficientnet,
         **_torchvision("efficientnet_b0"),
     ),
 }
@@ -257,8 +261,9 @@ def build_model(
     image_size: int = 224,
     weights: str | Path = "scratch",
     trainable: str | int = "all",
+    classes: Sequence[str] | None = None,
 ) -> MRIClassifier:
-    """Make a classifier.
+    """Make a classifier, and print what was loaded, left out and new where weights come from a file.
 
     Args:
         backbone: key of ``BACKBONES``.
@@ -266,9 +271,9 @@ def build_model(
         image_size: side in pixels of the backbone's input.
         weights: ``scratch`` (random), ``pretrained`` (downloaded and verified by the library
             that publishes them: ImageNet for the CNNs, LVD-142M for DINOv2), or the path of a
-            ``.safetensors`` or ``.pth`` file with either a whole classifier or a backbone without
-            its head.
+            ``.safetensors`` or ``.pth`` file in one of the layouts of :mod:`models.weights`.
         trainable: see :meth:`MRIClassifier.freeze`.
+        classes: class names in label order, against which those of a file with a head are checked.
 
     Raises:
         FileNotFoundError: no such weights file.
@@ -277,10 +282,20 @@ def build_model(
     """
     model = MRIClassifier(backbone, num_classes=num_classes, image_size=image_size)
     if str(weights) == "pretrained":
-        load_backbone(model, _download(backbone), origin="the published weights")
+        _tell(load_backbone(model, _download(backbone), origin=f"published weights of {backbone}"))
     elif str(weights) != "scratch":
-        load_weights(model, Path(weights))
+        _tell(load_weights(model, Path(weights), classes=classes))
     return model.freeze(trainable)
+
+
+_TOLD: set[str] = set()
+
+
+def _tell(loaded: Loaded) -> None:
+    """Print what was loaded, once a process: a search builds many models from one file."""
+    if str(loaded) not in _TOLD:
+        _TOLD.add(str(loaded))
+        print(loaded)
 
 
 def _download(backbone: str) -> dict[str, torch.Tensor]:
@@ -293,32 +308,30 @@ def _download(backbone: str) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a ``.safetensors`` or ``.pth``/``.pt`` file; no code in it is ever executed.
+def load_weights(model: MRIClassifier, path: Path, *, classes: Sequence[str] | None = None) -> Loaded:
+    """Load a whole classifier, or a backbone with or without its head, see :mod:`models.weights`.
+
+    A head of the model's own shape is kept; any other is left out, and the model's stays random.
+
+    Args:
+        classes: the model's classes in label order; a head that was trained on others, or in another order, is refused.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a file of named tensors.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"weights file {path} does not exist; use a path, 'pretrained' or 'scratch'")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        return {str(key): value.float() if value.is_floating_point() else value for key, value in state.items()}
-    except Exception as error:
-        raise ValueError(f"{path} holds no plain named tensors ({error})") from error
-
-
-def load_weights(model: MRIClassifier, path: Path) -> None:
-    """Load a whole classifier (head and normalisation included) or a backbone without its head.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`read_weights`; also where names or shapes differ.
+        FileNotFoundError, ValueError: see :func:`models.weights.read_weights`; also where names or shapes differ.
     """
     state = read_weights(path)
-    if not any(key.startswith("backbone.") for key in state):
-        load_backbone(model, state, origin=str(path))
-        return
+    own, rest, prefix = unprefixed(state, model.backbone.state_dict(), BACKBONES[model.backbone_name].rename)
+    outer = prefix.removesuffix("backbone.")
+    if prefix.endswith("backbone.") and {f"{outer}mean", f"{outer}std"} <= set(rest):
+        whole = {f"backbone.{key}": value for key, value in own.items()}
+        whole |= {key.removeprefix(outer): value for key, value in rest.items()}
+        _load_classifier(model, whole, path)
+        return Loaded(str(path), len(whole), head=True, unsure=_check_classes(path, classes))
+    loaded = load_backbone(model, own, origin=str(path), rest=rest)
+    return replace(loaded, unsure=_check_classes(path, classes)) if loaded.head else loaded
+
+
+def _load_classifier(model: MRIClassifier, state: State, path: Path) -> None:
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -327,22 +340,53 @@ def load_weights(model: MRIClassifier, path: Path) -> None:
         ) from error
 
 
-def load_backbone(model: MRIClassifier, state: dict[str, torch.Tensor], *, origin: str) -> None:
-    """Load everything but the head; the head keeps its random weights.
+def _check_classes(path: Path, classes: Sequence[str] | None) -> str:
+    """What has to be said of the order of a head's classes; refuses another one than the model's."""
+    told = classes_of(path)
+    if told and classes and told != list(classes):
+        raise ValueError(
+            f"{path} was trained on the classes {', '.join(told)} in this order, not on {', '.join(classes)}; prepare "
+            "the data with --classes in that order, or leave the head out of the file"
+        )
+    if told:
+        return ""
+    order = f"it must be {', '.join(classes)}" if classes else "compare it with that of your data"
+    return f"the file does not tell the order of its head's classes: {order}"
+
+
+def load_backbone(model: MRIClassifier, state: State, *, origin: str, rest: State | None = None) -> Loaded:
+    """Load the backbone, and the head if it has the model's own shape; another head keeps its random weights.
+
+    Args:
+        state: tensors under the backbone's own names.
+        origin: where they come from, in words.
+        rest: what else was there and is left out.
 
     Raises:
-        ValueError: anything but the head is missing, unknown or of another shape.
+        ValueError: anything but the head is missing, of another shape, or more than this backbone has.
     """
     backbone = BACKBONES[model.backbone_name]
-    head = backbone.head + "."
-    body = {key: value for key, value in state.items() if not key.startswith(head)}
-    try:
-        body = backbone.adapt(body, model.backbone)
-        missing, unexpected = model.backbone.load_state_dict(body, strict=False)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"{origin} does not fit {model.backbone_name}: {error}") from error
-    missing = [key for key in missing if not key.startswith(head)]
-    if missing or unexpected:
+    wanted, head = model.backbone.state_dict(), backbone.head + "."
+    heads = {key for key in wanted if key.startswith(head)}
+    keeps_head = all(key in state and state[key].shape == wanted[key].shape for key in heads)
+    body = {key: value for key, value in state.items() if keeps_head or not key.startswith(head)}
+    body = {key: value for key, value in backbone.adapt(body, model.backbone).items() if key in wanted}
+    missing = [key for key in wanted if key not in {*body, *heads} and not key.endswith("num_batches_tracked")]
+    left_out = [key for key in (*state, *(rest or {})) if key not in body]
+    others = [key for key in left_out if not key.startswith(head) and _of_another_network(key, state, wanted)]
+    if missing or others:
         raise ValueError(
-            f"{origin} does not fit {model.backbone_name}: missing {missing[:5]}, unknown {unexpected[:5]}"
+            f"{origin} does not fit {model.backbone_name}: missing {missing[:5]}, unknown {(others or left_out)[:5]}; "
+            f"{KNOWN}"
         )
+    try:
+        model.backbone.load_state_dict(body, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{origin} does not fit {model.backbone_name}: {error}") from error
+    return Loaded(origin, len(body), head=keeps_head, left_out=tuple(left_out))
+
+
+def _of_another_network(key: str, state: State, wanted: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a tensor that was left out belongs to another network: more blocks than this has, or register tokens."""
+    tops = {name.split(".")[0] for name in wanted}
+    return key in REGISTERS or (key in state and "." in key and key.split(".")[0] in tops)
