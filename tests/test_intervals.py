@@ -7,11 +7,14 @@ import torch
 from scipy.stats import binom
 
 from tests.toy import toy_images
+from utils.data import ImageSet
 from utils.intervals import (
+    binary_caption,
     bootstrap_counts,
     compare,
     merge_classes,
     patient_groups,
+    questions,
     report,
     scores_over_draws,
     share_interval,
@@ -121,3 +124,31 @@ def test_report_asks_all_questions_at_both_levels() -> None:
     unknown.subjects[:] = UNKNOWN
     alone = report(torch.randn(24, 3), unknown)
     assert list(alone) == ["3 classes"] and alone["3 classes"]["patient"] is None
+
+
+@pytest.mark.parametrize(
+    ("classes", "binary", "caption"),
+    [
+        (["Non", "VeryMild", "Mild", "Moderate"], (("Non", "demented"), (0, 1, 1, 1)), "Non against the rest"),
+        (["Moderate", "Non", "Mild", "VeryMild"], (("Non", "demented"), (1, 0, 1, 1)), "Non against the rest"),
+        (["CN", "MCI", "AD"], (("CN", "the rest"), (0, 1, 1)), "CN against the rest"),
+        (["AD", "Normal"], None, "one class against the rest"),
+        (["apple", "pear", "plum"], None, "one class against the rest"),
+    ],
+)
+def test_the_coarse_question_is_named_by_the_class_that_it_asks_for(classes, binary, caption) -> None:
+    assert questions(classes).get("binary") == binary
+    labels = torch.arange(24) % len(classes)
+    images = ImageSet(
+        torch.zeros(24, 1, 4, 4, dtype=torch.uint8),
+        labels,
+        torch.arange(24) // 2,
+        torch.zeros(24, dtype=torch.int64),
+        torch.zeros(24, dtype=torch.bool),
+        [""] * 24,
+        classes,
+    )
+    found = report(torch.nn.functional.one_hot(labels, len(classes)).float() * 9, images)
+    assert binary_caption(found) == caption and list(found)[0] == f"{len(classes)} classes"
+    assert ("3 classes" in found) == (set(classes) == {"Non", "VeryMild", "Mild", "Moderate"})
+    assert all(level["image"]["accuracy"] == 1 for level in found.values())

@@ -26,7 +26,7 @@ from utils.augment import Augmentation
 from utils.baselines import baseline_answers
 from utils.checkpoints import RECORD, load_checkpoint, load_trainable
 from utils.config import TrainConfig, parse_trainable
-from utils.data import DataSplits, ImageSet, load_splits
+from utils.data import DataSplits, ImageSet, load_splits, protocol_name
 from utils.intervals import report
 from utils.objectives import Standard, make_objective
 from utils.paths import DATASET_VARIABLES, ROOT, read_json, write_json
@@ -358,7 +358,7 @@ def summary_figure(summary: Mapping[str, Any]) -> Figure:
         ax.errorbar(clean.mean(), robust.mean(), xerr=spread[0], yerr=spread[1], capsize=2, label=label, **style)
     ax.set(xlabel="accuracy without attack (%)", ylabel="accuracy, worst case at 2/255 (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
-    title = f"{describe_start(summary)}, {summary['data']['protocol']} split: {summary['n_images']} test images"
+    title = f"{describe_start(summary)}, {protocol_name(summary['data'])}: {summary['n_images']} test images"
     counts = {len(row["seeds"]) for row in summary["variants"].values()}
     note = f"bars: standard deviation over {max(counts)} seeds" if max(counts) > 1 else "one seed"
     return finish(figure, title, note + ("; no bar: one seed" if min(counts) == 1 < max(counts) else ""))

@@ -37,7 +37,7 @@ from utils.compare_recipes import (
     weights_name,
 )
 from utils.data import DataSplits, ImageSet, load_splits, resplit
-from utils.intervals import report
+from utils.intervals import binary_caption, report
 from utils.metrics import predict
 from utils.paths import read_json, write_json
 from utils.plots import COLOURS, axes_of, finish, save_figure
@@ -229,7 +229,7 @@ def _draw_auroc(ax: Axes, x: list[float], found: list[dict[str, Any]], style: di
 
 def _question(summary: Mapping[str, Any]) -> str:
     first = next(iter(summary["rows"].values()))["metrics"][0]
-    return "Non against the rest" if "binary" in first else "one class against the rest"
+    return binary_caption(first)
 
 
 def main(arguments: list[str] | None = None) -> int:

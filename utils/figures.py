@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from models.def_models import MRIClassifier
 from utils.checkpoints import RECORD, WEIGHTS, load_checkpoint
-from utils.data import DataSplits, ImageSet, load_splits
+from utils.data import DataSplits, ImageSet, load_splits, patients_verified
 from utils.grad_cam import explain, explain_rows, right_and_wrong
 from utils.paths import ROOT, read_json, write_json
 from utils.plots import (
@@ -326,7 +326,8 @@ def hero_figure(image: ImageSet, shown: Record, record: Record) -> Figure:
         display_name(title).replace(", ", ",\n"): (shown["attacked"][title], chances)
         for title, chances in shown["probabilities"].items()
     }
-    told = "a slice of a patient that no model has seen" if record["data"]["protocol"] == "patient" else ""
+    unseen = record["data"]["protocol"] == "patient" and patients_verified(record["data"])
+    told = "a slice of a patient that no model has seen" if unseen else ""
     eps = shown["attack"]["eps"]
     whose = " and its hardened twin, each" if len(rows) > 1 else ""
     title = f"{_name(record)}{whose} attacked by {shown['attack']['title']} at {radius_label(eps)}"

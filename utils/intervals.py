@@ -6,6 +6,7 @@ metrics but AUROC are functions of counts that add up over patients, which makes
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from utils.data import ImageSet
 from utils.metrics import merge_by_patient, scores
-from utils.sources import CLASSES
+from utils.sources import CLASSES, healthy_class
 from utils.subjects import UNKNOWN
 
 DRAWS = 1000
@@ -167,11 +168,31 @@ def compare(
     }
 
 
-#: Coarser questions, as the new class of each of the four; the last ones merge Mild with Moderate.
-GROUPINGS: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-    "3 classes": (("Non", "VeryMild", "Mild or Moderate"), (0, 1, 2, 2)),
-    "binary": (("Non", "demented"), (0, 1, 1, 1)),
-}
+def questions(classes: Sequence[str]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """What may be asked of answers with these classes: name -> names of the (merged) classes, and each class's new one.
+
+    All classes; of the four stages also three, Mild merged with Moderate; and, where one class is known to mean no
+    dementia, that one against the rest.
+
+    >>> questions(("CN", "MCI", "AD"))["binary"]
+    (('CN', 'the rest'), (0, 1, 1))
+    """
+    asked = {f"{len(classes)} classes": (tuple(classes), tuple(range(len(classes))))}
+    stages = set(classes) == set(CLASSES)
+    if stages:
+        merged = ("Non", "VeryMild", "Mild or Moderate")
+        asked["3 classes"] = (merged, tuple(min(CLASSES.index(name), 2) for name in classes))
+    healthy = healthy_class(classes)
+    if healthy and len(classes) > 2:
+        others = "demented" if stages else "the rest"
+        asked["binary"] = ((healthy, others), tuple(int(name != healthy) for name in classes))
+    return asked
+
+
+def binary_caption(metrics: Mapping[str, Any]) -> str:
+    """What the coarsest question of a :func:`report` asks, for tables and figures: ``Non against the rest``."""
+    found = metrics.get("binary")
+    return f"{next(iter(found['image']['recall']))} against the rest" if found else "one class against the rest"
 
 
 def merge_classes(probabilities: torch.Tensor, groups: tuple[int, ...]) -> torch.Tensor:
@@ -181,20 +202,20 @@ def merge_classes(probabilities: torch.Tensor, groups: tuple[int, ...]) -> torch
 
 
 def report(logits: torch.Tensor, images: ImageSet, *, seed: int = 0) -> dict[str, Any]:
-    """Every metric with its interval: for all classes and for the coarser ``GROUPINGS``, by image and by patient.
+    """Every metric with its interval: for all :func:`questions`, by image and by patient.
 
     Args:
         logits: N x K.
 
     Returns:
-        ``{"4 classes": {"image": ..., "patient": ...}, "3 classes": ..., "binary": ...}``; the coarser ones only
-        where the classes are those of ``GROUPINGS``, ``patient`` None where no patient is known.
+        ``{"4 classes": {"image": ..., "patient": ...}, "3 classes": ..., "binary": ...}``; ``patient`` None where no
+        patient is known.
     """
     probabilities = logits.softmax(1)
-    k = len(images.classes)
-    questions = {f"{k} classes": (tuple(images.classes), tuple(range(k)))}
-    questions |= GROUPINGS if tuple(images.classes) == CLASSES else {}
-    return {name: _levels(probabilities, images, *question, seed) for name, question in questions.items()}
+    return {
+        name: _levels(probabilities, images, names, groups, seed)
+        for name, (names, groups) in questions(images.classes).items()
+    }
 
 
 def _levels(

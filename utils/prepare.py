@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def prepare_dataset(
     subject_pattern: str | None = None,
     synthetic: str = "auto",
     accept_unverified: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> DataSplits:
     """Decode a source, group its slices by patient, split, check and save.
 
@@ -51,13 +53,14 @@ def prepare_dataset(
         subjects_csv, subject_pattern, synthetic: see :func:`group_by_subject`.
         accept_unverified: split by patient although the patients were guessed from pixels and the guess failed its
             checks; everything made of it then says so.
+        classes: all class names in the order of their labels; None orders them by severity.
 
     Raises:
         FileNotFoundError, ValueError, OSError: see :func:`load_source`, :func:`group_by_subject`,
             :func:`split_and_save` and :func:`save_splits`. Nothing saved before is touched.
     """
     check_ratios(split, ratios)
-    raw = load_source(source, size=size)
+    raw = load_source(source, size=size, classes=classes)
     subjects = group_by_subject(raw, subjects_csv, subject_pattern=subject_pattern, synthetic=synthetic)
     return split_and_save(
         raw, subjects, split=split, out=out, ratios=ratios, seed=seed, accept_unverified=accept_unverified
@@ -331,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_ratios(args.split, ratios)
         if args.seed < 0:
             raise ValueError(f"--seed must not be negative, but is {args.seed}")
-        raw = load_source(args.source, size=args.size)
+        raw = load_source(args.source, size=args.size, classes=args.classes)
         subjects = group_by_subject(raw, args.subjects, subject_pattern=args.subject_pattern, synthetic=args.synthetic)
         print(describe(raw, subjects))
         splits = split_and_save(

@@ -16,6 +16,8 @@ import pandas as pd
 
 from utils.compare_recipes import COLUMNS, ENCODERS, describe_start
 from utils.compare_recipes import summary_table as recipes_summary
+from utils.data import protocol_name
+from utils.intervals import binary_caption
 from utils.paths import ROOT, atomic_write_all, read_json
 from utils.price import price_sentences
 from utils.radii import ORIGINAL_EPS, radius_label
@@ -69,7 +71,7 @@ def recipes_table(summary: Mapping[str, Any]) -> str:
 def _budget(summary: Mapping[str, Any]) -> str:
     budget = summary["budget"]
     return (
-        f"{describe_start(summary)}, {summary['data']['protocol']} split: "
+        f"{describe_start(summary)}, {protocol_name(summary['data'])}: "
         f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening at "
         f"{radius_label(budget['eps'])} with {budget['train_steps']} steps; {summary['n_images']} test images of "
         f"{summary['n_subjects']} patients; worst case of {', '.join(summary['attacks'])}; %, mean ± standard "
@@ -123,13 +125,10 @@ def headline(records: Sequence[Mapping[str, Any]]) -> str:
     """All models and, where the vote's record holds them, the baselines: the numbers that come first."""
     worst = _worst(records)
     baselines = next((record["baselines"] for record in records if "baselines" in record), None)
-    said = "AUROC is by patient, Non against the rest" if _binary(worst) else "AUROC is by patient"
+    questions = sorted({binary_caption(record["metrics"][0]) for record in worst.values()})
+    said = f"AUROC is by patient, {' or '.join(questions)}"
     said += "; the lowest rows are baselines on the same test images" if baselines else ""
     return _of_frame(headline_table(worst, baselines), "model") + _attacks(worst, said)
-
-
-def _binary(worst: Mapping[str, Mapping[str, Any]]) -> bool:
-    return all("binary" in record["metrics"][0] for record in worst.values())
 
 
 def price(records: Sequence[Mapping[str, Any]]) -> str:
@@ -256,7 +255,7 @@ def _targeted(record: Mapping[str, Any]) -> bool:
 
 def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
     data = records[0]["data"]
-    return f"{data['source']}, {data['protocol']} split"
+    return f"{data['source']}, {protocol_name(data)}"
 
 
 def signal_table(record: Mapping[str, Any]) -> str:

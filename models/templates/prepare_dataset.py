@@ -22,6 +22,7 @@ source = "phantom"  # a folder, an archive, a Kaggle handle, or "phantom"
 split = "patient"  # "patient", "published" or "random"
 ratios = [0.6, 0.2, 0.2]  # train, validation, test; for "published" use [0.8, 0.2, 0.0]
 seed = 0
+class_order = []  # all class names in the order of their labels; [] orders them by severity
 size = 0  # store squares of this side; 0 keeps the native resolution
 subjects = ""  # a CSV with the columns path and subject, where you know the patients
 subject_pattern = ""  # a regular expression for the patient's id in the paths, for instance r"(P\d+)_"
@@ -42,7 +43,7 @@ workspace = uf.Workspace.open(out_dir, profile=profile, data_dir=data_dir)
 # Every file is decoded and checked; a damaged one stops here, by name.
 
 # %%
-raw = uf.load_source(source, size=size or None)
+raw = uf.load_source(source, size=size or None, classes=class_order or None)
 assets = workspace.data_assets(raw.name)
 print(f"{raw.name}: {len(raw)} images, {raw.pixels.shape[1]}x{raw.pixels.shape[2]} pixels, classes {raw.classes}")
 print(f"figures go to assets/{assets.name}")
