@@ -149,6 +149,5 @@ def test_the_coarse_question_is_named_by_the_class_that_it_asks_for(classes, bin
         classes,
     )
     found = report(torch.nn.functional.one_hot(labels, len(classes)).float() * 9, images)
-    assert binary_caption(found) == caption and list(found)[0] == f"{len(classes)} classes"
-    assert ("3 classes" in found) == (set(classes) == {"Non", "VeryMild", "Mild", "Moderate"})
+    assert binary_caption(found) == caption and next(iter(found)) == f"{len(classes)} classes"
     assert all(level["image"]["accuracy"] == 1 for level in found.values())

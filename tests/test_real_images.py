@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -93,3 +94,56 @@ def test_published_weights_stand_and_fall_as_recorded(folder: Path, prepared: Ca
     record = read_record(ROOT / folder)
     assert len(record["spot_check"]["paths"]) == IMAGES
     assert f"of {IMAGES} images as recorded" in check(ROOT / folder, prepared(record["data"]["protocol"]))
+
+
+def test_slices_missing_between_cost_the_patient_split(real, tmp_path: Path) -> None:
+    raw, subjects = real
+    kept = np.flatnonzero((subjects.slice % 2 == 0) & ~subjects.synthetic & ~subjects.duplicate)
+    thinned = replace(
+        raw,
+        pixels=raw.pixels[kept],
+        labels=raw.labels[kept],
+        paths=[raw.paths[i] for i in kept],
+        folders=[raw.folders[i] for i in kept],
+        name="thinned",
+    )
+    found = group_by_subject(thinned)
+    assert found.count > 2000 and found.evidence.nearest > 0.9 > found.evidence.expected + 0.3
+    with pytest.raises(ValueError, match="no patient split.*recognises people on both sides"):
+        split_and_save(thinned, found, out=tmp_path)
+
+
+def test_ids_in_the_names_are_the_patients_of_the_pixels(real) -> None:
+    raw, subjects = real
+    kept = np.flatnonzero(~subjects.synthetic & ~subjects.duplicate)[::2]
+    names = [f"set/OAS1_{subjects.subject[i]:04d}_MR1_mpr-1_{subjects.slice[i]}.jpg" for i in kept]
+    named = replace(
+        raw,
+        pixels=raw.pixels[kept],
+        labels=raw.labels[kept],
+        paths=names,
+        folders=[""] * len(kept),
+        name="named",
+    )
+    found = group_by_subject(named)
+    assert found.count == 200 and not found.doubts and not found.notes and "OASIS" in found.origin
+    assert len(set(zip(found.subject.tolist(), subjects.subject[kept].tolist()))) == 200
+
+
+def test_the_same_people_scanned_twice_are_refused(mri_root: Path, tmp_path: Path) -> None:
+    raw = load_source(mri_root / "alzheimer_mri.tar.xz")
+    subjects = group_by_subject(raw)
+    some = np.flatnonzero(subjects.subject % 4 == 0)
+    again = np.roll(raw.pixels[some], (2, -3), (1, 2))
+    twice = replace(
+        raw,
+        pixels=np.concatenate([raw.pixels[some], again]),
+        labels=np.tile(raw.labels[some], 2),
+        paths=[*(f"a{i}.jpg" for i in some), *(f"b{i}.jpg" for i in some)],
+        folders=[""] * 2 * len(some),
+        name="twice",
+    )
+    found = group_by_subject(twice)
+    assert found.count == 100 and any("scanned or cut twice" in doubt for doubt in found.doubts)
+    with pytest.raises(ValueError, match="no patient split"):
+        split_and_save(twice, found, out=tmp_path)

@@ -164,12 +164,15 @@ def patients_note(subjects: Subjects) -> str:
 
 
 def _refusal(subjects: Subjects) -> str:
-    reasons = "\n".join(f"  - {doubt}" for doubt in subjects.doubts)
+    ways = (
+        "--subjects CSV with path and subject",
+        "--subject-pattern for ids in the names",
+        "--split published or random, which share patients",
+        "--accept-unverified-patients, which is then said of every number",
+    )
     return (
         "no patient split: neither file names nor folders name the patients, and what was found in the pixels may not "
-        f"be patients:\n{reasons}\nWays out: --subjects CSV with path and subject; --subject-pattern for ids in the "
-        "names; --split published or random, which share patients; or --accept-unverified-patients, which is then said "
-        "of every number."
+        f"be patients: {'; '.join(subjects.doubts)}. Ways out: {'; '.join(ways)}"
     )
 
 
