@@ -29,7 +29,7 @@ LARGEST_BYTES = 32 * 2**30
 #: The largest public sets have some 100,000 slices; more members would fill the memory before anything is read.
 LARGEST_COUNT = 500_000
 
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+_SYSTEM_FILES = {".ds_store", "thumbs.db", "desktop.ini"}
 _SYSTEM_FOLDER = "__macosx"
 _CHUNK = 2**20
 _OPENERS = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
@@ -157,7 +157,7 @@ def _download(source: str) -> Path:
 
 
 def unpack(archive: Path, target: Path) -> int:
-    """Unpack the plain files and folders of an archive into the empty folder ``target``.
+    """Unpack the plain files and folders of an archive into the new or empty folder ``target``.
 
     Every member is looked at before anything is written, so a refused archive leaves ``target``
     empty. Not more is decompressed than the limits of this module allow.
@@ -171,6 +171,7 @@ def unpack(archive: Path, target: Path) -> int:
     """
     if not archive.name.lower().endswith(ARCHIVE_SUFFIXES):
         raise ValueError(f"{archive} is not a folder nor one of {', '.join(ARCHIVE_SUFFIXES)}")
+    target.mkdir(exist_ok=True)
     limit = largest_unpacked(archive, target)
     try:
         if archive.name.lower().endswith(".zip"):
@@ -234,8 +235,9 @@ def _look_at(members: Iterable[_Member], limit: int) -> tuple[list[_Member], int
 
 def is_system(parts: Iterable[str]) -> bool:
     """Whether a file of this path was left by an operating system and is nobody's data."""
-    *folders, name = (part.lower() for part in parts)
-    return _SYSTEM_FOLDER in (*folders, name) or name == ".ds_store" or name.startswith("._") or name in _SYSTEM_FILES
+    lower = [part.lower() for part in parts]
+    name = lower[-1] if lower else ""
+    return _SYSTEM_FOLDER in lower or name in _SYSTEM_FILES or name.startswith("._")
 
 
 def _check_member(member: _Member) -> None:
