@@ -388,9 +388,7 @@ def _files(folder: Path, *, deep: bool = True) -> list[Path]:
     for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         misnamed = [name for name in folders if _is_image(Path(name))]
         if misnamed:
-            raise ValueError(
-                f"{Path(place) / misnamed[0]} is called like an image but is a folder; rename or remove it"
-            )
+            raise ValueError(f"{Path(place) / misnamed[0]} is a folder called like an image; rename or remove it")
         # a folder that links to one above it would never end
         folders[:] = [f for f in folders if not Path(place).resolve().is_relative_to((Path(place) / f).resolve())]
         folders[:] = [f for f in folders if f[0] not in "._"] if deep else []
