@@ -10,7 +10,8 @@ import pytest
 from conftest import write_class_folders
 from PIL import Image
 
-from utils.sources import CLASSES, canonical_class, load_source
+from utils import phantom
+from utils.sources import CLASSES, canonical_class, healthy_class, load_source
 
 
 def test_class_order_is_by_severity_however_folders_are_called(tmp_path: Path) -> None:
@@ -248,3 +249,216 @@ def test_names_that_no_table_can_hold(class_folders: Path) -> None:
     (class_folders / "Mild_Demented" / "0.png").rename(class_folders / "Mild_Demented" / "a\rb.png")
     with pytest.raises(ValueError, match="rename it"):
         load_source(class_folders)
+
+
+def _move(folder: Path, old: str, new: str) -> None:
+    (folder / new).parent.mkdir(parents=True, exist_ok=True)
+    (folder / old).rename(folder / new)
+
+
+def _files_of(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"no picture")
+    return root
+
+
+@pytest.mark.parametrize("names", [("train-split", "valid-split"), ("part one", "part two"), ("fold1", "fold2"), "ab"])
+@pytest.mark.parametrize("classes", [("CN", "AD", "MCI"), ("0_Non", "1_Mild"), ("CDR0", "CDR1"), ("pear", "apple")])
+def test_a_folder_one_level_too_high(tmp_path: Path, names: tuple[str, ...], classes: tuple[str, ...]) -> None:
+    for seed, name in enumerate(names):
+        write_class_folders(tmp_path / "top" / name, classes, seed=seed)
+    with pytest.raises(ValueError, match=f"{names[0]}, {names[1]} would be the classes, but they hold the same"):
+        load_source(tmp_path / "top")
+    assert load_source(tmp_path / "top" / names[0]).classes
+
+
+def test_folders_called_like_splits_are_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="test-images would be a class, but is called like a split"):
+        load_source(write_class_folders(tmp_path, ("AD", "test-images")))
+    with pytest.raises(ValueError, match="same folders"):
+        for seed, name in enumerate(("val", "test")):
+            write_class_folders(tmp_path / "d" / name, ("AD", "CN"), seed=seed)
+        load_source(tmp_path / "d")
+
+
+def test_patient_folders_are_read_even_of_a_patient_who_converted(tmp_path: Path) -> None:
+    write_class_folders(tmp_path, ("AD/003_S_0295", "AD/AD_7", "MCI/003_S_0295", "MCI/021_S_0007/axial"))
+    raw = load_source(tmp_path)
+    assert raw.classes == ("MCI", "AD") and len(raw) == 12
+    assert raw.paths[0] == "AD/003_S_0295/0.png" and raw.paths[-1] == "MCI/021_S_0007/axial/2.png"
+
+
+def test_one_folder_of_images_in_each_class_is_no_class(tmp_path: Path) -> None:
+    assert load_source(write_class_folders(tmp_path, ("AD/images", "CN/images"))).classes == ("CN", "AD")
+
+
+def test_the_published_validation_folder_is_kept(tmp_path: Path) -> None:
+    for seed, name in enumerate(("Train", "valid", "Test")):
+        write_class_folders(tmp_path / "d" / name, seed=seed)
+    raw = load_source(tmp_path / "d")
+    expected = {"Train": "train", "valid": "validation", "Test": "test"}
+    assert raw.folders == [expected[path.split("/")[0]] for path in raw.paths] and not raw.notes
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["CN/a.nii.gz", "AD/b.nii.gz"], "2 NIfTI volumes, such as AD/b.nii.gz"),
+        (["sub-01/anat/sub-01_T1w.nii"], "1 NIfTI volumes"),
+        (["CN/a.hdr", "CN/a.img"], "2 Analyze"),
+        (["AD/I1.dcm", "CN/I2.dcm", "CN/preview.png"], "2 DICOM files"),
+        (["data/train-00000-of-00001.parquet", "README.md"], "1 Parquet tables"),
+        (["a/x.tif", "b/y.bmp"], "2 images in another format"),
+        (["train.zip", "test.zip"], "2 archives inside"),
+        (["slices.npz"], "1 arrays"),
+    ],
+)
+def test_what_is_not_read_is_named_with_what_to_do(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load_source(_files_of(tmp_path / "d", *names))
+    assert "one folder a class" in str(caught.value)
+
+
+def test_dicom_files_without_an_ending(tmp_path: Path) -> None:
+    for name in ("IM1", "IM2"):
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(20))
+    with pytest.raises(ValueError, match="2 DICOM files, such as IM"):
+        load_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "table"),
+    [
+        (["images"], "labels.csv"),
+        (["train", "test"], "train.csv"),
+        (["images/a"], "meta/labels.json"),
+        (["images", "masks"], None),
+        (["train/images", "train/labels", "test/images", "test/labels"], None),
+        (["."], "list.xlsx"),
+    ],
+)
+def test_images_without_class_folders_are_told_what_to_do(
+    tmp_path: Path, folders: list[str], table: str | None
+) -> None:
+    write_class_folders(tmp_path / "d", tuple(folders))
+    if table:
+        _files_of(tmp_path / "d", table)
+    with pytest.raises(ValueError, match="no class folders. Sort the images into one folder a class") as caught:
+        load_source(tmp_path / "d")
+    assert (table or "images/") in str(caught.value) and "--subjects" in str(caught.value)
+
+
+def test_patients_taken_for_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="30 folders, such as 000_S_1: too many for classes"):
+        load_source(write_class_folders(tmp_path, tuple(f"{number:03d}_S_1" for number in range(30))))
+
+
+def test_other_files_in_class_folders_are_named(class_folders: Path) -> None:
+    _files_of(class_folders, "Mild_Demented/labels.csv", "Mild_Demented/README.txt", "Non_Demented/scan.nii")
+    with pytest.raises(ValueError, match=r"3 of 9 files.*labels\.csv.*scan\.nii"):
+        load_source(class_folders)
+
+
+def test_hidden_and_passed_over_files_are_counted(class_folders: Path) -> None:
+    _files_of(class_folders, "__MACOSX/._0.png", ".git/config", "Mild_Demented/.DS_Store", "Thumbs.db")
+    assert load_source(class_folders).info == {"ignored_files": 4} and not load_source(class_folders).notes
+    _files_of(class_folders, "_old/0.png")
+    _move(class_folders, "Mild_Demented/0.png", "Mild_Demented/_0.png")
+    raw = load_source(class_folders)
+    assert raw.info == {"ignored_files": 5} and "_old/0.png" in raw.notes[0] and "Mild_Demented/_0.png" in raw.paths
+
+
+def _copy(root: Path, old: str, new: str) -> None:
+    (root / new).write_bytes((root / old).read_bytes())
+
+
+def test_a_picture_in_two_classes_is_left_out_of_both_and_named(tmp_path: Path) -> None:
+    for seed in range(8):
+        write_class_folders(tmp_path, ("CN", "AD"), prefix=f"{seed}_", seed=seed)
+    _copy(tmp_path, "AD/0_1.png", "CN/zz.png")
+    _copy(tmp_path, "AD/0_0.png", "AD/copy.png")
+    raw = load_source(tmp_path)
+    assert "AD/0_1.png" not in raw.paths and "CN/zz.png" not in raw.paths and "AD/copy.png" in raw.paths
+    assert len(raw) == len(raw.pixels) == len(raw.labels) == len(raw.folders) == 48 + 2 - 2
+    assert all(raw.classes[label] == path.split("/")[0] for path, label in zip(raw.paths, raw.labels))
+    assert raw.info == {"conflicting_images": 2} and "AD/0_1.png and CN/zz.png" in raw.notes[0]
+    kept = Image.open(tmp_path / raw.paths[20])
+    assert np.array_equal(raw.pixels[20], np.asarray(kept))
+
+
+def test_many_pictures_in_two_classes_stop(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_class_folders(tmp_path, ("CN", "AD"), prefix=f"{seed}_", seed=seed)
+    Image.open(tmp_path / "AD" / "0_1.png").convert("RGB").save(tmp_path / "CN" / "zz.png")
+    with pytest.raises(ValueError, match=r"2 of 13 images are the same.*AD/0_1\.png and CN/zz\.png.*remove the wrong"):
+        load_source(tmp_path)
+
+
+def test_the_same_picture_in_train_and_test_of_two_classes_is_found_too(tmp_path: Path) -> None:
+    for split, seeds in (("train", range(10)), ("test", range(10, 14))):
+        for seed in seeds:
+            write_class_folders(tmp_path / split, ("CN", "AD"), prefix=f"{seed}_", seed=seed)
+    _copy(tmp_path, "train/AD/3_1.png", "test/CN/11_1.png")
+    _copy(tmp_path, "train/AD/4_1.png", "test/AD/11_1.png")
+    raw = load_source(tmp_path)
+    assert raw.info == {"conflicting_images": 2} and {"train/AD/4_1.png", "test/AD/11_1.png"} <= set(raw.paths)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (("MCI", "AD", "CN"), ("CN", "MCI", "AD")),
+        (("AD", "LMCI", "NC", "EMCI", "SMC", "MCI"), ("NC", "SMC", "EMCI", "MCI", "LMCI", "AD")),
+        (("Demented", "Non Demented"), ("Non", "Demented")),
+        (("Alzheimer's Disease", "Normal"), ("Normal", "Alzheimer's Disease")),
+        (("Mild Cognitive Impairment", "Cognitively Normal"), ("Cognitively Normal", "Mild Cognitive Impairment")),
+        (("Very mild Dementia", "Moderate Dementia", "Mild Dementia", "Non Demented"), CLASSES),
+        (("No Dementia", "Severe", "Mild"), ("Non", "Mild", "Severe")),
+        (("CN", "AD", "other"), ("AD", "CN", "other")),
+    ],
+)
+def test_classes_of_any_set_keep_their_names_and_follow_severity(
+    tmp_path: Path, names: tuple[str, ...], order: tuple[str, ...]
+) -> None:
+    assert load_source(write_class_folders(tmp_path, names)).classes == order
+
+
+@pytest.mark.parametrize(
+    ("classes", "healthy"),
+    [
+        (CLASSES, "Non"),
+        (("AD", "CN", "MCI"), "CN"),
+        (("NC", "AD"), "NC"),
+        (("Normal", "Mild"), "Normal"),
+        (("Controls", "Dementia"), "Controls"),
+        (("No Dementia", "AD"), "No Dementia"),
+        (("Cognitively Normal", "AD"), "Cognitively Normal"),
+        (("MCI", "AD"), None),
+        (("VeryMild", "Mild"), None),
+        (("apple", "pear"), None),
+        (("CN", "Normal"), None),
+        ((), None),
+    ],
+)
+def test_the_class_that_means_no_dementia(classes: tuple[str, ...], healthy: str | None) -> None:
+    assert healthy_class(classes) == healthy
+
+
+def test_an_order_of_ones_choice(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path, ("CN", "MCI", "AD"))
+    raw = load_source(folder, classes=("AD", "CN", "MCI"))
+    assert raw.classes == ("AD", "CN", "MCI")
+    assert all(raw.classes[label] == path.split("/")[0] for path, label in zip(raw.paths, raw.labels))
+    for wrong in (("AD", "CN"), ("AD", "CN", "MCI", "SMC"), ("AD", "CN", "CN"), ("AD", "CN", "LMCI")):
+        with pytest.raises(ValueError, match="classes must be CN, MCI, AD in an order of your choice"):
+            load_source(folder, classes=wrong)
+
+
+def test_an_order_by_names_of_folders_or_of_phantoms(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = load_source(class_folders, classes=("Mild_Demented", "Non_Demented"))
+    assert raw.classes == ("Mild", "Non") and raw.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    few = phantom.make_phantoms(phantom.PhantomConfig(n_subjects=8, n_levels=1))
+    monkeypatch.setattr(phantom, "make_phantoms", lambda *, size: few)
+    turned, plain = load_source("phantom", classes=CLASSES[::-1]), load_source("phantom")
+    assert turned.classes == CLASSES[::-1] and np.array_equal(turned.labels, 3 - plain.labels)

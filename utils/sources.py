@@ -265,7 +265,7 @@ def _find_class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 def _refuse_other_formats(root: Path) -> None:
     """Name what a source holds where it is more of what is not read than of images."""
-    files = _files(root)
+    files = sorted(_files(root))
     if sum(map(_is_image, files)) > len(files) / 2:
         return
     held = {name: [f for f in files if f.name.lower().endswith(ends)] for name, (ends, _) in _OTHER_FORMATS.items()}
@@ -301,23 +301,30 @@ def _split_folders(root: Path, children: list[Path]) -> list[tuple[str, Path]]:
 
 
 def _check_class_folders(root: Path, pairs: list[tuple[str, Path]]) -> None:
-    example = "for example Non_Demented/, Very_Mild_Demented/, Mild_Demented/, Moderate_Demented/"
     splits = {split: [path for s, path in pairs if s == split] for split in sorted({split for split, _ in pairs})}
     for folders in splits.values():
         _check_nesting(root, folders)
     _refuse_table(root, pairs)
-    if not pairs or not any(_files(path) for _, path in pairs):
-        raise ValueError(f"{root} has no class folders with images; expected one a class, {example}")
     empty = [str(path) for _, path in pairs if not _files(path)]
+    if len(empty) == len(pairs):
+        raise ValueError(
+            f"{root} has no class folders with images; expected one a class, for example Non_Demented/, "
+            "Very_Mild_Demented/, Mild_Demented/, Moderate_Demented/"
+        )
     if empty:
         raise ValueError(f"class folder without images: {', '.join(empty)}. Fill or remove it.")
-    classes = {split: [canonical_class(path.name) for path in folders] for split, folders in splits.items()}
-    for names in classes.values():
-        doubled = [name for name, count in Counter(names).items() if count > 1]
-        if doubled:
-            raise ValueError(f"{root}: two folders mean the same class {doubled[0]}; merge them")
+    _check_class_names(root, {split: [path.name for path in folders] for split, folders in splits.items()})
+
+
+def _check_class_names(root: Path, folder_names: dict[str, list[str]]) -> None:
+    """The same classes in each split, each once, two at least, and not as many as patients."""
+    classes = {split: [canonical_class(name) for name in names] for split, names in folder_names.items()}
+    doubled = [name for names in classes.values() for name, count in Counter(names).items() if count > 1]
+    if doubled:
+        raise ValueError(f"{root}: two folders mean the same class {doubled[0]}; merge them")
     if len(set(map(frozenset, classes.values()))) > 1:
         raise ValueError(f"{root}: its splits have different classes: {classes}")
+    names = next(iter(classes.values()))
     if len(names) < 2:
         raise ValueError(f"{root} holds one class only ({names[0]}); a classifier needs two")
     if len(names) > _MOST_CLASSES:
@@ -363,18 +370,17 @@ def _listed(names: Sequence[str]) -> str:
 
 def _refuse_table(root: Path, pairs: list[tuple[str, Path]]) -> None:
     """Say what to do with images whose classes stand in a table beside them, or nowhere."""
-    content = [path.name for _, path in pairs if path.name.lower() in _CONTENT_FOLDERS]
-    tables = [file for file in _files(root) if file.suffix.lower() in _TABLES]
-    if not content and (len(pairs) > 1 or not tables):
+    content = sorted({path.name for _, path in pairs if path.name.lower() in _CONTENT_FOLDERS})
+    files = sorted(_files(root))
+    tables = [file.relative_to(root).as_posix() for file in files if file.suffix.lower() in _TABLES]
+    if not (content or (tables and len(pairs) < 2)) or not any(map(_is_image, files)):
         return
-    if not any(map(_is_image, _files(root))):
-        return
-    where = f"{_listed(sorted(set(content)))}/ " if content else ""
-    table = f" and the table {tables[0].relative_to(root).as_posix()}" if tables else ""
+    where = f" in {_listed([name + '/' for name in content])}" if content else ""
+    table = f" and the table {tables[0]}" if tables else ""
     raise ValueError(
-        f"{root} holds images {f'in {where}' if where else ''}{table.strip()}, but no class folders. Sort the images "
-        "into one folder a class, for example CN/ and AD/; where a table names the patients too, give "
-        "prepare a CSV with the columns path,subject as --subjects."
+        f"{root} holds images{where}{table}, but no class folders. Sort the images into one folder a class, for "
+        "example CN/ and AD/; where a table names the patients too, give prepare a CSV with the columns "
+        "path,subject as --subjects."
     )
 
 
