@@ -15,7 +15,7 @@ from conftest import ROOT, write_class_folders
 from PIL import Image
 
 from utils import decode
-from utils.decode import LARGEST_PIXELS, decode_all, decode_grey, read_header, to_uint8
+from utils.decode import LARGEST_PIXELS, decode_grey, read_header, to_uint8
 from utils.sources import RawImages, load_source
 
 SIDE = 20
@@ -270,16 +270,6 @@ def test_a_folder_called_like_an_image_is_named(tmp_path: Path) -> None:
     (write_class_folders(tmp_path) / "Mild_Demented" / "x.PNG").mkdir()
     with pytest.raises(ValueError, match=r"x\.PNG is a folder"):
         load_source(tmp_path)
-
-
-def test_equal_pictures_in_different_files_have_equal_digests(tmp_path: Path) -> None:
-    pixels = _picture()
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    Image.fromarray(pixels).convert("RGBA").save(tmp_path / "b.png", compress_level=0)
-    pixels[3, 3] ^= 1
-    Image.fromarray(pixels).save(tmp_path / "c.png")
-    digests = decode_all(tmp_path, ["a.png", "b.png", "c.png"], None).digests
-    assert digests[0] == digests[1] != digests[2]
 
 
 def test_more_than_the_memory_is_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -390,7 +390,8 @@ def test_a_picture_in_two_classes_is_left_out_of_both_and_named(tmp_path: Path) 
 def test_many_pictures_in_two_classes_stop(tmp_path: Path) -> None:
     for seed in range(2):
         write_class_folders(tmp_path, ("CN", "AD"), prefix=f"{seed}_", seed=seed)
-    Image.open(tmp_path / "AD" / "0_1.png").convert("RGB").save(tmp_path / "CN" / "zz.png")
+    # the same pixels in another kind of file
+    Image.open(tmp_path / "AD" / "0_1.png").convert("RGBA").save(tmp_path / "CN" / "zz.png", compress_level=0)
     with pytest.raises(ValueError, match=r"2 of 13 images are the same.*AD/0_1\.png and CN/zz\.png.*remove the wrong"):
         load_source(tmp_path)
 
@@ -415,6 +416,7 @@ def test_the_same_picture_in_train_and_test_of_two_classes_is_found_too(tmp_path
         (("Mild Cognitive Impairment", "Cognitively Normal"), ("Cognitively Normal", "Mild Cognitive Impairment")),
         (("Very mild Dementia", "Moderate Dementia", "Mild Dementia", "Non Demented"), CLASSES),
         (("No Dementia", "Severe", "Mild"), ("Non", "Mild", "Severe")),
+        (("Demented", "Converted", "Nondemented"), ("Non", "Converted", "Demented")),
         (("CN", "AD", "other"), ("AD", "CN", "other")),
     ],
 )

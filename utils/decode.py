@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import warnings
@@ -63,13 +62,11 @@ class Decoded:
 
     Attributes:
         pixels: uint8 array N x H x W, grey, 0..255.
-        digests: N hashes of the pictures before any scaling; equal pictures have equal ones.
         notes: what a reader should know of it, one sentence each.
         info: the same as plain values; only what occurs.
     """
 
     pixels: np.ndarray
-    digests: list[bytes]
     notes: list[str]
     info: dict
 
@@ -225,16 +222,16 @@ def decode_all(folder: Path, paths: list[str], size: int | None) -> Decoded:
         intensity = _common_range(folder, deep) if deep else (0, 255)
         pixels = np.empty((len(paths), *shape), dtype=np.uint8)
 
-        def fill(index: int, path: Path) -> tuple[bytes, bool, bool]:
+        def fill(index: int, path: Path) -> tuple[bool, bool]:
             picture = decode(path)
             pixels[index] = _fit(to_uint8(picture.pixels, intensity), shape)
-            return _digest(picture.pixels), picture.coloured, picture.transparent
+            return picture.coloured, picture.transparent
 
         seen = _each(folder, paths, fill, "decode")
-    decoded = Decoded(pixels, [digest for digest, _, _ in seen], [], {})
+    decoded = Decoded(pixels, [], {})
     _note_sizes(decoded, headers, shape)
     _note_intensity(decoded, headers, intensity)
-    _note_colours(decoded, [coloured for _, coloured, _ in seen], [hidden for _, _, hidden in seen])
+    _note_colours(decoded, sum(coloured for coloured, _ in seen), sum(hidden for _, hidden in seen))
     _note_turns(decoded, headers)
     return decoded
 
@@ -272,11 +269,6 @@ def _common_range(folder: Path, paths: list[str]) -> tuple[int, int]:
 
 def _range(pixels: np.ndarray) -> tuple[int, int]:
     return int(pixels.min()), int(pixels.max())
-
-
-def _digest(pixels: np.ndarray) -> bytes:
-    start = f"{pixels.shape}{pixels.dtype}".encode()
-    return hashlib.blake2b(start + pixels.tobytes(), digest_size=16).digest()
 
 
 def _check_memory(count: int, shape: tuple[int, int]) -> None:
@@ -323,13 +315,13 @@ def _common_top(pixels: np.ndarray, chosen: np.ndarray) -> int:
     return int(np.searchsorted(np.cumsum(counts), 0.999 * counts.sum()))
 
 
-def _note_colours(decoded: Decoded, coloured: list[bool], transparent: list[bool]) -> None:
-    if any(coloured):
-        decoded.info["colour_images"] = sum(coloured)
-        decoded.notes.append(f"{sum(coloured)} images have colours; their luma was taken.")
-    if any(transparent):
-        decoded.info["transparent_images"] = sum(transparent)
-        decoded.notes.append(f"{sum(transparent)} images have transparent pixels; they were laid on black.")
+def _note_colours(decoded: Decoded, coloured: int, transparent: int) -> None:
+    if coloured:
+        decoded.info["colour_images"] = coloured
+        decoded.notes.append(f"{coloured} images have colours; their luma was taken.")
+    if transparent:
+        decoded.info["transparent_images"] = transparent
+        decoded.notes.append(f"{transparent} images have transparent pixels; they were laid on black.")
 
 
 def _note_turns(decoded: Decoded, headers: list[Header]) -> None:

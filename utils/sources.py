@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter, defaultdict
@@ -39,13 +40,17 @@ __all__ = [
 CLASSES = ("Non", "VeryMild", "Mild", "Moderate")
 
 #: What class folders are called, by severity: letters only, without an ending such as "demented".
-_HEALTHY = "non no not noad nonad nonalzheimers cn nc nl hc normal normals control controls healthy"
+_HEALTHY = (
+    "non no not noad nonad noalzheimers nonalzheimer nonalzheimers cn nc nl hc ctrl normal normals control controls "
+    "healthy healthycontrol healthycontrols normalcontrol normalcontrols normalcognition cognitivelynormal"
+)
 _SEVERITY = (
-    {*_HEALTHY.split(), "healthycontrol", "healthycontrols", "normalcontrol", "normalcontrols", "cognitivelynormal"},
+    set(_HEALTHY.split()),
     {"smc", "scd", "significantmemoryconcern", "subjectivememorycomplaint", "subjectivecognitivedecline"},
     {"emci", "earlymci", "earlymildcognitive"},
     {"mci", "mildcognitive"},
     {"lmci", "latemci", "latemildcognitive"},
+    {"converted"},
     {"verymild"},
     {"mild"},
     {"moderate"},
@@ -184,16 +189,16 @@ def _load_folder(folder: Path, *, name: str, size: int | None, classes: Sequence
     labels = np.array([order.index(row[1]) for row in rows], dtype=np.int64)
     folders = [row[2] for row in rows]
     raw = RawImages(decoded.pixels, labels, paths, order, folders, name, notes=notes + decoded.notes, info=decoded.info)
-    raw = _without_conflicts(raw, decoded.digests, folder)
+    raw = _without_conflicts(raw, folder)
     raw.name = _recognise(raw) or name
     return raw
 
 
-def _without_conflicts(raw: RawImages, digests: list[bytes], folder: Path) -> RawImages:
+def _without_conflicts(raw: RawImages, folder: Path) -> RawImages:
     """Leave out pictures that lie in two classes: which label is right cannot be known here."""
     members = defaultdict(list)
-    for index, digest in enumerate(digests):
-        members[digest].append(index)
+    for index, picture in enumerate(raw.pixels):
+        members[hashlib.sha256(picture).digest()].append(index)
     groups = [group for group in members.values() if len(set(raw.labels[group].tolist())) > 1]
     if not groups:
         return raw
