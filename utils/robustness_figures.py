@@ -293,7 +293,7 @@ def recall_figure(title: str, pair: Mapping[str, Record], note: str) -> Figure:
     before, after = (recalls_of(record) for record in pair.values())
     counts = _class_counts(next(iter(pair.values())))
     bars = {f"{name}\n{counts[name]} images": (before[name], after[name]) for name in before}
-    heading = f"{title}: recall of each class before and after hardening, without attack"
+    heading = f"{title}: recall of each class, without attack"
     unit = "recall over images (%)"
     return plot_before_after(bars, names=tuple(map(display_name, pair)), unit=unit, title=heading, note=note)
 
