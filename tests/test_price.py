@@ -5,7 +5,7 @@ import pytest
 from utils.masking import verdict_of
 from utils.price import price_of_hardening, price_of_vote, price_sentences, recalls_of, weights_of_vote
 from utils.readme import price
-from utils.results import display_name
+from utils.results import comparison_table, display_name
 
 
 def _worst(recall: dict[str, float | None], robust: tuple[float, float] = (0.5, 0.4)) -> dict:
@@ -53,6 +53,14 @@ def test_the_list_of_a_document_holds_all_sentences() -> None:
     lines = price([*records, vote]).splitlines()
     assert len(lines) == 3 and all(line.startswith("- ") for line in lines)
     assert price_sentences({"ResNet34": {"test": {}}}) == []
+
+
+def test_a_comparison_says_on_how_many_images() -> None:
+    test = {"image": {"n": 80, "accuracy": 0.5, "balanced_accuracy": 0.25}, "patient": None}
+    curve = {"epsilons": [0.0, 0.005, 2 / 255], "robust_accuracy": [0.5, 0.4, 0.3]}
+    table = comparison_table({"ResNet34_atk": {"test": test, "robustness": {"FGSM": curve}}})
+    row = table.loc["ResNet34, hardened"]
+    assert row["images"] == 80 and row["clean"] == 50 and (row["FGSM, 0.005"], row["FGSM, 2/255"]) == (40, 30)
 
 
 def test_names_in_words() -> None:

@@ -182,7 +182,7 @@ def trained_models(workspace: Workspace) -> dict[str, dict[str, Any]]:
 
 
 def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """A row a model: accuracies in percent without attack, and robust accuracy a column for each attack and radius.
+    """A row a model: test images, accuracies in percent, and robust accuracy a column for each attack and radius.
 
     Args:
         records: name -> record with ``test`` and ``robustness``.
@@ -203,10 +203,11 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
                 if eps:
                     row[f"{attack}, {radius_label(eps)}"] = value
         rows[name] = row
-    rows = {display_name(name): row for name, row in rows.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"these results are over different numbers of test images: {counts}; attack them all again")
-    return (100 * pd.DataFrame.from_dict(rows, orient="index")).round(1)
+    table = (100 * pd.DataFrame.from_dict(rows, orient="index")).round(1)
+    table.insert(0, "images", list(counts.values()))
+    return table.rename(index=display_name)
 
 
 def load_members(workspace: Workspace, titles: list[str], **fits: Any) -> dict[str, MRIClassifier]:
