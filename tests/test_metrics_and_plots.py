@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils import figures, plots, robustness_plots
-from utils.grad_cam import cells_of, explain, pick_layer
+from utils.grad_cam import cells_of, explain, pick_layer, with_cells
 from utils.leak_audit import audit_splits
 from utils.metrics import evaluate, merge_by_patient, scores
 from utils.results import robustness_table, score_table
@@ -220,6 +220,7 @@ def test_heat_maps_have_a_colour_bar_that_says_whose_scale_it_is(splits, resnet)
     assert "share of the map's maximum" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
     assert "its own maximum" in figure.get_suptitle().replace("\n", " ") and len(figure.axes) == 3
     layer = pick_layer(resnet, images)
+    name = with_cells("right", resnet, splits.test)
     assert name == f"right\n({cells_of(resnet, layer, images)} x {cells_of(resnet, layer, images)} cells)"
 
 

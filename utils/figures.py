@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from models.def_models import MRIClassifier
 from utils.checkpoints import RECORD, WEIGHTS, load_checkpoint
 from utils.data import DataSplits, ImageSet, load_splits, patients_verified
-from utils.grad_cam import explain, explain_rows, right_and_wrong
+from utils.grad_cam import explain, explain_rows, right_and_wrong, with_cells
 from utils.paths import ROOT, read_json, write_json
 from utils.plots import (
     plot_accuracy_curve,
@@ -246,9 +246,11 @@ def hardening_cams(
     """Heat maps on the same slices: the clean model's without and under attack, the hardened model's under attack."""
     right, _ = right_and_wrong([clean], test, device=device)
     return [
-        explain(clean, test, right, name="plain", device=device),
-        explain(clean, test, right, name="plain,\nattacked", device=device, attack=attack),
-        explain(hardened, test, right, name="hardened,\nattacked", device=device, attack=attack),
+        explain(clean, test, right, name=with_cells("plain", clean, test), device=device),
+        explain(clean, test, right, name=with_cells("plain,\nattacked", clean, test), device=device, attack=attack),
+        explain(
+            hardened, test, right, name=with_cells("hardened,\nattacked", hardened, test), device=device, attack=attack
+        ),
     ]
 
 
@@ -256,7 +258,10 @@ def member_cams(members: Mapping[str, MRIClassifier], test: ImageSet, device: An
     """One row of heat maps a member, all on the same slices, that all members get right where there are such."""
     right, _ = right_and_wrong(list(members.values()), test, device=device)
     named = {display_name(name).replace(", ", ",\n"): member for name, member in members.items()}
-    return [explain(member, test, right, name=name, device=device) for name, member in named.items()]
+    return [
+        explain(member, test, right, name=with_cells(name, member, test), device=device)
+        for name, member in named.items()
+    ]
 
 
 #: How the slice of the picture is chosen, written into its record.

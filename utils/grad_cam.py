@@ -59,6 +59,13 @@ def pick_layer(model: MRIClassifier, images: torch.Tensor) -> nn.Module:
     return model.cam_layers[-1]
 
 
+def with_cells(name: str, model: MRIClassifier, images: ImageSet) -> str:
+    """A row's name with the resolution of its maps, which are enlarged to the image."""
+    first = images.pixels(slice(0, 1), next(model.parameters()).device)
+    cells = cells_of(model, pick_layer(model, first), first)
+    return f"{name}\n({cells} x {cells} cells)"
+
+
 @torch.no_grad()
 def cells_of(model: MRIClassifier, layer: nn.Module, images: torch.Tensor) -> int:
     """Cells a side of a layer's map, before it is enlarged to the image."""
@@ -94,7 +101,7 @@ def explain(
     """One row for :func:`utils.plots.plot_grad_cam`: the images at ``index`` and the maps of the model's answers.
 
     Args:
-        name: label of the row, to which the map's own resolution is added.
+        name: label of the row; :func:`with_cells` adds the resolution of the maps.
         attack: attack and radius to explain the attacked images instead.
     """
     pixels, labels = images.pixels(index, device), images.labels[index].to(device)
@@ -102,9 +109,7 @@ def explain(
         pixels = attack[0](model, pixels, labels, eps=attack[1], draws=generator("grad-cam"))
     answers = predict_batch(model, pixels).argmax(1)
     captions = [f"{images.classes[a]} → {images.classes[b]}" for a, b in zip(labels, answers)]
-    layer = pick_layer(model, pixels)
-    cells = cells_of(model, layer, pixels)
-    return f"{name}\n({cells} x {cells} cells)", pixels.cpu(), grad_cam(model, pixels, layer=layer), captions
+    return name, pixels.cpu(), grad_cam(model, pixels), captions
 
 
 def explain_rows(
