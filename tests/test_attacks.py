@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.toy import toy_images
+from utils import library_attacks
+from utils.apgd import apgd, apgd_targeted
 from utils.attacks import cross_entropy, default_alpha, fgsm, margin, pgd
+from utils.library_attacks import auto_attack, square
 from utils.modes import attack_mode
 from utils.suites import Attack
 from utils.worst_case import adversarial_examples, robustness_curve
@@ -206,3 +212,64 @@ def test_examples_are_the_same_images_at_each_radius(small_net, splits) -> None:
     assert all(e.clean == e.attacked for e in rows[0])
     for before, after in zip(*rows):
         assert (before.image - after.image).abs().max() <= EPS + 1e-6
+
+
+class _Softmax(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images).softmax(1)
+
+
+PUBLIC = {
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "apgd": apgd,
+    "apgd_targeted": apgd_targeted,
+    "square": partial(square, queries=5),
+    "auto_attack": partial(auto_attack, steps=2, queries=5),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_attack_refuses_what_would_pass_for_robust(name: str, small_net, batch) -> None:
+    images, labels = batch
+    attack = PUBLIC[name]
+    with pytest.raises(ValueError, match="gives probabilities"):
+        attack(_Softmax(small_net), images, labels, eps=EPS)
+    with pytest.raises(ValueError, match="labels must be in 0..3"):
+        attack(small_net, images, labels + 2, eps=EPS)
+    with pytest.raises(ValueError, match="1 x 1 pixels are too small"):
+        attack(small_net, images[..., :1, :1], labels, eps=EPS)
+    found = attack(small_net, images[:3], labels[:3], eps=EPS)
+    assert (found - images[:3]).abs().max() <= EPS + 1e-6 and found.shape == images[:3].shape
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (17, 64), (32, 32)])
+def test_square_takes_images_of_any_shape(shape: tuple[int, int], norm: str, small_net) -> None:
+    images = torch.rand(4, 1, *shape, generator=torch.Generator().manual_seed(0))
+    eps = 0.1 if norm == "linf" else 2.0
+    labels = small_net.eval()(images).argmax(1)
+    found = square(small_net, images, labels, eps=eps, queries=40, norm=norm)
+    size = (found - images).flatten(1)
+    size = size.abs().amax(1) if norm == "linf" else size.norm(dim=1)
+    assert found.shape == images.shape and size.max() <= eps * (1 + 1e-4) and size.min() > 0.2 * eps
+    assert found.min() >= 0 and found.max() <= 1
+
+
+def test_autoattack_has_its_official_budget_and_is_refused_before_other_attacks_run(small_net, monkeypatch) -> None:
+    parts = library_attacks._parts(small_net, norm="Linf", eps=EPS, seed=0, classes=4, steps=100, queries=5000).attacks
+    budgets = [getattr(part, "steps", getattr(part, "n_queries", None)) for part in parts.values()]
+    assert budgets == [100, 100, 100, 5000]
+    assert (library_attacks.AUTOATTACK_STEPS, library_attacks.AUTOATTACK_QUERIES) == (100, 5000)
+    three = nn.Sequential(small_net, nn.Linear(4, 3)).eval()
+    few = toy_images(n=6, seed=0)
+    few = replace(few, labels=few.labels % 3, classes=few.classes[:3])
+    ran = []
+    monkeypatch.setattr(Attack, "__call__", lambda *_, **__: ran.append(1))
+    with pytest.raises(ValueError, match="needs 4 classes, and this model has 3"):
+        robustness_curve(three, few, attack=(Attack("fgsm"), Attack("autoattack")), epsilons=[EPS])
+    assert not ran

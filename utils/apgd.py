@@ -17,8 +17,8 @@ from utils.attacks import (
     Ascent,
     Draws,
     ascent,
-    check_batch,
     check_gradient,
+    check_model,
     project,
     random_point,
     steepest,
@@ -95,6 +95,7 @@ def apgd(
     norm: str = "linf",
     targets: torch.Tensor | None = None,
     generator: Draws = None,
+    assume_checked: bool = False,
 ) -> torch.Tensor:
     """Auto-PGD from a random start. A sample is left as soon as it fools the model.
 
@@ -108,19 +109,20 @@ def apgd(
         norm: ``linf`` or ``l2``.
         targets: int64 tensor N of classes to reach, for the targeted form; any wrong answer counts.
         generator: CPU generator that makes the start reproducible, or one for each sample.
+        assume_checked: see :func:`utils.attacks.check_model`.
 
     Returns:
         adversarial images of the same shape, in [0, 1] and within ``eps``; where the model was not
         fooled, those with the highest loss.
 
     Raises:
-        TypeError, ValueError: see :func:`utils.attacks.check_batch` and :func:`utils.attacks.check_eps`; also
+        TypeError, ValueError: see :func:`utils.attacks.check_model` and :func:`utils.radii.check_eps`; also
             steps below 1 or a NaN gradient.
     """
     check_eps(eps, norm)
-    check_batch(model, images, labels)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
+    check_model(model, images, labels, assume_checked=assume_checked)
     with attack_mode(model):
         start = random_point(images, eps, norm, generator)
         if targets is not None:
@@ -139,13 +141,14 @@ def apgd_targeted(
     n_targets: int = 3,
     norm: str = "linf",
     generator: Draws = None,
+    assume_checked: bool = False,
 ) -> torch.Tensor:
     """APGD-T: :func:`apgd` towards each of the likeliest wrong classes in turn, on :func:`targeted_dlr`.
 
     Args:
         n_targets: how many classes to try; at most K - 1 are.
         generator: CPU generator that makes the starts reproducible, or one for each sample.
-        model, images, labels, eps, steps, norm: see :func:`apgd`.
+        model, images, labels, eps, steps, norm, assume_checked: see :func:`apgd`.
 
     Returns:
         for each sample the first image that fooled the model, or else that of the last target.
@@ -154,15 +157,24 @@ def apgd_targeted(
         TypeError, ValueError: see :func:`apgd`.
     """
     check_eps(eps, norm)
-    check_batch(model, images, labels)
+    check_model(model, images, labels, assume_checked=assume_checked)
     with attack_mode(model), torch.no_grad():
         logits = model(images).float()
     wrong = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True)
     result, active = images.detach().clone(), torch.arange(len(images), device=images.device)
     for rank in range(min(n_targets, logits.shape[1] - 1)):
         draws = [generator[i] for i in active.tolist()] if isinstance(generator, Sequence) else generator
-        part = {"eps": eps, "steps": steps, "norm": norm, "targets": wrong[active, rank], "generator": draws}
-        result[active] = apgd(model, images[active], labels[active], **part)
+        result[active] = apgd(
+            model,
+            images[active],
+            labels[active],
+            eps=eps,
+            steps=steps,
+            norm=norm,
+            targets=wrong[active, rank],
+            generator=draws,
+            assume_checked=True,
+        )
         with attack_mode(model), torch.no_grad():
             active = active[model(result[active]).argmax(1) == labels[active]]
         if not len(active):

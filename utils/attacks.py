@@ -44,6 +44,8 @@ def negative_score(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -logits.gather(1, labels[:, None]).squeeze(1)
 
 
+#: Pixels. An image of one pixel has no neighbours, and resizing and random search fail on it in words of their own.
+SMALLEST_SIDE = 2
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "nll": negative_score}
 
 
@@ -95,7 +97,7 @@ def check_batch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
 
     Raises:
         TypeError: images are not float32 or float64, labels not int64, or the model is in half precision.
-        ValueError: not N x C x H x W, a value outside [0, 1] or NaN, or not N labels.
+        ValueError: not N x C x H x W, a side below ``SMALLEST_SIDE``, a value outside [0, 1] or NaN, or not N labels.
     """
     if next((p.dtype for p in model.parameters()), torch.float32) in (torch.float16, torch.bfloat16):
         raise TypeError("the model is in half precision, in which gradients underflow; use model.float()")
@@ -103,6 +105,8 @@ def check_batch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
         raise TypeError(f"images must be float32 and labels int64, not {images.dtype} and {labels.dtype}")
     if images.ndim != 4 or labels.shape != images.shape[:1]:
         raise ValueError(f"expected N x C x H x W and N, not {tuple(images.shape)} and {tuple(labels.shape)}")
+    if min(images.shape[-2:]) < SMALLEST_SIDE:
+        raise ValueError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels are too small to be attacked")
     if len(images) and not (images.amin() >= 0 and images.amax() <= 1):
         raise ValueError("images must lie in [0, 1]; normalise inside the model, not before the attack")
 
@@ -120,17 +124,32 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
     if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
         raise ValueError(f"the model must give N x K logits with K of at least 2, not {tuple(logits.shape)}")
     if logits.isnan().any():
-        raise ValueError("the model gives NaN logits on clean images; its weights are damaged")
+        raise ValueError(
+            "the model gives NaN logits on clean images, and its input gradient is NaN; its weights are damaged"
+        )
     if len(labels) and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
         raise ValueError(
             f"labels must be in 0..{logits.shape[1] - 1}, the classes of the model, "
             f"not {int(labels.min())}..{int(labels.max())}"
         )
-    if len(logits) and (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones(len(logits)), atol=1e-3):
+    if len(logits) and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all():
         raise ValueError(
             "the model gives probabilities, whose gradient vanishes where it is sure: an attack on them overstates "
             "robustness. Take the softmax off the end of the model; a logarithm of probabilities is fine."
         )
+
+
+def check_model(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, assume_checked: bool = False) -> None:
+    """:func:`check_batch`, and :func:`check_logits` of the model's answers, which takes a forward pass.
+
+    Args:
+        assume_checked: the model's answers to clean images are known to be logits, as in training and in the evaluator.
+    """
+    check_batch(model, images, labels)
+    if assume_checked or not len(images):
+        return
+    with attack_mode(model), torch.no_grad():
+        check_logits(model(images).float(), labels)
 
 
 @dataclass
@@ -175,6 +194,7 @@ def fgsm(
     eps: float,
     loss: str = "ce",
     norm: str = "linf",
+    assume_checked: bool = False,
 ) -> torch.Tensor:
     """Fast Gradient Sign Method (Goodfellow et al., 2015, arXiv:1412.6572); with L2 the gradient is scaled instead.
 
@@ -185,15 +205,16 @@ def fgsm(
         eps: radius, in [0, 1] for L-infinity.
         loss: a key of ``LOSSES``.
         norm: ``linf`` or ``l2``.
+        assume_checked: see :func:`check_model`.
 
     Returns:
         adversarial images of the same shape, in [0, 1] and within ``eps``.
 
     Raises:
-        TypeError, ValueError: see :func:`check_batch` and :func:`check_eps`; also a NaN gradient.
+        TypeError, ValueError: see :func:`check_batch`, :func:`check_logits` and :func:`check_eps`; also a NaN gradient.
     """
     check_eps(eps, norm)
-    check_batch(model, images, labels)
+    check_model(model, images, labels, assume_checked=assume_checked)
     with attack_mode(model):
         gradient = ascent(model, images, labels, LOSSES[loss]).gradient
     check_gradient(gradient)
@@ -215,6 +236,7 @@ def pgd(
     stop_when_fooled: bool = False,
     batch_size: int | None = None,
     generator: Draws = None,
+    assume_checked: bool = False,
 ) -> torch.Tensor:
     """Projected Gradient Descent (Madry et al., 2018, arXiv:1706.06083).
 
@@ -236,18 +258,19 @@ def pgd(
         batch_size: with ``stop_when_fooled``, images a pass: where one is done, the next sample or start takes its
             place, so that passes stay full. None takes as many as there are samples.
         generator: CPU generator that makes random starts reproducible, or one for each sample.
+        assume_checked: see :func:`check_model`.
 
     Returns:
         adversarial images of the same shape, in [0, 1] and within ``eps``.
 
     Raises:
-        TypeError, ValueError: see :func:`check_batch` and :func:`check_eps`; also steps or
+        TypeError, ValueError: see :func:`check_batch`, :func:`check_logits` and :func:`check_eps`; also steps or
             restarts below 1, a step size that is not positive, or a NaN gradient.
     """
     check_eps(eps, norm)
-    check_batch(model, images, labels)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
+    check_model(model, images, labels, assume_checked=assume_checked)
     if alpha is None:
         alpha = default_alpha(eps, steps)
     elif not (0 < alpha <= (1 if norm == "linf" else float("inf")) or eps == 0):

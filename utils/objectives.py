@@ -133,6 +133,7 @@ class Hardening(Standard):
             labels,
             loss=self.inner_loss(images, step),
             generator=step.draws,
+            assume_checked=True,
             **self.strength(step.progress),
         )
 

@@ -13,13 +13,14 @@ from torch import nn
 from utils.apgd import apgd, apgd_targeted
 from utils.attacks import LOSSES, Draws, distance, fgsm, pgd, random_point, steepest
 from utils.data import ImageSet
-from utils.library_attacks import auto_attack, square
+from utils.library_attacks import auto_attack, check_autoattack, square
 from utils.radii import GRIDS, check_eps
 
 GRID = GRIDS["linf"]
 
-#: Of torchattacks' AutoAttack, about: Square's 5,000 queries need no gradient and count half, the rest is short.
-AUTOATTACK_STEPS = 2600
+#: Passes of AutoAttack's parts, about: APGD, three targets each of APGD and of FAB, and half of Square's 5,000 queries,
+#: which need no gradient.
+AUTOATTACK_STEPS = 3500
 
 _TITLES = {
     "fgsm": "FGSM",
@@ -129,6 +130,15 @@ class Attack:
         """The attack as attacks between which the caller drops broken images: one a start, unless it does so itself."""
         return iter([self]) if self.refills else (replace(self, restarts=1) for _ in range(self.restarts))
 
+    def check_classes(self, classes: int) -> None:
+        """Refuse, before any work, a model with a number of classes that this attack is not defined for.
+
+        Raises:
+            ValueError: AutoAttack on fewer than four classes.
+        """
+        if self.name == "autoattack":
+            check_autoattack(classes)
+
     def __call__(
         self,
         model: nn.Module,
@@ -139,14 +149,16 @@ class Attack:
         norm: str = "linf",
         draws: Draws = None,
         batch_size: int | None = None,
+        assume_checked: bool = False,
     ) -> torch.Tensor:
         """Adversarial images; at ``eps`` 0 the images themselves.
 
-        ``batch_size`` bounds the images a pass of an attack that :attr:`refills`; others take all at once.
+        ``batch_size`` bounds the images a pass of an attack that :attr:`refills`; others take all at once. For
+        ``assume_checked`` see :func:`utils.attacks.check_model`.
         """
         if check_eps(eps, norm) == 0:
             return images
-        common: dict[str, Any] = {"eps": eps, "norm": norm}
+        common: dict[str, Any] = {"eps": eps, "norm": norm, "assume_checked": assume_checked}
         first = draws[0] if isinstance(draws, Sequence) else draws
         seed = 0 if first is None else first.initial_seed() % 2**31
         if self.name == "fgsm":

@@ -401,7 +401,7 @@ class _Run:
             images, labels = part.pixels(place, self.device), part.labels[place].to(self.device)
             draws = [generator(self.config.seed, "validation", image) for image in place.tolist()]
             with autocast(self.config.precision, self.device):
-                attacked = attack(model, images, labels, eps=self.objective.eps, draws=draws)
+                attacked = attack(model, images, labels, eps=self.objective.eps, draws=draws, assume_checked=True)
             with torch.no_grad():
                 return model(attacked).float().softmax(1).cpu()
 

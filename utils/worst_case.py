@@ -244,6 +244,8 @@ class _Run:
 
         self.worst = torch.cat(share_out(parts, answer))
         check_logits(self.worst, self.images.labels)
+        for attack in self.attacks:
+            attack.check_classes(self.worst.shape[1])
         self.first_broken = torch.where(self.worst.argmax(1) == self.images.labels, NEVER, 0)
         self.first_rounded = self.first_broken.clone()
         self.broken_by = torch.full_like(self.first_broken, NEVER)
@@ -320,7 +322,7 @@ class _Run:
     ) -> torch.Tensor:
         fast, plain = self._source(attack), self.surrogates.get(attack.surrogate, self.model)
         with autocast(self.precision, self.device):
-            attacked = attack(fast, clean, labels, draws=draws, **options).clamp(0, 1)
+            attacked = attack(fast, clean, labels, draws=draws, assume_checked=True, **options).clamp(0, 1)
             if not self.bf16 and not self.compiled:
                 return attacked
             # an attack leaves an image at the first point where the program that it uses is fooled
@@ -328,7 +330,8 @@ class _Run:
         again = torch.nonzero(believed & (self._answers(plain, attacked).argmax(1) == labels))[:, 0]
         if len(again):
             draws = [draws[place] for place in again.tolist()]
-            attacked[again] = attack(plain, clean[again], labels[again], draws=draws, **options).clamp(0, 1)
+            once_more = attack(plain, clean[again], labels[again], draws=draws, assume_checked=True, **options)
+            attacked[again] = once_more.clamp(0, 1)
         return attacked
 
     def _note(self, found: dict[str, torch.Tensor], index: torch.Tensor, number: int, step: int) -> None:
