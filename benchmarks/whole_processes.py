@@ -158,7 +158,7 @@ def growth_by_processes(folder: Path, counts: list[int], images: int) -> dict[in
     fit = ["-m", "utils.fit", "--backbone", "resnet34", "--data", str(folder / "data"), "--image-size", "64"]
     run_process([*fit, "--out", str(folder / "grown"), "--set", "num_epochs=1", "--set", "batch_size=64"])
     command = ["-m", "utils.robustness", "--model", str(folder / "grown"), "--data", str(folder / "data")]
-    command += ["--suite", "quick", "--epsilons", "0.5", "--panel-images", "0", "--batch-size", "32"]
+    command += ["--suite", "quick", "--epsilons", "0.5/255", "--panel-images", "0", "--batch-size", "32"]
     command += ["--max-images", str(min(images, len(splits.test)))]
     found = {}
     for count in progress(counts, "processes"):

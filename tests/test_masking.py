@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tests.toy import EPS, toy_net
-from utils.masking import NOT_TRUSTED, TRUSTED, masking_panel
+from utils.data import ImageSet
+from utils.masking import masking_panel
 from utils.suites import SUITES, Attack
 
 RUN = {"epsilons": [2 / 255, 4 / 255], "eps": EPS, "attacks": SUITES["quick"], "queries": 150}
@@ -16,6 +17,7 @@ ENOUGH = (
     Attack("fgsm"),
     Attack("pgd", steps=50, restarts=2, stop_when_fooled=True),
     Attack("apgd", steps=50),
+    Attack("apgd_t", steps=50, restarts=2),
 )
 
 
@@ -49,10 +51,10 @@ class Noisy(_Defence):
 @pytest.mark.parametrize("which", ["plain", "hardened"])
 def test_honest_models_pass(which: str, toy_nets, toy_test) -> None:
     panel = masking_panel(toy_nets[which], toy_test, **RUN | {"attacks": ENOUGH})
-    assert panel.verdict == TRUSTED, [check for check in panel.checks if not check.passed]
-    assert len(panel.checks) == 8 and panel.n_images == len(toy_test)
+    assert panel.verdict == "gradient checks 9/9", [check for check in panel.checks if not check.passed]
+    assert len({check.name for check in panel.checks}) == 9 and panel.n_images == len(toy_test)
     assert panel.alone["worst case"] <= min(panel.alone[attack.title] for attack in ENOUGH)
-    assert panel.as_dict()["verdict"] == TRUSTED
+    assert panel.as_dict()["verdict"] == "gradient checks 9/9"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,9 @@ def test_broken_defences_are_flagged(defence, betrayed_by, toy_nets, toy_test) -
     torch.manual_seed(0)
     panel = masking_panel(defence(toy_nets["plain"]).eval(), toy_test, **RUN)
     failed = [check.question for check in panel.checks if not check.passed]
-    assert panel.verdict == NOT_TRUSTED
+    assert panel.verdict == f"gradient checks {9 - len(failed)}/9: " + ", ".join(
+        check.name for check in panel.checks if not check.passed
+    )
     assert all(any(question.startswith(start) for question in failed) for start in betrayed_by), failed
 
 
@@ -95,3 +99,38 @@ def test_the_panel_needs_a_radius_and_a_pgd(toy_test) -> None:
     for wrong in ({"eps": 0}, {"attacks": (Attack("fgsm"),)}):
         with pytest.raises(ValueError, match="panel needs"):
             masking_panel(toy_net(0).eval(), toy_test, **RUN | wrong)
+
+
+class ThreeWays(torch.nn.Module):
+    """Its best wrong class is never in reach and the other one is: only an attack with targets finds it.
+
+    The image's mean decides between right (class 0) and class 1, whose logit falls as fast as that of the right class;
+    class 2 rises along another direction, from far below.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        flat = images.flatten(1)
+        mean, tilt = flat.mean(1), (flat[:, ::2].mean(1) - flat[:, 1::2].mean(1))
+        near = -0.05 - 4 * (mean - 0.5).abs()
+        far = torch.where(tilt > 0.04, 5.0 * torch.ones_like(tilt), -1 + 0.2 * tilt)
+        return torch.stack([torch.zeros_like(mean), near, far, -9 + 0 * mean], 1)
+
+
+def test_targeted_attacks_lower_a_number_that_untargeted_ones_leave() -> None:
+    images = ImageSet(
+        torch.full((24, 1, 8, 8), 128, dtype=torch.uint8),
+        torch.zeros(24, dtype=torch.int64),
+        torch.arange(24),
+        torch.zeros(24, dtype=torch.int64),
+        torch.zeros(24, dtype=torch.bool),
+        [""] * 24,
+        ["a", "b", "c", "d"],
+    )
+    attacks = (Attack("fgsm"), Attack("pgd", steps=10, loss="margin", random_start=False, stop_when_fooled=True))
+    panel = masking_panel(ThreeWays().eval(), images, epsilons=[0.05], eps=0.05, attacks=attacks, queries=20)
+    targets = next(check for check in panel.checks if check.name == "targets")
+    assert panel.alone["worst case"] == 1 and not targets.passed and "breaks 100.0% more" in targets.measured

@@ -77,7 +77,7 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
 
 def test_two_processes_attack_as_one(data: Path, clean: Path, tmp_path: Path) -> None:
     common = ["--model", str(clean), "--data", str(data), "--root", str(tmp_path), "--suite", "smoke"]
-    common += ["--batch-size", "5", "--panel-images", "0", "--epsilons", "1", "4", "--max-images", "18"]
+    common += ["--batch-size", "5", "--panel-images", "0", "--epsilons", "1/255", "4/255", "--max-images", "18"]
     for processes in (1, 2):
         _launch(processes, "utils.robustness", *common, "--out", str(tmp_path / f"{processes}.json"))
     one, two = (read_json(tmp_path / f"{name}.json") for name in "12")

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from models.def_models import build_model
+from utils import robustness
 from utils.checkpoints import save_checkpoint
 from utils.data import DataSplits, manifest, save_splits
-from utils.robustness import main, record_path
-from utils.suites import Threat
+from utils.radii import GRIDS
+from utils.robustness import evaluate_robustness, main, record_path
+from utils.suites import Attack, Threat
+from utils.worst_case import robustness_curve
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,19 @@ def root(tmp_path_factory, phantoms, splits: DataSplits) -> Path:
     return folder
 
 
-RUN = ["--suite", "quick", "--epsilons", "1", "4", "--max-images", "12", "--panel-images", "2", "--batch-size", "8"]
+RUN = [
+    "--suite",
+    "quick",
+    "--epsilons",
+    "1/255",
+    "4/255",
+    "--max-images",
+    "12",
+    "--panel-images",
+    "2",
+    "--batch-size",
+    "8",
+]
 
 
 def test_the_command_writes_numbers_with_intervals_and_panel(root: Path, capsys) -> None:
@@ -44,7 +59,7 @@ def test_the_command_writes_numbers_with_intervals_and_panel(root: Path, capsys)
     assert len(record["metrics"]) == len(record["interval"]) == 3
     for accuracy, metrics in zip(record["curve"]["robust_accuracy"], record["metrics"]):
         assert metrics["4 classes"]["image"]["accuracy"] == pytest.approx(accuracy)
-    assert record["panel"]["verdict"] in ("trustworthy", "not trustworthy") and len(record["panel"]["checks"]) == 8
+    assert record["panel"]["verdict"].startswith("gradient checks ") and len(record["panel"]["checks"]) == 9
     assert record["note"] == "untrained" and record["data"]["fingerprint"] and record["environment"]["commit"]
     assert list((root / "attack_cache").glob("*/*.safetensors"))
     before = path.read_text(encoding="utf-8")
@@ -70,8 +85,47 @@ def test_threats_have_files_of_their_own(root: Path) -> None:
         (["--model", "ResNet34", "--epsilons", "-1"], "k/255"),
         (["--model", "ResNet34", "--epsilons", "2000"], "k/255"),
         (["--model", "ResNet34", "--untied", "-3"], "number of pixels"),
+        (["--model", "ResNet34", "--epsilons", "8"], "k/255"),
+        (["--model", "ResNet34", "--epsilons", "nan"], "'nan' is no radius"),
+        (["--model", "ResNet34", "--panel-eps", "nan"], "'nan' is no radius"),
+        (["--model", "ResNet34", "--check-eps", "2"], "k/255"),
+        (["--model", "ResNet34", "--max-images", "-3"], "--max-images must be at least 1, not -3"),
+        (["--model", "ResNet34", "--max-images", "0"], "--max-images must be at least 1, not 0"),
+        (["--model", "ResNet34", "--panel-images", "-1"], "--panel-images must be at least 0"),
+        (["--model", "ResNet34", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--model", "ResNet34", "--seed", "-1"], "--seed must be at least 0"),
+        (["--model", "ResNet34", "--out", "/"], "is a folder"),
+        (["--model", "ResNet34", "--out", "/proc/nowhere/x.json"], "cannot be written"),
     ],
 )
-def test_bad_arguments_are_named_before_any_work(root: Path, arguments, message: str, capsys) -> None:
+def test_bad_arguments_are_named_before_any_work(root: Path, arguments, message: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(robustness, "load_splits", lambda _: pytest.fail("work has begun"))
     assert main([*arguments, "--root", str(root)]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_each_norm_has_its_own_grid_and_radius_of_the_checks(root: Path, monkeypatch) -> None:
+    asked = []
+
+    def stop(*_, **given):
+        asked.append((given["epsilons"], given["panel"]["panel_eps"], given["threat"].norm))
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(robustness, "evaluate_robustness", stop)
+    for norm in ("linf", "l2"):
+        assert main(["--model", "ResNet34", "--root", str(root), "--norm", norm]) == 1
+    assert main(["--model", "ResNet34", "--root", str(root), "--epsilons", "8/255", "0.0314"]) == 1
+    assert asked[0] == (list(GRIDS["linf"]), 2 / 255, "linf") and asked[1] == (list(GRIDS["l2"]), 1.0, "l2")
+    assert asked[2][0] == [8 / 255, 0.0314]
+
+
+def test_a_radius_in_the_wrong_unit_warns(toy_nets, toy_test) -> None:
+    with pytest.warns(UserWarning, match="too small to change an answer"):
+        robustness_curve(toy_nets["plain"], toy_test, attack=Attack("fgsm"), epsilons=[0.0314 / 255])
+
+
+def test_an_l2_evaluation_in_python_takes_lengths(toy_nets, toy_test) -> None:
+    few = toy_test.balanced_subset(8)
+    panel = {"panel_images": 4, "queries": 5}
+    found = evaluate_robustness(toy_nets["plain"], few, suite="smoke", threat=Threat("l2"), panel=panel)
+    assert found["curve"]["epsilons"] == list(GRIDS["l2"]) and found["panel"]["eps"] == 1.0

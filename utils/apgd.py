@@ -17,8 +17,9 @@ from utils.attacks import (
     Ascent,
     Draws,
     ascent,
+    check_batch,
     check_gradient,
-    check_model,
+    check_logits,
     project,
     random_point,
     steepest,
@@ -109,26 +110,27 @@ def apgd(
         norm: ``linf`` or ``l2``.
         targets: int64 tensor N of classes to reach, for the targeted form; any wrong answer counts.
         generator: CPU generator that makes the start reproducible, or one for each sample.
-        assume_checked: see :func:`utils.attacks.check_model`.
+        assume_checked: see :func:`utils.attacks.fgsm`.
 
     Returns:
         adversarial images of the same shape, in [0, 1] and within ``eps``; where the model was not
         fooled, those with the highest loss.
 
     Raises:
-        TypeError, ValueError: see :func:`utils.attacks.check_model` and :func:`utils.radii.check_eps`; also
+        TypeError, ValueError: see :func:`utils.attacks.pgd` and :func:`utils.radii.check_eps`; also
             steps below 1 or a NaN gradient.
     """
     check_eps(eps, norm)
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
-    check_model(model, images, labels, assume_checked=assume_checked)
+    check_batch(model, images, labels)
+    check = not assume_checked
     with attack_mode(model):
         start = random_point(images, eps, norm, generator)
         if targets is not None:
-            return _run(model, targeted_dlr, images.detach(), labels, targets, start, eps, steps, norm)
+            return _run(model, targeted_dlr, images.detach(), labels, targets, start, eps, steps, norm, check)
         plain = LOSSES[loss]
-        return _run(model, lambda x, y, _: plain(x, y), images.detach(), labels, labels, start, eps, steps, norm)
+        return _run(model, lambda x, y, _: plain(x, y), images.detach(), labels, labels, start, eps, steps, norm, check)
 
 
 def apgd_targeted(
@@ -157,9 +159,11 @@ def apgd_targeted(
         TypeError, ValueError: see :func:`apgd`.
     """
     check_eps(eps, norm)
-    check_model(model, images, labels, assume_checked=assume_checked)
+    check_batch(model, images, labels)
     with attack_mode(model), torch.no_grad():
         logits = model(images).float()
+    if not assume_checked:
+        check_logits(logits, labels)
     wrong = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True)
     result, active = images.detach().clone(), torch.arange(len(images), device=images.device)
     for rank in range(min(n_targets, logits.shape[1] - 1)):
@@ -195,12 +199,13 @@ def _run(
     eps: float,
     steps: int,
     norm: str,
+    check: bool,
 ) -> torch.Tensor:
-    def look(points: torch.Tensor, right: torch.Tensor, wanted: torch.Tensor) -> Ascent:
-        return ascent(model, points, right, lambda logits, y: criterion(logits, y, wanted))
+    def look(points: torch.Tensor, right: torch.Tensor, wanted: torch.Tensor, check: bool = False) -> Ascent:
+        return ascent(model, points, right, lambda logits, y: criterion(logits, y, wanted), check=check)
 
     result = start.clone()
-    found = look(start, labels, targets)
+    found = look(start, labels, targets, check)
     check_gradient(found.gradient)
     n = len(images)
     state = _State(

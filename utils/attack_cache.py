@@ -9,9 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from enum import Enum
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,20 +24,74 @@ from utils.data import ImageSet
 from utils.paths import atomic_write, write_json
 
 #: Raised whenever what is stored, or how an attack works, changes.
-PROTOCOL = 4
+PROTOCOL = 5
 
 
 def describe_module(model: nn.Module) -> str:
-    """Digest of a model: its weights, and each module's type and plain settings (its ``image_size``, for instance)."""
+    """Digest of a model: its weights, everything else that its modules hold, and the code of their forward passes.
+
+    Tensors outside the state dictionary, settings in lists or dictionaries, functions that a module was given and a
+    ``forward`` that was edited or replaced all change what the model answers, so all of them change the digest. The
+    same model has the same digest in every process.
+    """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        plain = {key: value for key, value in vars(module).items() if isinstance(value, (int, float, str, tuple))}
-        plain.pop("training", None)
-        digest.update(f"{name}{type(module).__module__}{type(module).__qualname__}{sorted(plain.items())}".encode())
-    for name, value in model.state_dict().items():
-        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        own = {key: value for key, value in vars(module).items() if key not in _BOOKKEEPING and "hook" not in key}
+        # without their handles' numbers, which differ from process to process
+        own["hooks"] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        digest.update(f"{name}{type(module).__module__}{type(module).__qualname__}".encode())
+        for entry in (*sorted(own.items()), ("buffers", module._buffers), ("parameters", module._parameters)):
+            _add(digest, entry, ())
+        if not type(module).__module__.startswith(_LIBRARIES):
+            _add(digest, [method for method in vars(type(module)).values() if callable(method)], ())
+            _add(digest, type(module).forward, ())
     return digest.hexdigest()[:16]
+
+
+#: What torch keeps in a module for itself; buffers and parameters are added by themselves, and modes do not count.
+_BOOKKEEPING = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
+#: Their code is told by the version that the key holds anyway.
+_LIBRARIES = ("torch.", "torchvision.", "timm.")
+
+
+def _add(digest: Any, value: Any, seen: tuple[int, ...]) -> None:
+    """Add a value with all that it is made of, and nothing that differs from process to process."""
+    if id(value) in seen:
+        return
+    seen = (*seen, id(value))
+    digest.update(type(value).__qualname__.encode())
+    if isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    elif isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Mapping):
+        _add_all(digest, [part for key, own in value.items() for part in (str(key), own)], seen)
+    elif isinstance(value, (list, tuple)):
+        _add_all(digest, value, seen)
+    elif isinstance(value, (set, frozenset)):
+        digest.update(repr(sorted(map(repr, value))).encode())
+    elif isinstance(value, partial):
+        _add_all(digest, [value.func, value.args, value.keywords], seen)
+    elif isinstance(value, MethodType):
+        _add(digest, value.__func__, seen)
+    elif isinstance(value, FunctionType):
+        closure = [cell.cell_contents for cell in value.__closure__ or ()]
+        _add_all(digest, [value.__code__, value.__defaults__, value.__kwdefaults__, closure], seen)
+    elif isinstance(value, CodeType):
+        _add_all(digest, [value.co_code, value.co_names, value.co_consts], seen)
+    elif isinstance(value, (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, Path)):
+        digest.update(repr(value).encode())
+    elif isinstance(value, (nn.Module, type)):
+        digest.update(f"{value.__module__ if isinstance(value, type) else type(value).__module__}".encode())
+    elif hasattr(value, "__dict__"):
+        _add(digest, dict(sorted(vars(value).items())), seen)
+
+
+def _add_all(digest: Any, values: Sequence[Any], seen: tuple[int, ...]) -> None:
+    digest.update(str(len(values)).encode())
+    for value in values:
+        _add(digest, value, seen)
 
 
 def describe_images(images: ImageSet) -> str:

@@ -112,7 +112,7 @@ def check_batch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) ->
 
 
 def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Check what a model answers to clean images.
+    """Check what a model answers to images that are not meant to break it.
 
     Args:
         logits: N x K.
@@ -124,9 +124,7 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
     if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
         raise ValueError(f"the model must give N x K logits with K of at least 2, not {tuple(logits.shape)}")
     if logits.isnan().any():
-        raise ValueError(
-            "the model gives NaN logits on clean images, and its input gradient is NaN; its weights are damaged"
-        )
+        raise ValueError("the model gives NaN logits, and its input gradient is NaN; its weights are damaged")
     if len(labels) and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
         raise ValueError(
             f"labels must be in 0..{logits.shape[1] - 1}, the classes of the model, "
@@ -137,19 +135,6 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
             "the model gives probabilities, whose gradient vanishes where it is sure: an attack on them overstates "
             "robustness. Take the softmax off the end of the model; a logarithm of probabilities is fine."
         )
-
-
-def check_model(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, assume_checked: bool = False) -> None:
-    """:func:`check_batch`, and :func:`check_logits` of the model's answers, which takes a forward pass.
-
-    Args:
-        assume_checked: the model's answers to clean images are known to be logits, as in training and in the evaluator.
-    """
-    check_batch(model, images, labels)
-    if assume_checked or not len(images):
-        return
-    with attack_mode(model), torch.no_grad():
-        check_logits(model(images).float(), labels)
 
 
 @dataclass
@@ -167,11 +152,17 @@ class Ascent:
     fooled: torch.Tensor
 
 
-def ascent(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss) -> Ascent:
-    """One forward and one backward pass to the images; parameters' ``.grad`` stays as it is."""
+def ascent(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss, *, check: bool = False) -> Ascent:
+    """One forward and one backward pass to the images; parameters' ``.grad`` stays as it is.
+
+    Args:
+        check: look at the answers with :func:`check_logits` before anything is made of them.
+    """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_(True)
         logits = model(leaf).float()
+        if check:
+            check_logits(logits.detach(), labels)
         # what was made in inference mode cannot be kept for the gradient
         values = loss(logits, labels.clone() if labels.is_inference() else labels)
         gradient = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0]
@@ -205,7 +196,7 @@ def fgsm(
         eps: radius, in [0, 1] for L-infinity.
         loss: a key of ``LOSSES``.
         norm: ``linf`` or ``l2``.
-        assume_checked: see :func:`check_model`.
+        assume_checked: the model is known to give logits of all classes of ``labels``, as in training.
 
     Returns:
         adversarial images of the same shape, in [0, 1] and within ``eps``.
@@ -214,9 +205,9 @@ def fgsm(
         TypeError, ValueError: see :func:`check_batch`, :func:`check_logits` and :func:`check_eps`; also a NaN gradient.
     """
     check_eps(eps, norm)
-    check_model(model, images, labels, assume_checked=assume_checked)
+    check_batch(model, images, labels)
     with attack_mode(model):
-        gradient = ascent(model, images, labels, LOSSES[loss]).gradient
+        gradient = ascent(model, images, labels, LOSSES[loss], check=not assume_checked).gradient
     check_gradient(gradient)
     return (images + eps * steepest(gradient, norm)).clamp(0, 1).detach()
 
@@ -258,7 +249,7 @@ def pgd(
         batch_size: with ``stop_when_fooled``, images a pass: where one is done, the next sample or start takes its
             place, so that passes stay full. None takes as many as there are samples.
         generator: CPU generator that makes random starts reproducible, or one for each sample.
-        assume_checked: see :func:`check_model`.
+        assume_checked: see :func:`fgsm`.
 
     Returns:
         adversarial images of the same shape, in [0, 1] and within ``eps``.
@@ -270,13 +261,13 @@ def pgd(
     check_eps(eps, norm)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
-    check_model(model, images, labels, assume_checked=assume_checked)
+    check_batch(model, images, labels)
     if alpha is None:
         alpha = default_alpha(eps, steps)
     elif not (0 < alpha <= (1 if norm == "linf" else float("inf")) or eps == 0):
         raise ValueError(f"alpha must be in (0, 1] pixel units, not {alpha}")
     warn_if_short(eps, alpha, steps)
-    climb = _Climb(model, eps, alpha, steps, LOSSES[loss] if isinstance(loss, str) else loss, norm)
+    climb = _Climb(model, eps, alpha, steps, LOSSES[loss] if isinstance(loss, str) else loss, norm, not assume_checked)
     begin = partial(_start, eps=eps, norm=norm, random_start=random_start)
     images = images.detach()
     with attack_mode(model):
@@ -312,6 +303,7 @@ class _Climb:
     steps: int
     loss: Loss
     norm: str
+    check: bool
 
     def step(self, here: torch.Tensor, clean: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """The next iterate."""
@@ -325,8 +317,8 @@ def _start(images: torch.Tensor, *, eps: float, norm: str, random_start: bool, d
 
 def _ascend(climb: _Climb, images: torch.Tensor, labels: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
     finite = torch.ones((), dtype=torch.bool, device=images.device)
-    for _ in range(climb.steps):
-        gradient = ascent(climb.model, here, labels, climb.loss).gradient
+    for step in range(climb.steps):
+        gradient = ascent(climb.model, here, labels, climb.loss, check=climb.check and step == 0).gradient
         finite &= gradient.isfinite().all()
         here = climb.step(here, images, gradient)
     # read once, for a GPU would wait at every step
@@ -351,7 +343,7 @@ def _until_fooled(
     standing = torch.ones(len(images), dtype=torch.bool)
     waiting = torch.arange(len(images)).repeat(restarts)
     # of each row in the pass: its sample and the steps it has made, both on the CPU, and the point it has reached
-    owner, age, here = waiting[:0], waiting[:0], images[:0]
+    owner, age, here, check = waiting[:0], waiting[:0], images[:0], climb.check
 
     def settle(rows: torch.Tensor, score: torch.Tensor, fooled: torch.Tensor) -> None:
         for row, sample, value in zip(rows.tolist(), owner[rows].tolist(), score.tolist()):
@@ -369,7 +361,7 @@ def _until_fooled(
             here = torch.cat([here, begin(images[fresh], draws=own)])
         if not len(owner):
             return result
-        found = ascent(climb.model, here, labels[owner], climb.loss)
+        found, check = ascent(climb.model, here, labels[owner], climb.loss, check=check), False
         check_gradient(found.gradient)
         fooled = found.fooled.cpu()
         rows = torch.nonzero(fooled)[:, 0]

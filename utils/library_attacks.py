@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.attacks import check_model
+from utils.attacks import check_batch, check_logits
 from utils.modes import attack_mode
 from utils.radii import check_eps
 
@@ -49,7 +49,7 @@ def square(
         model, images, labels, eps, norm, assume_checked: see :func:`utils.attacks.pgd`.
 
     Raises:
-        TypeError, ValueError: see :func:`utils.attacks.check_model` and :func:`utils.radii.check_eps`.
+        TypeError, ValueError: see :func:`utils.attacks.pgd` and :func:`utils.radii.check_eps`.
     """
     import torchattacks
 
@@ -65,7 +65,7 @@ def check_autoattack(classes: int) -> None:
     """
     if classes < AUTOATTACK_CLASSES:
         raise ValueError(
-            f"AutoAttack's targeted loss needs {AUTOATTACK_CLASSES} classes, and this model has {classes}: take suite "
+            f"AutoAttack's targeted loss needs four classes, and this model has {classes}: take suite "
             "'standard', whose APGD-T is defined for any number"
         )
 
@@ -94,6 +94,7 @@ def auto_attack(
     Raises:
         TypeError, ValueError: as :func:`square`; also see :func:`check_autoattack`.
     """
+    check_batch(model, images, labels)
     with attack_mode(model), torch.no_grad():
         classes = model(images[:1]).shape[1]
     check_autoattack(classes)
@@ -140,7 +141,10 @@ def _run(
     assume_checked: bool,
 ) -> torch.Tensor:
     check_eps(eps, norm)
-    check_model(model, images, labels, assume_checked=assume_checked)
+    check_batch(model, images, labels)
+    if not assume_checked and len(images):
+        with attack_mode(model), torch.no_grad():
+            check_logits(model(images).float(), labels)
     height, width = images.shape[-2:]
     side = max(height, width)
     seen = model if height == width else _Cropped(model, height, width)

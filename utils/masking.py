@@ -20,19 +20,20 @@ from utils.data import ImageSet
 from utils.suites import Attack, Threat
 from utils.worst_case import NEVER, RobustnessCurve, combine, predict_batch, robustness_curve
 
-TRUSTED = "trustworthy"
-NOT_TRUSTED = "not trustworthy"
+#: Starts of the targeted attack that is held against the survivors.
+TARGETED_STARTS = 2
 #: Attacks that see outputs only, or in part.
 _NO_GRADIENT = ("square", "noise", "autoattack")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was asked, what was measured, and whether it passed."""
+    """One check: what was asked, what was measured, whether it passed, and its name where room is short."""
 
     question: str
     measured: str
     passed: bool
+    name: str = ""
 
 
 def verdict_of(panel: Mapping[str, Any] | None) -> str:
@@ -68,8 +69,8 @@ class Panel:
 
     @property
     def verdict(self) -> str:
-        """``TRUSTED``, or ``NOT_TRUSTED`` where any check failed."""
-        return TRUSTED if all(check.passed for check in self.checks) else NOT_TRUSTED
+        """See :func:`verdict_of`."""
+        return verdict_of({"checks": [asdict(check) for check in self.checks]})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a record."""
@@ -125,6 +126,7 @@ def masking_panel(
         _never_rises([(0.0, worst), *fresh], slack),
         _reaches_zero(inspection.without_bound(), slack),
         _steps_suffice(inspection, worst, eps, slack),
+        _targets_add_nothing(inspection, worst, eps, slack),
         _square_adds_nothing(square, gradients, slack),
         _noise_is_weak(noise, pgd, worst, slack),
         _inside(worst, eps),
@@ -166,7 +168,8 @@ class _Inspection:
         threat, device = self.options["threat"] or Threat(), self.options["device"]
         pixels = threat.images(self.images, slice(0, 64), device)
         apart = (predict_batch(self.model, pixels) - predict_batch(self.model, pixels)).abs().max().item()
-        return Check("the same image gets the same answer twice", f"logits differ by {apart:.2g}", apart < 1e-3)
+        measured = f"logits differ by {apart:.2g}"
+        return Check("the same image gets the same answer twice", measured, apart < 1e-3, "same answer")
 
 
 def _percent(curve: RobustnessCurve) -> str:
@@ -177,8 +180,9 @@ def _not_weaker(pgd: RobustnessCurve, fgsm: RobustnessCurve, slack: float) -> Ch
     passed = pgd.robust_accuracy[-1] <= fgsm.robust_accuracy[-1] + slack
     return Check(
         f"{pgd.title} is not weaker than FGSM",
-        f"{_percent(pgd)} stand {pgd.title}, {_percent(fgsm)} stand FGSM",
+        f"{_percent(pgd)} robust to {pgd.title}, {_percent(fgsm)} to FGSM",
         passed,
+        "PGD against FGSM",
     )
 
 
@@ -186,27 +190,48 @@ def _never_rises(fresh: list[tuple[float, RobustnessCurve]], slack: float) -> Ch
     values = [curve.robust_accuracy[0 if eps == 0 else -1] for eps, curve in fresh]
     passed = all(later <= earlier + slack for earlier, later in pairwise(values))
     shown = ", ".join(f"{value:.1%}" for value in values)
-    return Check("accuracy never rises with eps, each radius attacked afresh", shown, passed)
+    return Check("accuracy never rises with eps, each radius attacked afresh", shown, passed, "growing eps")
 
 
 def _reaches_zero(boundless: RobustnessCurve, slack: float) -> Check:
     passed = boundless.robust_accuracy[-1] <= 2 * slack
-    return Check("without a bound on the change hardly anything stands", f"{_percent(boundless)} stand", passed)
+    return Check(
+        "without a bound on the change hardly anything is robust", f"{_percent(boundless)} are", passed, "no bound"
+    )
+
+
+def _broken_survivors(inspection: _Inspection, worst: RobustnessCurve, attack: Attack, eps: float) -> float:
+    """Share of all images that another attack breaks of those that ``worst`` left."""
+    alive = torch.nonzero(torch.tensor(worst.first_broken) == NEVER)[:, 0]
+    if not len(alive):
+        return 0.0
+    survivors = inspection.images.subset(alive)
+    curve = robustness_curve(inspection.model, survivors, attack=attack, epsilons=[eps], **inspection.options)
+    inspection.seconds += curve.seconds
+    return sum(step != NEVER for step in curve.first_broken) / len(inspection.images)
 
 
 def _steps_suffice(inspection: _Inspection, worst: RobustnessCurve, eps: float, slack: float) -> Check:
-    alive = torch.nonzero(torch.tensor(worst.first_broken) == NEVER)[:, 0]
-    longer, broken = replace(inspection.pgd, steps=10 * inspection.pgd.steps), 0
-    if len(alive):
-        survivors = inspection.images.subset(alive)
-        curve = robustness_curve(inspection.model, survivors, attack=longer, epsilons=[eps], **inspection.options)
-        inspection.seconds += curve.seconds
-        broken = sum(step != NEVER for step in curve.first_broken)
-    share = broken / len(inspection.images)
+    longer = replace(inspection.pgd, steps=10 * inspection.pgd.steps)
+    share = _broken_survivors(inspection, worst, longer, eps)
     return Check(
         "ten times the steps change nothing",
         f"{longer.title} breaks {share:.1%} more",
         share < slack,
+        "more steps",
+    )
+
+
+def _targets_add_nothing(inspection: _Inspection, worst: RobustnessCurve, eps: float, slack: float) -> Check:
+    """An attack towards each wrong class finds what one away from the right class passes by."""
+    classes = worst.logits.shape[2]
+    targeted = Attack("apgd_t", steps=max(20, inspection.pgd.steps), restarts=TARGETED_STARTS, targets=classes - 1)
+    share = _broken_survivors(inspection, worst, targeted, eps)
+    return Check(
+        "targeted attacks with restarts change nothing",
+        f"{targeted.title} towards each wrong class breaks {share:.1%} more",
+        share < slack,
+        "targets",
     )
 
 
@@ -218,6 +243,7 @@ def _square_adds_nothing(square: RobustnessCurve, gradients: RobustnessCurve, sl
         f"{square.title} breaks nothing that all gradient attacks leave",
         f"{only:.1%} broken by {square.title} alone",
         only < slack,
+        "black box",
     )
 
 
@@ -228,9 +254,11 @@ def _noise_is_weak(noise: RobustnessCurve, pgd: RobustnessCurve, worst: Robustne
         "noise of the same size is far weaker",
         f"noise breaks {by_noise:.1%}, {pgd.title} {by_pgd:.1%}",
         by_noise <= max(by_pgd / 2, slack),
+        "noise",
     )
 
 
 def _inside(worst: RobustnessCurve, eps: float) -> Check:
     largest = max(worst.max_norm)
-    return Check("no change is larger than eps", f"{largest / eps:.4f} eps at most", largest <= eps * (1 + 1e-4) + 1e-6)
+    passed = largest <= eps * (1 + 1e-4) + 1e-6
+    return Check("no change is larger than eps", f"{largest / eps:.4f} eps at most", passed, "size")

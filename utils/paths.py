@@ -61,6 +61,24 @@ def atomic_write(target: Path, write: Writer) -> None:
     atomic_write_all({Path(target): write})
 
 
+def check_writable(target: Path) -> None:
+    """Make sure, before any long work, that a file can be written to ``target``.
+
+    Raises:
+        OSError: it is a folder, or its folder cannot be made or written to.
+    """
+    if Path(target).is_dir():
+        raise IsADirectoryError(f"{target} is a folder; name a file")
+    folder = Path(target).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            trial.write(b"\0" * 4096)
+            trial.flush()
+    except OSError as error:
+        raise OSError(f"{target} cannot be written ({error.strerror or error}); choose another place") from error
+
+
 def write_json(target: Path, content: Any) -> None:
     """Write ``content`` as readable JSON, atomically. NaN and infinity are refused."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"

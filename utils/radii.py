@@ -66,7 +66,7 @@ def parse_radius(text: str, norm: str = "linf") -> float:
     """
     found = re.fullmatch(rf"\s*({_NUMBER})\s*(?:/\s*({_NUMBER})\s*)?", text)
     if not found or (found[2] is not None and float(found[2]) == 0):
-        raise ValueError(f"{text!r} is no radius; write 8/255 or 0.0314")
+        raise ValueError(f"{text!r} is no radius; for k grey levels write k/255, such as 8/255, or write 0.0314")
     return check_eps(float(found[1]) / float(found[2] or 1), norm)
 
 
@@ -80,7 +80,7 @@ def radius_label(eps: float, norm: str = "linf") -> str:
         return f"L2 {eps:.3g}"
     levels = 255 * eps
     # as it was typed: thousandths of the pixel range are no handy number of grey levels
-    return f"{levels:.3g}/255" if math.isclose(levels, round(4 * levels) / 4, abs_tol=1e-9) else f"{eps:.3g}"
+    return f"{levels:.4g}/255" if math.isclose(levels, round(4 * levels) / 4, abs_tol=1e-9) else f"{eps:.3g}"
 
 
 def warn_if_negligible(radii: Sequence[float], norm: str = "linf") -> None:

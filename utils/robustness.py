@@ -3,7 +3,7 @@
     python -m utils.robustness --model ResNet34 --data dataset/dataset_variables --suite standard
 
 The worst case of each image over a suite of attacks at growing radii, all metrics with intervals over patients,
-and the masking panel. A killed run goes on where it stopped.
+and the gradient checks. A killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.checkpoints import RECORD, checkpoint_folder, load_checkpoint
+from utils.checkpoints import checkpoint_folder, load_checkpoint, read_record
 from utils.data import ImageSet, load_splits
 from utils.ensemble import Vote
 from utils.intervals import report, share_interval
 from utils.masking import masking_panel
-from utils.paths import read_json, write_json
+from utils.paths import check_writable, write_json
 from utils.precision import PRECISIONS
 from utils.processes import is_main, join_others
+from utils.radii import CHECK_EPS, GRIDS, check_eps, parse_radius
 from utils.reproducibility import environment_facts
 from utils.results import ENSEMBLE, load_vote
-from utils.suites import GRID, SUITES, Attack, Threat, check_suite
+from utils.suites import SUITES, Attack, Threat, check_suite
 from utils.vote_attacks import attack_vote
 from utils.workspace import Workspace, pick_device
 from utils.worst_case import NEVER, RobustnessCurve, robustness_curve
 
 PANEL_IMAGES = 128
-PANEL_EPS = 2 / 255
 
 
 def evaluate_robustness(
@@ -41,7 +41,7 @@ def evaluate_robustness(
     images: ImageSet,
     *,
     suite: str = "standard",
-    epsilons: Sequence[float] = GRID,
+    epsilons: Sequence[float] | None = None,
     names: Sequence[str] = (),
     threat: Threat | None = None,
     panel: Mapping[str, Any] | None = None,
@@ -56,7 +56,7 @@ def evaluate_robustness(
 
     Args:
         suite: a key of :data:`utils.suites.SUITES`.
-        epsilons: radii; 0 is added.
+        epsilons: radii; 0 is added. None takes the grid of the threat's norm.
         names: of a vote's members.
         panel: ``panel_images``, ``panel_eps``, ``queries`` of :func:`judge`.
         precision, compiled: of the attacks; the panel's are always made in float32 by the model as it is.
@@ -71,6 +71,7 @@ def evaluate_robustness(
         ValueError: an unknown suite, a vote to be compiled; also see :func:`utils.worst_case.robustness_curve`.
     """
     attacks = check_suite(suite)
+    epsilons = GRIDS[(threat or Threat()).norm] if epsilons is None else epsilons
     options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device, "cache": cache}
     record: dict[str, Any] = {"suite": suite, "precision": precision, "compiled": compiled}
     own = options | {"precision": precision}
@@ -90,7 +91,7 @@ def judge(
     *,
     attacks: Sequence[Attack],
     panel_images: int = PANEL_IMAGES,
-    panel_eps: float = PANEL_EPS,
+    panel_eps: float | None = None,
     queries: int = 500,
     **options: Any,
 ) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def judge(
         curve: of ``model`` on ``images``.
         attacks: that the curve was made with.
         panel_images: the masking panel looks at so many images, spread over patients; 0 leaves it out.
-        panel_eps: radius of the panel; 0 leaves it out.
+        panel_eps: radius of the panel; None takes that of the threat's norm, 0 leaves it out.
         queries: of Square in the panel.
         options: ``threat``, ``seed``, ``batch_size``, ``device``, ``cache`` of
             :func:`utils.worst_case.robustness_curve`.
@@ -110,6 +111,8 @@ def judge(
         :func:`utils.intervals.report`); ``answers`` without attack; ``seed``; ``environment``; ``panel``, or None.
     """
     record = {**summarise(curve, images), "seed": options.get("seed", 0), "panel": None}
+    norm = curve.threat["norm"]
+    panel_eps = CHECK_EPS[norm] if panel_eps is None else check_eps(panel_eps, norm)
     record["environment"] = environment_facts()  # a model may be attacked elsewhere and later than it was trained
     if panel_images and panel_eps:
         few = images.balanced_subset(panel_images)
@@ -147,26 +150,29 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parse(arguments)
     join_others()
     try:
-        workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
         threat = Threat(norm=args.norm, size=args.untied)
-        splits = load_splits(workspace.data_dir)
+        epsilons, check_radius = _radii(args)
+        _check_counts(args)
+        workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
         folder = checkpoint_folder(args.model if Path(args.model).is_dir() else workspace.checkpoint(args.model))
+        stored = read_record(folder)
+        target = args.out or record_path(folder, args.suite, threat, args.max_images)
+        check_writable(target)
+        splits = load_splits(workspace.data_dir)
         fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
         device = pick_device()
-        stored = read_json(folder / RECORD)
         vote = folder.name == ENSEMBLE
         model = load_vote(workspace, stored, **fits) if vote else load_checkpoint(folder, **fits)[0]
         test = splits.test.balanced_subset(args.max_images) if args.max_images else splits.test
-        target = args.out or record_path(folder, args.suite, threat, args.max_images)
         print(f"{folder.name}, suite {args.suite}, {threat.title}, {len(test)} test images on {device}", flush=True)
         found = evaluate_robustness(
             model.to(device),
             test,
             suite=args.suite,
-            epsilons=[eps / (255 if args.norm == "linf" else 1) for eps in args.epsilons] if args.epsilons else GRID,
+            epsilons=epsilons,
             names=stored["vote"]["members"] if vote else (),
             threat=threat,
-            panel={"panel_images": args.panel_images, "panel_eps": args.panel_eps / 255},
+            panel={"panel_images": args.panel_images, "panel_eps": check_radius},
             seed=args.seed,
             batch_size=args.batch_size,
             device=device,
@@ -184,6 +190,26 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _radii(args: argparse.Namespace) -> tuple[list[float], float]:
+    """The radii to attack at and that of the gradient checks, as they were typed or as the norm has them."""
+    typed = args.epsilons or []
+    epsilons = [parse_radius(text, args.norm) for text in typed] or list(GRIDS[args.norm])
+    check = CHECK_EPS[args.norm] if args.check_eps is None else parse_radius(args.check_eps, args.norm)
+    return epsilons, check
+
+
+def _check_counts(args: argparse.Namespace) -> None:
+    """Refuse now what would fail, or mean something else, after hours of attacks."""
+    for name, value, least in (
+        ("--max-images", args.max_images, 1),
+        ("--panel-images", args.panel_images, 0),
+        ("--batch-size", args.batch_size, 1),
+        ("--seed", args.seed, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m utils.robustness", description="Robustness of a trained model")
     add = parser.add_argument
@@ -191,12 +217,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--data", help="folder of prepared *_set.pt; default: dataset/dataset_variables")
     add("--root", type=Path, help="holds checkpoints/; default: this repository")
     add("--suite", choices=SUITES, default="standard")
-    add("--epsilons", type=float, nargs="+", metavar="EPS", help="in grey levels of 255, or as L2 lengths")
+    add("--epsilons", nargs="+", metavar="EPS", help="such as 1/255 or 0.005, or L2 lengths; default: the norm's grid")
     add("--norm", choices=("linf", "l2"), default="linf")
     add("--untied", type=int, metavar="SIDE", help="attack three colour planes of this side instead of the grey image")
     add("--max-images", type=int, help="attack so many test images, spread over patients; default: all")
-    add("--panel-images", type=int, default=PANEL_IMAGES, help="images of the masking panel; 0 leaves it out")
-    add("--panel-eps", type=float, default=255 * PANEL_EPS, help="radius of the panel in grey levels (default 2)")
+    add("--panel-images", type=int, default=PANEL_IMAGES, help="images of the gradient checks; 0 leaves them out")
+    add("--check-eps", "--panel-eps", metavar="EPS", help="radius of the gradient checks (default 2/255, or L2 1)")
     add("--batch-size", type=int, default=64)
     add("--precision", choices=PRECISIONS, default="fp32", help="of the attacks' passes; answers count in float32")
     add("--compile", action="store_true", help="fuse the attacks' passes first; takes a minute, pays on EfficientNet")

@@ -23,7 +23,7 @@ from utils.metrics import predict
 from utils.modes import eval_mode
 from utils.precision import autocast, uses_bf16
 from utils.processes import rank, share_out, world_size
-from utils.radii import check_eps
+from utils.radii import check_eps, radius_label, warn_if_negligible
 from utils.reproducibility import generator
 from utils.suites import Attack, Threat, describe
 
@@ -128,6 +128,7 @@ def robustness_curve(
         TypeError: a model in half precision.
     """
     attacks = [attack] if isinstance(attack, Attack) else list(attack)
+    warn_if_negligible(epsilons, (threat or Threat()).norm)
     fixed = {"seed": seed, "batch_size": batch_size, "device": device, "precision": precision, "compiled": compiled}
     fixed |= {"known": known, "on_broken": on_broken}
     run = _Run(model, images, attacks, threat or Threat(), dict(surrogates or {}), **fixed)
@@ -273,7 +274,7 @@ class _Run:
                 for index, own in zip(turn, found):
                     self._note(own, index, number, step)
                 robust = (self.first_broken == NEVER).float().mean()
-                bar.set_postfix(eps=f"{255 * eps:.3g}/255", attack=attack.title, robust=f"{robust:.1%}")
+                bar.set_postfix(eps=radius_label(eps, self.threat.norm), attack=attack.title, robust=f"{robust:.1%}")
 
     def _jobs(self, alive: torch.Tensor, attack: Attack) -> list[torch.Tensor]:
         """The images of each call, whatever the number of processes, so that all come to the same bits."""
