@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from utils.checks import number
+
+_SCANNER = ("gain", "bias_field", "motion", "noise")
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -48,8 +52,11 @@ class Augmentation:
     noise: float = 0.03
 
     def __post_init__(self) -> None:
-        if not all(0 <= p <= 1 for p in (self.flip, self.affine, self.intensity, self.scanner)) or self.strength < 0:
-            raise ValueError(f"probabilities must be in [0, 1] and strength >= 0: {self}")
+        for name in ("flip", "affine", "intensity", "scanner"):
+            number(name, getattr(self, name), least=0, most=1)
+        number("augmentation strength", self.strength, least=0)
+        for name in ("rotation", "shift", "scale", "brightness", "contrast", "gamma", *_SCANNER):
+            number(name, getattr(self, name), least=0)
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Augmented copies of images N x C x H x W in [0, 1]; same shape and range.

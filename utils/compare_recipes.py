@@ -25,6 +25,7 @@ from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.augment import Augmentation
 from utils.baselines import baseline_answers
 from utils.checkpoints import RECORD, load_checkpoint, load_trainable
+from utils.command import command
 from utils.config import TrainConfig, parse_trainable
 from utils.data import DataSplits, ImageSet, load_splits, protocol_name
 from utils.intervals import report
@@ -371,25 +372,22 @@ def describe_start(summary: Mapping[str, Any]) -> str:
     return model + ("" if weights == "scratch" else f", from {ENCODERS.get(weights, weights)}")
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parse(arguments)
-    try:
-        splits = load_splits(args.data)
-        names = list(VARIANTS) if args.variants == ["all"] else args.variants
-        unknown = set(names) - set(VARIANTS)
-        if unknown:
-            raise ValueError(f"no variant {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
-        budget = budget_of(args)
-        for seed in args.seeds:
-            places = {"out": args.out, "work": args.work / args.out.name}
-            run_seed(splits, backbone=args.backbone, variants=names, seed=seed, budget=budget, **places)
-        summary = summarise(args.out, score_baselines(splits))
-        write_json(args.out / SUMMARY, summary)
-        save_figure(summary_figure(summary), (args.out / SUMMARY).with_suffix(".png"))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    splits = load_splits(args.data)
+    names = list(VARIANTS) if args.variants == ["all"] else args.variants
+    unknown = set(names) - set(VARIANTS)
+    if unknown:
+        raise ValueError(f"no variant {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
+    budget = budget_of(args)
+    for seed in args.seeds:
+        places = {"out": args.out, "work": args.work / args.out.name}
+        run_seed(splits, backbone=args.backbone, variants=names, seed=seed, budget=budget, **places)
+    summary = summarise(args.out, score_baselines(splits))
+    write_json(args.out / SUMMARY, summary)
+    save_figure(summary_figure(summary), (args.out / SUMMARY).with_suffix(".png"))
     print(summary_table(summary).to_string())
     return 0
 

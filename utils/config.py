@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from utils.augment import Augmentation
+from utils.checks import choice, number, whole
 from utils.precision import PRECISIONS
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -44,7 +44,7 @@ class TrainConfig:
         label_smoothing: 0..1.
         class_balance: exponent p of class weights proportional to count**-p; 0 none, 1 full.
         sampling: which images make up a batch, see :func:`utils.sampling.epoch_order`.
-        mixup, cutmix: see :func:`utils.sampling.mix`; 0 mixes nothing.
+        mixup, cutmix: see :func:`utils.sampling.mix`, in [0, 1]; 0 mixes nothing.
         layer_decay: factor on the learning rate from each block to the one before it, in (0, 1].
         ema_decay: of the moving average of the weights that is validated and kept, in [0, 1); 0 keeps the weights
             themselves.
@@ -89,27 +89,23 @@ class TrainConfig:
             ("patience", 0),
             ("seed", 0),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            whole(name, getattr(self, name), least)
         for name in ("learning_rate", "clip_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("weight_decay", "mixup", "cutmix", "awp"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
-        if not 0 < self.layer_decay <= 1 or not 0 <= self.ema_decay < 1:
-            raise ValueError("layer_decay must be in (0, 1] and ema_decay in [0, 1)")
+            number(name, getattr(self, name), above=0)
+        for name in ("weight_decay", "awp"):
+            number(name, getattr(self, name), least=0)
+        for name in ("mixup", "cutmix", "class_balance"):
+            number(name, getattr(self, name), least=0, most=1)
+        for name in ("ema_decay", "label_smoothing"):
+            number(name, getattr(self, name), least=0, below=1)
+        number("layer_decay", self.layer_decay, above=0, most=1)
         for name, known in (
             ("optimizer", OPTIMIZERS),
             ("scheduler", SCHEDULERS),
             ("sampling", SAMPLINGS),
             ("precision", PRECISIONS),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        if not 0 <= self.label_smoothing < 1 or not 0 <= self.class_balance <= 1:
-            raise ValueError("label_smoothing must be in [0, 1) and class_balance in [0, 1]")
+            choice(name, getattr(self, name), known)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested values."""
@@ -125,7 +121,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """Name and value of ``name=value``; the value is a literal, a fraction such as ``2/255``, or else a string.
 
     Raises:
-        ValueError: no ``=``, or no name before it.
+        ValueError: no ``=``, no name before it, or a division by zero behind it.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
@@ -135,5 +131,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         if any(not isinstance(node, _CONSTANT_NODES) for node in ast.walk(tree)):
             return name, value
         return name, eval(compile(tree, "--set", "eval"), {"__builtins__": {}})  # constants and / only
-    except (ValueError, SyntaxError):
+    except ZeroDivisionError as error:
+        raise ValueError(f"{name}={value} divides by zero") from error
+    except (ValueError, SyntaxError, TypeError):
         return name, value

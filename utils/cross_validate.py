@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 
 from utils.baselines import baseline_answers
 from utils.checkpoints import RECORD, load_checkpoint
+from utils.command import command
 from utils.compare_recipes import (
     EPSILONS,
     SUITE,
@@ -232,24 +233,21 @@ def _question(summary: Mapping[str, Any]) -> str:
     return binary_caption(first)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parse(arguments)
-    try:
-        splits, budget = load_splits(args.data), budget_of(args)
-        for fold in range(args.n_folds) if args.folds is None else args.folds:
-            target = args.out / f"fold{fold}.json"
-            if not target.is_file():
-                print(f"fold {fold}", flush=True)
-                own = fold_of(splits, fold, args.n_folds, args.seed)
-                work = args.work / args.out.name / f"fold{fold}"
-                run_fold(own, backbone=args.backbone, seed=args.seed, budget=budget, target=target, work=work)
-        summary = summarise(args.out)
-        write_json(args.out / SUMMARY, summary)
-        print(save_figure(summary_figure(summary), (args.out / SUMMARY).with_suffix(".png")))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    splits, budget = load_splits(args.data), budget_of(args)
+    for fold in range(args.n_folds) if args.folds is None else args.folds:
+        target = args.out / f"fold{fold}.json"
+        if not target.is_file():
+            print(f"fold {fold}", flush=True)
+            own = fold_of(splits, fold, args.n_folds, args.seed)
+            work = args.work / args.out.name / f"fold{fold}"
+            run_fold(own, backbone=args.backbone, seed=args.seed, budget=budget, target=target, work=work)
+    summary = summarise(args.out)
+    write_json(args.out / SUMMARY, summary)
+    print(save_figure(summary_figure(summary), (args.out / SUMMARY).with_suffix(".png")))
     return 0
 
 

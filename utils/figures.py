@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from models.def_models import MRIClassifier
 from utils.checkpoints import RECORD, WEIGHTS, load_checkpoint
+from utils.command import command
 from utils.data import DataSplits, ImageSet, load_splits, patients_verified
 from utils.grad_cam import explain, explain_rows, right_and_wrong, with_cells
 from utils.paths import ROOT, read_json, write_json
@@ -428,6 +429,7 @@ def _pictures(workspace: Workspace, title: str, record: Record, splits: DataSpli
     return pictures(record, model, test, cams)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m utils.figures", description=__doc__.split(":")[0])
@@ -442,28 +444,24 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--eps", default="2/255", help="radius for --hero, such as 2/255 or 0.005 (default 2/255)")
     args = parser.parse_args(arguments)
-    try:
-        eps = parse_radius(args.eps)
-        if args.hero and not args.data:
-            raise ValueError("--hero needs --data, the folder of the prepared images")
-        workspace = Workspace.open("" if args.root == ROOT else str(args.root), data_dir=args.data or "")
-        splits = load_splits(workspace.data_dir) if args.data else None
-        if args.hero:
-            print(*save_hero(workspace, args.hero, splits, eps), sep="\n")
-            return 0
-        titles = args.models or [title for title in known if (workspace.checkpoint(title) / RECORD).is_file()]
-        if not titles:
-            raise FileNotFoundError(f"no records in {workspace.root / 'checkpoints'}; run a notebook first")
-        for title in titles:
-            for path in redraw(workspace, title, splits):
-                print(path)
-        # weak suites first, so that where a figure is drawn twice the stronger one stays
-        for suite in (NOTEBOOKS, *SUITES):
-            for path, figure in draw_all(workspace, suite).items():
-                print(save_figure(figure, path))
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    eps = parse_radius(args.eps)
+    if args.hero and not args.data:
+        raise ValueError("--hero needs --data, the folder of the prepared images")
+    workspace = Workspace.open("" if args.root == ROOT else str(args.root), data_dir=args.data or "")
+    splits = load_splits(workspace.data_dir) if args.data else None
+    if args.hero:
+        print(*save_hero(workspace, args.hero, splits, eps), sep="\n")
+        return 0
+    titles = args.models or [title for title in known if (workspace.checkpoint(title) / RECORD).is_file()]
+    if not titles:
+        raise FileNotFoundError(f"no records in {workspace.root / 'checkpoints'}; run a notebook first")
+    for title in titles:
+        for path in redraw(workspace, title, splits):
+            print(path)
+    # weak suites first, so that where a figure is drawn twice the stronger one stays
+    for suite in (NOTEBOOKS, *SUITES):
+        for path, figure in draw_all(workspace, suite).items():
+            print(save_figure(figure, path))
     return 0
 
 

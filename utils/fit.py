@@ -18,6 +18,7 @@ from typing import Any
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.checkpoints import RECORD, load_trainable
+from utils.command import command
 from utils.config import TrainConfig, parse_assignment, parse_trainable
 from utils.data import DataSplits, load_splits
 from utils.metrics import evaluate, predict
@@ -124,15 +125,12 @@ def _start_model(
     return build_model(backbone, **shape, weights=weights, trainable=trainable)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = vars(_parse(arguments))
-    try:
-        settings = dict(parse_assignment(text) for text in args.pop("set"))
-        record = fit(**args, settings=settings)
-    except (OSError, ValueError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    settings = dict(parse_assignment(text) for text in args.pop("set"))
+    record = fit(**args, settings=settings)
     if record:
         print(f"test accuracy {record['test']['image']['accuracy']:.1%}, {record['training']['seconds'] / 60:.1f} min")
     return 0

@@ -20,6 +20,7 @@ from utils.attacks import (
     pgd,
     random_point,
 )
+from utils.checks import choice, number, whole
 from utils.modes import attack_mode
 from utils.radii import check_eps
 
@@ -103,14 +104,13 @@ class Hardening(Standard):
     curriculum: float = 0.0
 
     def __post_init__(self) -> None:
-        check_eps(self.eps)
-        if self.alpha is not None and not 0 < self.alpha <= 1:
-            raise ValueError(f"alpha must be in (0, 1] pixel units, or None, not {self.alpha}")
-        if self.steps < 1 or not 0 <= self.ramp <= 1 or not 0 <= self.curriculum <= 1:
-            raise ValueError(
-                f"steps must be at least 1, ramp and curriculum in [0, 1], "
-                f"not {self.steps}, {self.ramp}, {self.curriculum}"
-            )
+        if check_eps(self.eps) == 0:
+            raise ValueError("hardening needs a radius eps above 0, for instance 2/255; train without attack instead")
+        if self.alpha is not None:
+            number("alpha", self.alpha, above=0, most=1)
+        whole("steps", self.steps, 1)
+        for name in ("ramp", "curriculum"):
+            number(name, getattr(self, name), least=0, most=1)
 
     @property
     def attack_steps(self) -> int:  # noqa: D102
@@ -161,8 +161,7 @@ class Adversarial(Hardening):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.adv_weight <= 1:
-            raise ValueError(f"adv_weight must be in (0, 1], not {self.adv_weight}")
+        number("adv_weight", self.adv_weight, above=0, most=1)
 
     def loss(
         self, model: nn.Module, images: torch.Tensor, attacked: torch.Tensor, labels: torch.Tensor, step: Step
@@ -203,7 +202,7 @@ class Trades(Hardening):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_beta(self.beta)
+        number("beta", self.beta, above=0)
 
     def inner_loss(self, images: torch.Tensor, step: Step) -> Loss:
         """See :meth:`Hardening.inner_loss`."""
@@ -235,7 +234,7 @@ class Mart(Hardening):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_beta(self.beta)
+        number("beta", self.beta, above=0)
 
     def loss(
         self, model: nn.Module, images: torch.Tensor, attacked: torch.Tensor, labels: torch.Tensor, step: Step
@@ -266,8 +265,9 @@ class NFgsm(Hardening):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps != 1 or not self.noise >= 0:
-            raise ValueError(f"n_fgsm takes one step, and noise of at least 0, not {self.steps} and {self.noise}")
+        number("noise", self.noise, least=0)
+        if self.steps != 1:
+            raise ValueError(f"n_fgsm takes one step, not {self.steps}")
 
     def attack(self, images: torch.Tensor, labels: torch.Tensor, step: Step) -> torch.Tensor:
         """See :meth:`Standard.attack`; the result is up to (noise + 1) * eps away from the image."""
@@ -290,11 +290,6 @@ class NFgsm(Hardening):
         return Adversarial(eps=self.eps, steps=3, adv_weight=1.0, ramp=self.ramp)
 
 
-def _check_beta(beta: float) -> None:
-    if not 0 < beta < float("inf"):
-        raise ValueError(f"beta must be positive, not {beta}")
-
-
 #: Recipes that harden, by the name that the notebooks' parameter ``recipe`` takes.
 RECIPES: dict[str, type[Hardening]] = {kind.name: kind for kind in (Adversarial, Trades, Mart, NFgsm)}
 
@@ -305,7 +300,6 @@ def make_objective(recipe: str, **values: Any) -> Hardening:
     Raises:
         ValueError: an unknown recipe, or a bad value.
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, not {recipe!r}")
+    choice("recipe", recipe, RECIPES)
     known = {field.name for field in fields(RECIPES[recipe])} - ({"steps"} if recipe == NFgsm.name else set())
     return RECIPES[recipe](**{name: value for name, value in values.items() if name in known and value is not None})

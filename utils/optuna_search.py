@@ -19,6 +19,7 @@ import optuna
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.checkpoints import load_trainable
+from utils.command import command
 from utils.config import TrainConfig
 from utils.data import DataSplits, load_splits
 from utils.metrics import scores
@@ -363,6 +364,7 @@ def load_hyperparams(path: str | Path) -> dict[str, Any]:
     return content["params"]
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m utils.optuna_search", description=__doc__.split(":")[0])
@@ -387,26 +389,22 @@ def main(arguments: list[str] | None = None) -> int:
     harden.add_argument("--clean-floor", type=float, default=0.0, help="least accuracy without attack, 0..1")
     harden.add_argument("--pareto", action="store_true", help="maximise accuracy with and without attack together")
     args = parser.parse_args(arguments)
-    try:
-        splits = load_splits(args.data)
-        title = BACKBONES[args.backbone].title + ("_atk" if args.start else "")
-        found = optuna_search(
-            _start_of(args, splits),
-            splits,
-            num_epochs=args.num_epochs,
-            n_trials=args.n_trials,
-            out=args.out or CHECKPOINTS / "optuna_params" / f"{title}.json",
-            space=pick_space(args.space, freezing=bool(args.start) or args.weights != "scratch"),
-            objective=_recipe_of(args),
-            clean_floor=args.clean_floor,
-            pareto=args.pareto,
-            seed=args.seed,
-            journal=args.journal,
-            worker=args.worker,
-        )
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    splits = load_splits(args.data)
+    title = BACKBONES[args.backbone].title + ("_atk" if args.start else "")
+    found = optuna_search(
+        _start_of(args, splits),
+        splits,
+        num_epochs=args.num_epochs,
+        n_trials=args.n_trials,
+        out=args.out or CHECKPOINTS / "optuna_params" / f"{title}.json",
+        space=pick_space(args.space, freezing=bool(args.start) or args.weights != "scratch"),
+        objective=_recipe_of(args),
+        clean_floor=args.clean_floor,
+        pareto=args.pareto,
+        seed=args.seed,
+        journal=args.journal,
+        worker=args.worker,
+    )
     print(f"best {found['selected_by']} {found['value']:.1%} with {found['params']}")
     if not found["floor_reached"]:
         print(f"no trial reached a clean accuracy of {args.clean_floor:.1%}; this one came closest")

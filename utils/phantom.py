@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import scipy  # loads its parts at their first use
 
+from utils.checks import number, whole
 from utils.sources import CLASSES, RawImages
 
 _SIDE = 128
@@ -51,8 +52,10 @@ class PhantomConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_subjects < 8 or self.n_levels < 1 or not 0 <= self.difficulty <= 2:
-            raise ValueError(f"need n_subjects >= 8, n_levels >= 1 and difficulty in 0..2: {self}")
+        whole("n_subjects", self.n_subjects, 8)
+        whole("n_levels", self.n_levels, 1)
+        whole("seed", self.seed, 0)
+        number("difficulty", self.difficulty, least=0, most=2)
 
 
 def make_phantoms(config: PhantomConfig | None = None, *, size: int | None = None) -> RawImages:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils.command import command
 from utils.data import DataSplits, build_splits, data_note, manifest, save_splits, stored_source
 from utils.leak_audit import audit_splits, audit_table, cross_validated_accuracy
 from utils.paths import DATASET_VARIABLES, read_json, write_json
@@ -329,34 +330,31 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _arguments(arguments)
     ratios = tuple(args.ratios) if args.ratios else None
-    try:
-        check_ratios(args.split, ratios)
-        if args.seed < 0:
-            raise ValueError(f"--seed must not be negative, but is {args.seed}")
-        raw = load_source(args.source, size=args.size, classes=args.classes)
-        subjects = group_by_subject(raw, args.subjects, subject_pattern=args.subject_pattern, synthetic=args.synthetic)
-        print(describe(raw, subjects))
-        splits = split_and_save(
-            raw,
-            subjects,
-            split=args.split,
-            out=args.out,
-            ratios=ratios,
-            seed=args.seed,
-            accept_unverified=args.accept_unverified_patients,
-        )
-        found = audit(raw, subjects, seed=args.seed) if args.audit else None
-        if found:
-            save_audit(found, args.audit, note=data_note(splits.info))
-            print(audit_table(found["audits"]).to_string())
-            print(f"1-NN in patient-grouped five-fold: {found['cross_validation']:.1%}")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    check_ratios(args.split, ratios)
+    if args.seed < 0:
+        raise ValueError(f"--seed must not be negative, but is {args.seed}")
+    raw = load_source(args.source, size=args.size, classes=args.classes)
+    subjects = group_by_subject(raw, args.subjects, subject_pattern=args.subject_pattern, synthetic=args.synthetic)
+    print(describe(raw, subjects))
+    splits = split_and_save(
+        raw,
+        subjects,
+        split=args.split,
+        out=args.out,
+        ratios=ratios,
+        seed=args.seed,
+        accept_unverified=args.accept_unverified_patients,
+    )
+    found = audit(raw, subjects, seed=args.seed) if args.audit else None
+    if found:
+        save_audit(found, args.audit, note=data_note(splits.info))
+        print(audit_table(found["audits"]).to_string())
+        print(f"1-NN in patient-grouped five-fold: {found['cross_validation']:.1%}")
     print(splits.table().to_string())
     shared = splits.info["shared_patients"]
     if shared["shared"]:

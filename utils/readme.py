@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from utils.command import command
 from utils.compare_recipes import COLUMNS, ENCODERS, describe_start
 from utils.compare_recipes import summary_table as recipes_summary
 from utils.data import protocol_name
@@ -399,13 +400,10 @@ def rebuilt(text: str, root: Path = ROOT) -> str:
     return _BLOCK.sub(replace, text)
 
 
-def main() -> int:
+@command
+def main(arguments: list[str] | None = None) -> int:
     """Write the documents anew; returns the exit status."""
-    try:
-        texts = {path: rebuilt(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    texts = {path: rebuilt(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
     atomic_write_all({path: lambda target, text=text: target.write_text(text, "utf-8") for path, text in texts.items()})
     return 0
 

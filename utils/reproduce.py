@@ -21,6 +21,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
 from tqdm.auto import tqdm
 
+from utils.command import command
 from utils.config import SAMPLINGS, parse_assignment
 from utils.ensemble import RULES
 from utils.objectives import RECIPES
@@ -455,20 +456,17 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _arguments(arguments)
     begun = time.perf_counter()
-    try:
-        steps = plan(args)
-        together = f", {args.jobs} at a time" if args.jobs > 1 else ""
-        print(f"{len(steps)} notebooks{together}, profile {args.profile}, results in {args.out or ROOT}")
-        if args.profile == "quick":
-            print("about one minute a notebook on two CPU cores; each training says how long it will take")
-        run(steps, out=args.out, jobs=args.jobs)
-    except (OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    steps = plan(args)
+    together = f", {args.jobs} at a time" if args.jobs > 1 else ""
+    print(f"{len(steps)} notebooks{together}, profile {args.profile}, results in {args.out or ROOT}")
+    if args.profile == "quick":
+        print("about one minute a notebook on two CPU cores; each training says how long it will take")
+    run(steps, out=args.out, jobs=args.jobs)
     minutes = (time.perf_counter() - begun) / 60
     folder = args.out or ROOT
     print(f"done in {minutes:.1f} minutes. Figures: {folder / 'assets'}  notebooks: {args.out or ROOT / 'models'}")

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from utils.checkpoints import checkpoint_folder, load_checkpoint, read_record
+from utils.command import command
 from utils.data import ImageSet, load_splits
 from utils.ensemble import Vote
 from utils.intervals import report, share_interval
@@ -145,44 +146,41 @@ def record_path(folder: Path, suite: str, threat: Threat, n_images: int | None =
     return folder / f"{'_'.join(parts)}.json"
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parse(arguments)
     join_others()
-    try:
-        threat = Threat(norm=args.norm, size=args.untied)
-        epsilons, check_radius = _radii(args)
-        _check_counts(args)
-        workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
-        folder = checkpoint_folder(args.model if Path(args.model).is_dir() else workspace.checkpoint(args.model))
-        stored = read_record(folder)
-        target = args.out or record_path(folder, args.suite, threat, args.max_images)
-        check_writable(target)
-        splits = load_splits(workspace.data_dir)
-        fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
-        device = pick_device()
-        vote = folder.name == ENSEMBLE
-        model = load_vote(workspace, stored, **fits) if vote else load_checkpoint(folder, **fits)[0]
-        test = splits.test.balanced_subset(args.max_images) if args.max_images else splits.test
-        print(f"{folder.name}, suite {args.suite}, {threat.title}, {len(test)} test images on {device}", flush=True)
-        found = evaluate_robustness(
-            model.to(device),
-            test,
-            suite=args.suite,
-            epsilons=epsilons,
-            names=stored["vote"]["members"] if vote else (),
-            threat=threat,
-            panel={"panel_images": args.panel_images, "panel_eps": check_radius},
-            seed=args.seed,
-            batch_size=args.batch_size,
-            device=device,
-            precision=args.precision,
-            compiled=args.compile,
-            cache=workspace.attack_cache,
-        )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    threat = Threat(norm=args.norm, size=args.untied)
+    epsilons, check_radius = _radii(args)
+    _check_counts(args)
+    workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
+    folder = checkpoint_folder(args.model if Path(args.model).is_dir() else workspace.checkpoint(args.model))
+    stored = read_record(folder)
+    target = args.out or record_path(folder, args.suite, threat, args.max_images)
+    check_writable(target)
+    splits = load_splits(workspace.data_dir)
+    fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
+    device = pick_device()
+    vote = folder.name == ENSEMBLE
+    model = load_vote(workspace, stored, **fits) if vote else load_checkpoint(folder, **fits)[0]
+    test = splits.test.balanced_subset(args.max_images) if args.max_images else splits.test
+    print(f"{folder.name}, suite {args.suite}, {threat.title}, {len(test)} test images on {device}", flush=True)
+    found = evaluate_robustness(
+        model.to(device),
+        test,
+        suite=args.suite,
+        epsilons=epsilons,
+        names=stored["vote"]["members"] if vote else (),
+        threat=threat,
+        panel={"panel_images": args.panel_images, "panel_eps": check_radius},
+        seed=args.seed,
+        batch_size=args.batch_size,
+        device=device,
+        precision=args.precision,
+        compiled=args.compile,
+        cache=workspace.attack_cache,
+    )
     own = {"title": folder.name, "classes": splits.classes, "data": splits.info, "note": stored.get("note", "")}
     if is_main():
         write_json(target, own | found)

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from utils.checkpoints import WEIGHTS, checkpoint_folder, load_checkpoint
+from utils.command import command
 from utils.data import ImageSet, load_splits
 from utils.results import trained_models, update_record
 from utils.suites import SUITES, Attack
@@ -107,6 +108,7 @@ def _weights(workspace: Workspace, title: str) -> Path:
     return workspace.checkpoint(title) / WEIGHTS
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m utils.spot_check", description="Compare models with their records")
@@ -115,18 +117,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, help="holds checkpoints/; default: this repository")
     parser.add_argument("--worst-case", action="store_true", help="measure the record's worst case again")
     args = parser.parse_args(arguments)
-    try:
-        workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
-        # of some models the repository holds the record alone
-        names = args.model or [name for name in trained_models(workspace) if _weights(workspace, name).is_file()]
-        if not names:
-            raise FileNotFoundError(f"no weights in {workspace.root / 'checkpoints'}")
-        for name in names:
-            folder = checkpoint_folder(name if Path(name).is_dir() else workspace.checkpoint(name))
-            print(check(folder, workspace.data_dir, worst_case=args.worst_case), flush=True)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
+    # of some models the repository holds the record alone
+    names = args.model or [name for name in trained_models(workspace) if _weights(workspace, name).is_file()]
+    if not names:
+        raise FileNotFoundError(f"no weights in {workspace.root / 'checkpoints'}")
+    for name in names:
+        folder = checkpoint_folder(name if Path(name).is_dir() else workspace.checkpoint(name))
+        print(check(folder, workspace.data_dir, worst_case=args.worst_case), flush=True)
     return 0
 
 
