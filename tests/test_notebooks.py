@@ -60,7 +60,7 @@ def test_rebuilding_changes_no_source() -> None:
     assert sorted(built) == sorted(COMMITTED)
     for path, fresh in built.items():
         stored = nbformat.read(path, as_version=4)
-        assert [(c.cell_type, c.source, c.id) for c in stored.cells] == [
+        assert [(c.cell_type, c.source, c.id) for c in reproduce.without_injected(stored).cells] == [
             (c.cell_type, c.source, c.id) for c in fresh.cells
         ], f"{path.name}: run python -m models.templates.build"
 
@@ -76,7 +76,7 @@ def test_form_of_the_committed_notebooks(path: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             lines = cell.source.splitlines()
-            limit = 40 if "parameters" in cell.metadata.get("tags", []) else 15
+            limit = 40 if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])) else 15
             assert len(lines) <= limit, cell.source
             assert not any(line.lstrip().startswith(("def ", "class ")) for line in lines)
             assert not any(output.output_type == "error" for output in cell.outputs)
@@ -160,7 +160,7 @@ def test_parameters_must_be_constants() -> None:
 
 
 def test_injection_follows_the_parameters_and_ignores_foreign_names() -> None:
-    notebook = nbformat.read(ROOT / "models" / "resnet_model.ipynb", as_version=4)
+    notebook = reproduce.without_injected(nbformat.read(ROOT / "models" / "resnet_model.ipynb", as_version=4))
     changed = inject(notebook, {"num_epochs": 3, "foreign": 1})
     position = next(i for i, c in enumerate(changed.cells) if "parameters" in c.metadata.get("tags", []))
     assert changed.cells[position + 1].source.endswith("num_epochs = 3")
@@ -609,3 +609,101 @@ def test_missing_data_and_models_say_what_to_do(tmp_path: Path, monkeypatch) -> 
     monkeypatch.chdir(ROOT)
     with pytest.raises(FileNotFoundError, match="utils.prepare"):
         _run_cells("resnet_model", {"out_dir": str(tmp_path), "profile": "quick"})
+
+
+def _notebook_of(*cells: str) -> nbformat.NotebookNode:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    notebook.cells[0].metadata["tags"] = ["parameters"]
+    return notebook
+
+
+def test_a_notebook_written_over_itself_keeps_the_values_that_it_ran_with(tmp_path: Path) -> None:
+    path = tmp_path / "own.ipynb"
+    nbformat.write(_notebook_of("Epsilon = 8 / 255\nsize = 3", "print(Epsilon, size)"), path)
+    for size in (5, 7):
+        execute(path, {"size": size, "Epsilon": 2 / 255, "foreign": 1}, path)
+        stored = nbformat.read(path, as_version=4)
+        injected = [cell for cell in stored.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+        assert len(injected) == 1 and injected[0].source.splitlines()[1:] == [f"size = {size}", "Epsilon = 2 / 255"]
+        assert stored.cells[2].outputs[0].text == f"{2 / 255} {size}\n"
+
+
+def test_kernels_open_no_port_and_show_the_projects_own_warnings_alone(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "own.ipynb"
+    foreign = "exec(compile('import warnings; warnings.warn(1)', 'x.py', 'exec'), {'__name__': 'library.part'})"
+    cells = [
+        "size = 1",
+        "import json, ipykernel",
+        "print(json.load(open(ipykernel.get_connection_file()))['transport'])",
+        "from utils.radii import warn_if_negligible",
+        "warn_if_negligible([1e-6])",
+        "warn_if_negligible([1e-6])",
+        foreign,
+    ]
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    nbformat.write(_notebook_of(*cells), path)
+    execute(path, {}, path)
+    said = [output.text for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+    assert said[0].strip() == ("tcp" if sys.platform == "win32" else "ipc")
+    assert len(said) == 3 and all("too small to change an answer" in text for text in said[1:])
+
+
+def _shown(path: Path) -> dict:
+    """What the cells at the top of a notebook set."""
+    values: dict = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
+            exec(cell.source, {}, values)
+    return values
+
+
+@pytest.mark.parametrize("path", MODEL_NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_a_committed_notebook_shows_is_what_ran(path: Path) -> None:
+    shown = _shown(path)
+    title = def_models.BACKBONES[shown["BACKBONE"]].title + ("_atk" if path.stem.endswith("_atk") else "")
+    record = json.loads((ROOT / "checkpoints" / title / "record.json").read_text(encoding="utf-8"))
+    config, training = record["training"]["config"], record["training"]
+    assert shown["load_existing_params"] and len(training["history"]) == shown["num_epochs"] == config["num_epochs"]
+    assert record["test"]["image"]["n"] == shown["max_test_images"]
+    for name in ("batch_size", "seed", "sampling", "patience"):
+        assert config[name] == shown[name], name
+    if title.endswith("_atk"):
+        objective = training["objective"]
+        assert objective["eps"] == shown["Epsilon"] and objective["steps"] == shown["train_steps"]
+        assert objective["name"] == shown["recipe"] and objective["adv_weight"] == shown["adv_weight"]
+        assert config["learning_rate"] == shown["learning_rate"]
+        assert config["validation_images"] == shown["validation_images"]
+        assert all(own["epsilons"] == shown["epsilons"] for own in record["robustness"].values())
+        assert f"PGD-{shown['num_iter']}" in record["robustness"]
+    else:
+        assert record["model"]["image_size"] == shown["image_size"] and training["start"] == shown["weights"]
+        study = json.loads((ROOT / "checkpoints" / "optuna_params" / f"{title}.json").read_text(encoding="utf-8"))
+        assert sum(study["trials"].values()) == shown["n_trials"] and set(study["space"]) == set(shown["search_space"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["--set-atk", "batch_size=1"], "batch_size must be a whole number of at least 2"),
+        (["--set-atk", "train_steps=0"], "steps must be a whole number of at least 1"),
+        (["--set-atk", "Epsilon=0"], "above 0"),
+        (["--set-atk", "adv_weight=2"], "adv_weight must be a number above 0 and at most 1"),
+        (["--set", "mixup=2"], "mixup must be a number at least 0 and at most 1"),
+        (["--set", "num_epochs=True"], "num_epochs"),
+        (["--set", "num_epochs=1.5"], "num_epochs"),
+        (["--set", "learning_rate=abc"], "learning_rate"),
+        (["--set", "max_test_images=-3"], "max_test_images must be a whole number of at least 0"),
+        (["--set-atk", "panel_images=-1"], "panel_images must be a whole number of at least 0"),
+        (["--set", "image_size=8"], "image_size must be a whole number of at least 32"),
+        (["--set", "seed=-1"], "seed must be a whole number of at least 0"),
+        (["--set", "scanner=1.5"], "scanner must be a number"),
+        (["--set", "learning_rate=1/0"], "divides by zero"),
+    ],
+)
+def test_settings_are_checked_before_the_first_notebook_runs(
+    settings: list[str], named: str, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(reproduce, "run", lambda *_, **__: pytest.fail("a notebook was started"))
+    assert main(["--profile", "quick", *settings]) == 1
+    said = capsys.readouterr().err
+    assert named in said and said.startswith("error: ") and len(said.splitlines()) == 1

@@ -7,26 +7,34 @@ import ast
 import base64
 import html
 import io
+import math
 import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import nbformat
+from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
 from tqdm.auto import tqdm
 
+from utils.augment import Augmentation
+from utils.checks import whole
 from utils.command import command
-from utils.config import SAMPLINGS, parse_assignment
+from utils.config import SAMPLINGS, TrainConfig, parse_assignment
 from utils.ensemble import RULES
-from utils.objectives import RECIPES
+from utils.objectives import RECIPES, make_objective
 from utils.paths import DATASET_VARIABLES, ROOT, atomic_write
 from utils.precision import PRECISIONS
+from utils.radii import check_eps
 from utils.sources import check_source
 from utils.splits import DEFAULT_RATIOS, PROTOCOLS
 from utils.suites import SUITES
@@ -35,6 +43,14 @@ from utils.workspace import PROFILES
 
 QUICK_FOLDER = ROOT / "quick_run"
 FAILED = ROOT / "runs" / "failed"
+
+#: Kernels talk through files of this user. TCP ports, which are all that Windows has, would be open to others here.
+TRANSPORT = "tcp" if os.name == "nt" else "ipc"
+#: In a kernel, warnings of this project show each time, also where they point at a cell; those of libraries do not.
+WARNINGS = (
+    "import warnings; warnings.filterwarnings('ignore', category=UserWarning); "
+    "warnings.filterwarnings('default', category=UserWarning, module=r'(utils|models)\\.|__main__')"
+)
 
 #: What a figure may take in a notebook, so that the longest stays under a megabyte.
 FIGURE_BYTES, FIGURE_COLOURS, FIGURE_WIDTH = 80_000, 256, 720
@@ -45,6 +61,9 @@ BAR_EVERY = 2.0
 #: Parameters that have an option of their own, and the option.
 _OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profile": "--profile", "split": "--split"}
 
+#: Parameters that may be paths.
+_PATHS = ("weights", "pretrained_model_path", "subjects")
+
 #: Parameters that name one or several of a few things.
 _CHOICES = {
     "rule": RULES,
@@ -53,6 +72,22 @@ _CHOICES = {
     "recipe": RECIPES,
     "sampling": SAMPLINGS,
     "precision": PRECISIONS,
+}
+
+#: Parameters that are radii or step sizes, in pixels of [0, 1].
+_RADII = {"epsilons", "Epsilon", "alphas", "Alpha"}
+#: Parameters that count something, and the least of each; 0 means all, or leaves a part out.
+_COUNTS = {
+    "num_iter": 1,
+    "search_epochs": 1,
+    "panel_queries": 1,
+    "image_size": 32,
+    "seed": 0,
+    "size": 0,
+    "n_trials": 0,
+    "max_test_images": 0,
+    "panel_images": 0,
+    "vote_images": 0,
 }
 
 #: What a quick run sets in the notebooks, where they have such a parameter.
@@ -138,11 +173,24 @@ def inject(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> nbformat.
     known = parameters_of(copied)
     chosen = {name: value for name, value in values.items() if name in known}
     position = next(i for i, cell in enumerate(copied.cells) if "parameters" in cell.metadata.get("tags", []))
-    source = "\n".join(f"{name} = {value!r}" for name, value in chosen.items())
-    cell = nbformat.v4.new_code_cell(f"# set from the command line\n{source}", id="injected")
+    source = "\n".join(f"{name} = {_written(value)}" for name, value in chosen.items())
+    cell = nbformat.v4.new_code_cell(f"{INJECTED}\n{source}", id="injected")
     cell.metadata["tags"] = ["injected-parameters"]
     copied.cells.insert(position + 1, cell)
     return copied
+
+
+def _written(value: Any) -> str:
+    """A value as somebody would type it: radii as fractions of 255."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_written, value))}]"
+    levels = 255 * value if isinstance(value, float) else 0
+    typed = 0 < levels <= 32 and math.isclose(levels, round(2 * levels) / 2, rel_tol=1e-12)
+    return f"{levels:g} / 255" if typed and f"{levels:g}" in (f"{levels:.1f}", f"{levels:.0f}") else repr(value)
+
+
+#: First line of the cell that holds a run's values.
+INJECTED = "# this run's values, set from the command line; they replace those above, until this cell is deleted"
 
 
 class _Client(NotebookClient):
@@ -181,11 +229,18 @@ class _Client(NotebookClient):
                 client.km.provisioner.process.kill()
 
 
+def _kernel_manager(folder: Path) -> AsyncKernelManager:
+    """Of a kernel that is reached through ``folder``, which only this user may open."""
+    if TRANSPORT == "tcp":
+        return AsyncKernelManager(kernel_name="python3")
+    return AsyncKernelManager(kernel_name="python3", transport=TRANSPORT, ip=str(folder / "kernel"))
+
+
 def execute(path: Path, values: dict[str, Any], target: Path, *, threads: int | None = None) -> None:
     """Run one notebook with ``values`` as parameters and write it, with outputs, to ``target``.
 
-    Where a cell failed, what ran is written too, but never over the notebook itself. A notebook
-    that is written over itself does not keep the injected cell; its first output names the values.
+    Where a cell failed, what ran is written too, but never over the notebook itself. The cell with the values stays in
+    the notebook, so that what is shown is what ran; a next run replaces it.
 
     Args:
         threads: CPU threads that its kernel may use; None leaves that to torch.
@@ -195,15 +250,16 @@ def execute(path: Path, values: dict[str, Any], target: Path, *, threads: int | 
     """
     notebook = inject(nbformat.read(path, as_version=4), values)
     code = sum(cell.cell_type == "code" for cell in notebook.cells)
-    environment = os.environ | {"PYTHONWARNINGS": "default::UserWarning:utils", HEADLESS: "1"}
+    environment = os.environ | {HEADLESS: "1"}
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    with tqdm(total=code, desc=path.stem, unit="cell") as bar:
+    with tqdm(total=code, desc=path.stem, unit="cell") as bar, TemporaryDirectory(prefix="mri_") as sockets:
         client = _Client(
             notebook,
             bar,
+            km=_kernel_manager(Path(sockets)),
             timeout=None,
-            kernel_name="python3",
+            extra_arguments=[f"--IPKernelApp.exec_lines={WARNINGS}"],
             resources={"metadata": {"path": str(path.parent), "name": path.stem}},
         )
         _Client.live.add(client)
@@ -218,7 +274,7 @@ def execute(path: Path, values: dict[str, Any], target: Path, *, threads: int | 
             raise RuntimeError(f"{path.name} stopped: its kernel died, often for lack of memory") from error
         finally:
             _Client.live.discard(client)
-    _write(without_injected(notebook) if target == path else notebook, target)
+    _write(notebook, target)
 
 
 def run(steps: list[tuple[Path, dict[str, Any]]], *, out: Path | None, jobs: int) -> None:
@@ -283,12 +339,20 @@ def _write(notebook: nbformat.NotebookNode, target: Path) -> None:
 
 
 def _name_paths_from(folder: Path, notebook: nbformat.NotebookNode) -> None:
-    """Injected paths inside the repository, seen from ``folder``, where Jupyter opens the notebook in any clone."""
+    """Injected paths inside the repository, seen from ``folder``, where Jupyter opens the notebook in any clone.
+
+    Of a file elsewhere only the name is left: its folder is this machine's affair.
+    """
     inside = rf"(?<='){re.escape(repr(str(ROOT))[1:-1])}(?=[/\\'])"
     there = Path(os.path.relpath(ROOT, folder)).as_posix()
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = re.sub(inside, there, cell.source)
+            cell.source = re.sub(r"'((?:/|[A-Za-z]:\\\\)[^'\n]+)'", _without_folder, cell.source)
+
+
+def _without_folder(quoted: re.Match[str]) -> str:
+    return repr(Path(quoted[1]).name) if Path(quoted[1]).is_file() else quoted[0]
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
@@ -372,13 +436,19 @@ def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
                 known |= parameters_of(nbformat.read(path, as_version=4))
         for name, value in settings.items():
             _check_setting(f"{option} {name}", name, value, known)
+    for path, values in steps:
+        own = parameters_of(nbformat.read(path, as_version=4))
+        try:
+            check_parameters(own | {name: value for name, value in values.items() if name in own})
+        except ValueError as error:
+            raise ValueError(f"{path.stem}: {error}") from error
     return steps
 
 
 def _assigned(text: str) -> tuple[str, Any]:
     """Name and value of an assignment; a path is made whole, because notebooks run in another folder."""
     name, value = parse_assignment(text)
-    here = name in ("weights", "pretrained_model_path") and Path(str(value)).expanduser().exists()
+    here = name in _PATHS and str(value) and Path(str(value)).expanduser().exists()
     return name, str(Path(value).expanduser().resolve()) if here else value
 
 
@@ -411,8 +481,36 @@ def _check_setting(label: str, name: str, value: Any, known: dict[str, Any]) -> 
     wrong = [entry for entry in entries if name in _CHOICES and entry not in _CHOICES[name]]
     if wrong:
         raise ValueError(f"{label}: no {wrong[0]!r}; choose from {', '.join(_CHOICES[name])}")
-    if name in ("epsilons", "Epsilon", "alphas", "Alpha") and not all(0 <= radius <= 1 for radius in entries):
+    if name in _RADII and not all(0 <= radius <= 1 for radius in entries):
         raise ValueError(f"{label}={value}: pixel units are in [0, 1]; for k grey levels give k/255")
+
+
+def check_parameters(values: Mapping[str, Any]) -> None:
+    """Build of a notebook's parameters what its cells will build, so that none of them stops it after hours.
+
+    Raises:
+        ValueError: a value out of its range; the message names the parameter.
+    """
+    for name, least in _COUNTS.items():
+        if name in values:
+            whole(name, values[name], least)
+    for name in _RADII & set(values):
+        for eps in values[name] if isinstance(values[name], (list, tuple)) else [values[name]]:
+            check_eps(eps)
+    if "num_epochs" in values:
+        known = {field.name for field in fields(TrainConfig)} - {"augmentation"}
+        augmentation = Augmentation(strength=values["augmentation_strength"], scanner=values["scanner"])
+        TrainConfig(**{name: values[name] for name in known & set(values)}, augmentation=augmentation)
+    if "recipe" in values:
+        make_objective(
+            values["recipe"],
+            eps=values["Epsilon"],
+            alpha=values["Alpha"] or None,
+            steps=values["train_steps"],
+            curriculum=values["curriculum"],
+            adv_weight=values["adv_weight"],
+            beta=values["beta"] or None,
+        )
 
 
 def prepared(data: str) -> bool:

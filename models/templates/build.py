@@ -85,14 +85,23 @@ def _read(template: str, marks: dict[str, str], stem: str) -> nbformat.NotebookN
     return notebook
 
 
+def _with_outputs(notebook: nbformat.NotebookNode, stored: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A built notebook with the outputs of the one that was stored, and with the values that it ran with."""
+    names = [cell.id for cell in notebook.cells]
+    ran_with = [cell for cell in stored.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    combined = combine_inputs_with_outputs(notebook, stored)
+    for cell, name in zip(combined.cells, names):
+        cell.id = name  # a cell that moved brings its old one
+    place = next((i for i, cell in enumerate(combined.cells) if "parameters" in cell.metadata.get("tags", [])), -1)
+    combined.cells[place + 1 : place + 1] = ran_with
+    return combined
+
+
 def main() -> None:
     """Write every notebook, keeping outputs."""
     for path, notebook in notebooks().items():
         if path.is_file():
-            names = [cell.id for cell in notebook.cells]
-            notebook = combine_inputs_with_outputs(notebook, nbformat.read(path, as_version=4))
-            for cell, name in zip(notebook.cells, names):
-                cell.id = name  # a cell that moved brings its old one
+            notebook = _with_outputs(notebook, nbformat.read(path, as_version=4))
         nbformat.write(notebook, path)
         print(path.relative_to(ROOT))
 
