@@ -14,6 +14,7 @@ from models.def_models import build_model
 from utils.config import TrainConfig
 from utils.figures import optuna_figures
 from utils.objectives import RECIPES, Adversarial, make_objective
+from utils.optuna_journal import at_work
 from utils.optuna_search import (
     HARDENING_SPACE,
     RESCORE,
@@ -90,6 +91,8 @@ def test_the_file_tells_the_whole_search_and_is_drawn_from(
     if stored["importance"]:
         assert set(stored["importance"]) == set(space) and sum(stored["importance"].values()) == pytest.approx(1)
     stored["importance"] = {"learning_rate": 0.7, "weight_decay": 0.3}
+    assert set(optuna_figures(stored, "ResNet34")) == {"optuna_history"}  # three trials tell nothing of importance
+    stored["history"] = [trial | {"number": n} for n, trial in enumerate(4 * stored["history"])]
     figures = optuna_figures(stored, "ResNet34", "a note")
     assert set(figures) == {"optuna_history", "optuna_importance"}
     assert "a note" in figures["optuna_history"].get_suptitle()
@@ -171,7 +174,7 @@ def test_workers_share_one_study_and_survive_a_killed_one(phantoms, tmp_path: Pa
     assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
     stored = [json.loads((tmp_path / f"{worker}.json").read_text()) for worker in (1, 2)]
     last = max(stored, key=lambda found: len(found["history"]))
-    done = [trial for trial in last["history"] if trial["state"] != "running"]
+    done = [trial for trial in last["history"] if trial["state"] in ("complete", "pruned")]
     # each of two workers may have a trial under way when the fourth is done
     assert 4 <= len(done) <= 5 and len({trial["params"]["learning_rate"] for trial in done}) == len(done)
 
@@ -235,3 +238,154 @@ def test_bad_space_and_bad_files(splits, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match="no 'params'"):
         load_hyperparams(tmp_path / "list.json")
+
+
+def _journal_of(tmp_path: Path, splits, **options) -> tuple[Path, dict]:
+    journal = tmp_path / "j" / "journal.log"
+    return journal, _search(splits, tmp_path / "a.json", journal=journal, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 2}, "seed"),
+        ({"make": lambda: build_model("efficientnet_b0", image_size=32)}, "backbone"),
+        ({"make": lambda: build_model("resnet34", image_size=48)}, "image_size"),
+        ({"make": lambda: build_model("resnet34", image_size=32, trainable="head")}, "trainable"),
+        ({"config": TrainConfig(batch_size=16)}, "batch_size 64, not 16"),
+    ],
+)
+def test_a_journal_is_not_continued_by_another_search(change: dict, named: str, splits, tmp_path: Path) -> None:
+    journal, _ = _journal_of(tmp_path, splits)
+    arguments = {"make": lambda: build_model("resnet34", image_size=32), "seed": 1} | change
+    make = arguments.pop("make")
+    before = journal.read_bytes()
+    with pytest.raises(ValueError, match=f"holds a search with another .*{named}"):
+        optuna_search(
+            make, splits, num_epochs=1, n_trials=3, out=tmp_path / "b.json", space=SPACE, journal=journal, **arguments
+        )
+    assert journal.read_bytes().startswith(before) and not (tmp_path / "b.json").exists()
+
+
+def test_a_diverging_trial_is_a_bad_one_and_not_the_end(splits, tmp_path: Path, monkeypatch) -> None:
+    calls = []
+
+    def diverge(trial: optuna.Trial, *_):
+        calls.append(1)
+        if len(calls) == 1:
+            raise FloatingPointError("the training loss became nan in epoch 1; lower learning_rate")
+        trial.set_user_attr("clean", 0.5)
+        return 0.5, None
+
+    monkeypatch.setattr("utils.optuna_search._score", diverge)
+    found = _search(splits, tmp_path / "a.json")
+    assert found["trials"] == {"complete": 1, "fail": 1} and found["history"][0]["state"] == "fail"
+    assert found["history"][0]["params"]
+    monkeypatch.setattr("utils.optuna_search._score", lambda trial, *_: diverge(trial, calls.clear()))
+    with pytest.raises(ValueError, match="all 2 diverged or were killed; lower learning_rate"):
+        _search(splits, tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("rest", [b'{"op_code":4,"worker', b"\x00\x00\x00", b'{"op_code":4,"worker_id":"x"}'])
+def test_half_an_entry_is_put_aside(rest: bytes, splits, tmp_path: Path) -> None:
+    journal, first = _journal_of(tmp_path, splits)
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + rest)
+    with pytest.warns(UserWarning, match="half-written entries"):
+        again = _search(splits, tmp_path / "b.json", journal=journal)
+    assert again["params"] == first["params"] and journal.read_bytes().startswith(whole)
+    assert rest in journal.with_name("journal.log.torn").read_bytes()
+
+
+def test_an_entry_behind_half_of_another_is_saved(splits, tmp_path: Path) -> None:
+    journal, first = _journal_of(tmp_path, splits)
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[3] = b'{"op_code":8,"wor' + lines[3]
+    journal.write_bytes(b"".join(lines))
+    with pytest.warns(UserWarning, match="half-written"):
+        again = _search(splits, tmp_path / "b.json", journal=journal)
+    assert again["params"] == first["params"] and again["trials"] == {"complete": 2}
+    journal.write_bytes(b"".join([lines[0], b"something else\n", *lines[1:]]))
+    with pytest.raises(ValueError, match="line 2.* no entry of a search"):
+        _search(splits, tmp_path / "c.json", journal=journal)
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        _search(splits, tmp_path / "d.json", journal=tmp_path)
+
+
+def test_locks_that_a_kill_left_hold_nobody_up(splits, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for suffix in (".lock", ".guard", ".worker0"):
+        Path(f"journal.log{suffix}").touch()
+    Path("journal.log.lock").unlink()
+    Path("journal.log.lock").symlink_to("nowhere")
+    found = _search(splits, tmp_path / "a.json", journal="journal.log")
+    assert found["trials"] == {"complete": 2}
+
+
+KILLED = """
+import os, sys
+from utils import optuna_search
+optuna_search._score = lambda *_: os._exit(9)
+from models.def_models import build_model
+from utils.data import load_splits
+optuna_search.optuna_search(
+    lambda: build_model("resnet34", image_size=32), load_splits(sys.argv[1]), num_epochs=1, n_trials=2,
+    out="x.json", space={"learning_rate": ("log", 1e-4, 1e-2)}, seed=1, journal=sys.argv[2], worker=3,
+)
+"""
+
+
+def test_a_killed_default_trial_is_tried_again(phantoms, tmp_path: Path) -> None:
+    splits = split_and_save(phantoms, group_by_subject(phantoms), split="patient", out=tmp_path / "data")
+    journal = tmp_path / "journal.log"
+    arguments = [sys.executable, "-c", KILLED, str(tmp_path / "data"), str(journal)]
+    assert subprocess.run(arguments, cwd=ROOT, capture_output=True).returncode == 9
+    found = optuna_search(
+        lambda: build_model("resnet34", image_size=32),
+        splits,
+        num_epochs=1,
+        n_trials=2,
+        out=tmp_path / "a.json",
+        space={"learning_rate": ("log", 1e-4, 1e-2)},
+        seed=1,
+        journal=journal,
+        worker=4,
+    )
+    assert found["trials"] == {"complete": 2, "fail": 1}
+    assert [trial["params"]["learning_rate"] for trial in found["history"][:2]] == [TrainConfig().learning_rate] * 2
+
+
+def test_two_live_workers_need_two_numbers(splits, tmp_path: Path) -> None:
+    with at_work(tmp_path / "journal.log", 0), pytest.raises(ValueError, match="worker 0 is at work"):
+        _search(splits, tmp_path / "a.json", journal=tmp_path / "journal.log")
+
+
+@pytest.mark.parametrize("wrong", [{"n_trials": 0}, {"num_epochs": 0}, {"worker": -1}, {"clean_floor": float("nan")}])
+def test_counts_are_checked_before_any_work(wrong: dict, splits, tmp_path: Path) -> None:
+    def never():
+        pytest.fail("work has begun")
+
+    arguments = {"num_epochs": 1, "n_trials": 1, "out": tmp_path / "a.json"} | wrong
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        optuna_search(never, splits, **arguments)
+
+
+def test_importance_needs_ten_finished_trials(splits, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("utils.optuna_search._score", lambda trial, *_: (trial.params["learning_rate"], None))
+    monkeypatch.setattr("optuna.trial.Trial.set_user_attr", _both_attrs)
+    for n, known in ((9, False), (10, True)):
+        found = optuna_search(
+            lambda: build_model("resnet34", image_size=32),
+            splits,
+            num_epochs=1,
+            n_trials=n,
+            out=tmp_path / f"{n}.json",
+            space={"learning_rate": ("log", 1e-4, 1e-2), "weight_decay": ("log", 1e-4, 1e-2)},
+        )
+        assert bool(found["importance"]) == known
+
+
+def _both_attrs(trial: optuna.Trial, key: str, value: object) -> None:
+    """What :func:`_score` would have noted."""
+    for name, own in ((key, value), ("clean", 0.5)):
+        trial.storage.set_trial_user_attr(trial._trial_id, name, own)

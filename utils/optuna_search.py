@@ -7,6 +7,7 @@ times with the same ``--journal`` and different ``--worker``, the processes shar
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,13 +19,17 @@ from typing import Any
 import optuna
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
+from utils.attack_cache import describe_module
 from utils.checkpoints import load_trainable
+from utils.checks import number, whole
 from utils.command import command
 from utils.config import TrainConfig
 from utils.data import DataSplits, load_splits
 from utils.metrics import scores
 from utils.objectives import RECIPES, Hardening, Standard, make_objective
+from utils.optuna_journal import WORKER, at_work, open_journal, try_again
 from utils.paths import CHECKPOINTS, DATASET_VARIABLES, read_json, write_json
+from utils.radii import parse_radius
 from utils.reproducibility import derived_seed, environment_facts, seed_everything
 from utils.suites import SUITES
 from utils.training import train
@@ -120,48 +125,79 @@ def optuna_search(
     """
     space = dict(space or SEARCH_SPACE)
     objective = objective or Standard()
+    whole("n_trials", n_trials, 1)
+    whole("num_epochs", num_epochs, 1)
+    whole("worker", worker, 0)
+    number("clean_floor", clean_floor, least=0, below=1)
     if (pareto or clean_floor) and not objective.attack_steps:
         raise ValueError("clean_floor and pareto are for hardening; standard training has one accuracy only")
-    if not 0 <= clean_floor < 1:
-        raise ValueError(f"clean_floor must be a balanced accuracy in [0, 1), not {clean_floor}")
     config = replace(config or TrainConfig(), num_epochs=num_epochs, seed=seed, patience=0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is printed below
     study = optuna.create_study(
         study_name="search",
         directions=["maximize"] * (2 if pareto else 1),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
-        storage=_journal(journal),
+        storage=open_journal(journal) if journal else None,
         load_if_exists=True,
     )
     about = {
+        **_start_of_trials(make_model, seed),
         "fingerprint": splits.fingerprint,
         "num_epochs": num_epochs,
         "space": _listed(space),
         "objective": objective.as_dict(),
         "clean_floor": clean_floor,
         "pareto": pareto,
+        "config": {name: value for name, value in config.as_dict().items() if name != "num_epochs"},
     }
     _claim(study, about, journal)
-    if not study.trials:
-        study.enqueue_trial(_given(space, config, objective), skip_if_exists=True)
-    # a study that goes on must not draw its first trials again
-    study.sampler = _sampler(derived_seed(seed, len(study.trials), worker) % 2**32, clean_floor)
 
     def run(trial: optuna.Trial) -> float | tuple[float, float]:
+        trial.set_user_attr(WORKER, worker)
         params = {name: _suggest(trial, name, bounds) for name, bounds in space.items()}
         recipe = apply_to_objective(objective, params)
         clean, robust = _score(trial, make_model, splits, recipe, apply_hyperparams(config, params), params)
         return (clean, robust) if pareto else clean if robust is None else robust
 
-    missing = n_trials - len(_finished(study))
-    if missing > 0:
-        enough = optuna.study.MaxTrialsCallback(n_trials, states=_FINISHED)
-        study.optimize(run, n_trials=missing, callbacks=[enough, _print_trial], show_progress_bar=True)
+    with at_work(journal, worker):
+        if not study.trials:
+            study.enqueue_trial(_given(space, config, objective), skip_if_exists=True)
+        try_again(study, journal, worker)
+        # a study that goes on must not draw its first trials again
+        study.sampler = _sampler(derived_seed(seed, len(study.trials), worker) % 2**32, clean_floor)
+        missing = n_trials - len(_finished(study))
+        if missing > 0:
+            enough = optuna.study.MaxTrialsCallback(n_trials, states=_FINISHED)
+            # a trial that diverges is a bad trial, not the end of the search
+            study.optimize(
+                run,
+                n_trials=missing,
+                callbacks=[enough, _print_trial],
+                catch=(FloatingPointError,),
+                show_progress_bar=True,
+            )
     result = _facts(study, about, splits, seed)
     write_json(Path(out), result)
     return result
 
 
+def _start_of_trials(make_model: Callable[[], MRIClassifier], seed: int) -> dict[str, Any]:
+    """What every trial starts from."""
+    seed_everything(seed)
+    model = make_model()
+    if not isinstance(model, MRIClassifier):
+        return {"seed": seed}
+    return {
+        "backbone": model.backbone_name,
+        "image_size": model.image_size,
+        "seed": seed,
+        "start": describe_module(model),
+        "trainable": sum(parameter.requires_grad for parameter in model.parameters()),
+    }
+
+
+#: The importance of a hyperparameter is a guess from fewer finished trials than these.
+FEWEST_FOR_IMPORTANCE = 10
 _FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
 
 
@@ -181,24 +217,28 @@ def _listed(space: Mapping[str, tuple]) -> dict[str, list]:
 
 
 def _claim(study: optuna.Study, facts: dict[str, Any], journal: str | Path | None) -> None:
-    """Note what a study is about, or refuse to mix it with another."""
-    for name, value in facts.items():
-        if study.user_attrs.get(name, value) != value:
-            raise ValueError(
-                f"{journal} holds a search with another {name} ({study.user_attrs[name]}, not {value}); "
-                "use another journal file"
-            )
+    """Note what a study is about, or refuse to mix it with another.
+
+    Raises:
+        ValueError: it is about something else; the message names everything that differs.
+    """
+    wanted = json.loads(json.dumps(facts))
+    changed = [name for name, value in wanted.items() if study.user_attrs.get(name, value) != value]
+    # a journal from before these were noted was of some search, and nobody knows which
+    unknown = [name for name in wanted if study.trials and name not in study.user_attrs]
+    if changed or unknown:
+        told = [_difference(name, study.user_attrs[name], wanted[name]) for name in changed]
+        told += [f"{', '.join(unknown)} (not noted)"] if unknown else []
+        raise ValueError(f"{journal} holds a search with another {'; '.join(told)}; use another journal file")
+    for name, value in wanted.items():
         study.set_user_attr(name, value)
 
 
-def _journal(path: str | Path | None) -> Any:
-    if path is None:
-        return None
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(str(path)))
+def _difference(name: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+        return f"{name} ({', '.join(f'{key} {old.get(key)!r}, not {new.get(key)!r}' for key in keys)})"
+    return f"{name} ({old}, not {new})"
 
 
 def _suggest(trial: optuna.Trial, name: str, bounds: tuple) -> Any:
@@ -328,7 +368,9 @@ def _choose(study: optuna.Study, clean_floor: float) -> optuna.trial.FrozenTrial
     """The most robust finished trial above the floor; where none is, the one that comes closest to it."""
     complete = study.get_trials(deepcopy=False, states=_FINISHED[:1])
     if not complete:
-        raise ValueError("no trial was finished; run more trials")
+        failed = len(study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.FAIL]))
+        why = f"all {failed} diverged or were killed; lower learning_rate" if failed else "run more trials"
+        raise ValueError(f"no trial was finished: {why}")
     able = [trial for trial in complete if trial.user_attrs["clean"] >= clean_floor]
     if not able:
         return max(complete, key=lambda trial: trial.user_attrs["clean"])
@@ -336,9 +378,9 @@ def _choose(study: optuna.Study, clean_floor: float) -> optuna.trial.FrozenTrial
 
 
 def _importance(study: optuna.Study) -> dict[str, float]:
-    """Share of the variance that each hyperparameter explains (Hutter et al., 2014), or nothing where all are alike."""
+    """Share of the variance that each hyperparameter explains (Hutter et al., 2014); none from few or equal trials."""
     values = [trial.values[-1] for trial in study.get_trials(states=_FINISHED[:1])]
-    if len(set(values)) < 2:
+    if len(values) < FEWEST_FOR_IMPORTANCE or len(set(values)) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     found = optuna.importance.get_param_importances(study, evaluator=evaluator, target=lambda trial: trial.values[-1])
@@ -384,7 +426,7 @@ def main(arguments: list[str] | None = None) -> int:
     harden = parser.add_argument_group("hardening")
     harden.add_argument("--start", type=Path, help="folder of the model to harden; default: train new ones")
     harden.add_argument("--recipe", choices=RECIPES, default="adversarial")
-    harden.add_argument("--eps", type=float, default=2.0, help="radius in grey levels of 255 (default 2)")
+    harden.add_argument("--eps", default="2/255", help="radius, such as 2/255 (default) or 0.005")
     harden.add_argument("--train-steps", type=int, default=2, help="PGD steps a training step (default 2)")
     harden.add_argument("--clean-floor", type=float, default=0.0, help="least accuracy without attack, 0..1")
     harden.add_argument("--pareto", action="store_true", help="maximise accuracy with and without attack together")
@@ -421,7 +463,7 @@ def _start_of(args: argparse.Namespace, splits: DataSplits) -> Callable[[], MRIC
 
 
 def _recipe_of(args: argparse.Namespace) -> Hardening | None:
-    return make_objective(args.recipe, eps=args.eps / 255, steps=args.train_steps) if args.start else None
+    return make_objective(args.recipe, eps=parse_radius(args.eps), steps=args.train_steps) if args.start else None
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import nbformat
-from jupyter_client import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
@@ -198,9 +197,16 @@ class _Client(NotebookClient):
 
     live: ClassVar[set[_Client]] = set()
 
-    def __init__(self, notebook: nbformat.NotebookNode, bar: tqdm, **options: Any) -> None:
-        super().__init__(notebook, on_cell_executed=self._count, **options)
-        self.bar, self.told = bar, 0.0
+    def __init__(self, notebook: nbformat.NotebookNode, bar: tqdm, sockets: Path, **options: Any) -> None:
+        super().__init__(notebook, on_cell_executed=self._count, kernel_name="python3", **options)
+        self.bar, self.sockets, self.told = bar, sockets, 0.0
+
+    def create_kernel_manager(self) -> Any:
+        """A kernel that is reached through the folder ``sockets``, which only this user may open."""
+        manager = super().create_kernel_manager()
+        if TRANSPORT == "ipc":
+            manager.transport, manager.ip = TRANSPORT, str(self.sockets / "kernel")
+        return manager
 
     def _count(self, cell: nbformat.NotebookNode, **_: Any) -> None:
         self.bar.set_postfix_str("", refresh=False)
@@ -229,13 +235,6 @@ class _Client(NotebookClient):
                 client.km.provisioner.process.kill()
 
 
-def _kernel_manager(folder: Path) -> AsyncKernelManager:
-    """Of a kernel that is reached through ``folder``, which only this user may open."""
-    if TRANSPORT == "tcp":
-        return AsyncKernelManager(kernel_name="python3")
-    return AsyncKernelManager(kernel_name="python3", transport=TRANSPORT, ip=str(folder / "kernel"))
-
-
 def execute(path: Path, values: dict[str, Any], target: Path, *, threads: int | None = None) -> None:
     """Run one notebook with ``values`` as parameters and write it, with outputs, to ``target``.
 
@@ -257,7 +256,7 @@ def execute(path: Path, values: dict[str, Any], target: Path, *, threads: int | 
         client = _Client(
             notebook,
             bar,
-            km=_kernel_manager(Path(sockets)),
+            Path(sockets),
             timeout=None,
             extra_arguments=[f"--IPKernelApp.exec_lines={WARNINGS}"],
             resources={"metadata": {"path": str(path.parent), "name": path.stem}},
