@@ -150,7 +150,7 @@ def test_a_doubtful_number_is_marked_wherever_it_is_shown(workspace: Workspace) 
     assert "trustworthy" not in remark(records)
     records["Ensemble"]["curve"]["n_images"] = 8
     assert "Ensemble on 8 of 64 images" in remark(records)
-    assert summary_table(records).loc["ResNet34", "gradient checks"] == f"7/8: {name}"
+    assert summary_table(records).loc["ResNet34", "gradient checks"] == f"8/9: {name}"
 
 
 def test_records_of_other_data_do_not_mix(workspace: Workspace) -> None:
