@@ -262,8 +262,9 @@ def build_model(
     weights: str | Path = "scratch",
     trainable: str | int = "all",
     classes: Sequence[str] | None = None,
+    say: Callable[[str], object] | None = print,
 ) -> MRIClassifier:
-    """Make a classifier, and print what was loaded, left out and new where weights come from a file.
+    """Make a classifier, and say what was loaded, left out and new where weights come from a file.
 
     Args:
         backbone: key of ``BACKBONES``.
@@ -274,6 +275,7 @@ def build_model(
             ``.safetensors`` or ``.pth`` file in one of the layouts of :mod:`models.weights`.
         trainable: see :meth:`MRIClassifier.freeze`.
         classes: class names in label order, against which those of a file with a head are checked.
+        say: told once a process what was loaded; None tells nobody.
 
     Raises:
         FileNotFoundError: no such weights file.
@@ -282,20 +284,20 @@ def build_model(
     """
     model = MRIClassifier(backbone, num_classes=num_classes, image_size=image_size)
     if str(weights) == "pretrained":
-        _tell(load_backbone(model, _download(backbone), origin=f"published weights of {backbone}"))
+        _tell(load_backbone(model, _download(backbone), origin=f"published weights of {backbone}"), say)
     elif str(weights) != "scratch":
-        _tell(load_weights(model, Path(weights), classes=classes))
+        _tell(load_weights(model, Path(weights), classes=classes), say)
     return model.freeze(trainable)
 
 
 _TOLD: set[str] = set()
 
 
-def _tell(loaded: Loaded) -> None:
-    """Print what was loaded, once a process: a search builds many models from one file."""
-    if str(loaded) not in _TOLD:
+def _tell(loaded: Loaded, say: Callable[[str], object] | None) -> None:
+    """Say what was loaded, once a process: a search builds many models from one file."""
+    if say and str(loaded) not in _TOLD:
         _TOLD.add(str(loaded))
-        print(loaded)
+        say(str(loaded))
 
 
 def _download(backbone: str) -> dict[str, torch.Tensor]:
@@ -329,6 +331,15 @@ def load_weights(model: MRIClassifier, path: Path, *, classes: Sequence[str] | N
         return Loaded(str(path), len(whole), head=True, unsure=_check_classes(path, classes))
     loaded = load_backbone(model, own, origin=str(path), rest=rest)
     return replace(loaded, unsure=_check_classes(path, classes)) if loaded.head else loaded
+
+
+def load_exactly(model: MRIClassifier, path: Path) -> None:
+    """Load a whole classifier of this project, every tensor by its own name.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`models.weights.read_weights`; also where a name or a shape differs.
+    """
+    _load_classifier(model, read_weights(path), path)
 
 
 def _load_classifier(model: MRIClassifier, state: State, path: Path) -> None:

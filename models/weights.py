@@ -92,19 +92,24 @@ def _unwrap(content: Any) -> State:
 
 def classes_of(path: Path) -> list[str] | None:
     """Class names, in label order, that a file or the record beside it tells of its head; None where neither does."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as opened:
-            told = (opened.metadata() or {}).get("classes")
-        if told:
-            return list(json.loads(told))
     record = path.with_name("record.json")
-    if not record.is_file():
-        return None
+    told = _told(_header(path)) or _told(record.read_text(encoding="utf-8") if record.is_file() else "{}")
+    return [str(name) for name in told] if isinstance(told, list) else None
+
+
+def _header(path: Path) -> str:
+    """What our own checkpoints say of themselves inside the file, as JSON."""
+    if path.suffix != ".safetensors":
+        return "{}"
+    with safe_open(path, "pt") as opened:
+        return (opened.metadata() or {}).get("model", "{}")
+
+
+def _told(text: str) -> Any:
     try:
-        told = json.loads(record.read_text(encoding="utf-8")).get("classes")
+        return json.loads(text).get("classes")
     except (ValueError, AttributeError):
         return None  # somebody else's file
-    return [str(name) for name in told] if isinstance(told, list) else None
 
 
 def unprefixed(

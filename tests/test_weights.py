@@ -153,7 +153,7 @@ def test_another_order_of_classes_is_refused(where: str, tmp_path: Path) -> None
     own = build_model("resnet34", image_size=32)
     path = tmp_path / "weights.safetensors"
     order = ["Mild", "Moderate", "Non", "VeryMild"]
-    header = {"classes": json.dumps(order)} if where == "header" else None
+    header = {"model": json.dumps({"backbone": "resnet34", "classes": order})} if where == "header" else None
     save_file({key: value.contiguous() for key, value in own.state_dict().items()}, path, metadata=header)
     if where == "record":
         (tmp_path / "record.json").write_text(json.dumps({"classes": order}))

@@ -3,24 +3,65 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from models.def_models import MRIClassifier, load_weights
-from utils.paths import atomic_write, atomic_write_all, read_json
+from models.def_models import MRIClassifier, load_exactly
+from utils.paths import atomic_write, atomic_write_all, file_digest, read_json, remove_unfinished
+from utils.processes import is_main
 
 WEIGHTS = "weights.safetensors"
 RECORD = "record.json"
 RESUME = Path("resume") / "state.pt"
+#: Key of the record under which the SHA-256 of the weights file stands.
+DIGEST = "weights_sha256"
+
+#: By process, too: notebook_launcher forks, and a lock is not inherited.
+_LOCKS: dict[tuple[int, Path], FileLock] = {}
+
+
+@contextmanager
+def hold(folder: str | Path | None) -> Iterator[None]:
+    """Inside, no other process trains into ``folder``; the system lets go of it when this process ends.
+
+    Of several processes of one launch only the first holds it. A process may hold a folder several times.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    if folder is None or not is_main():
+        yield
+        return
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # beside the folder: nothing in it has to outlive a training
+    lock = _LOCKS.setdefault((os.getpid(), folder), FileLock(folder.parent / f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BlockingIOError(
+            f"another process is training into {folder}; wait until it ends, or name another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_checkpoint(model: MRIClassifier, record: dict[str, Any], folder: Path) -> None:
     """Write ``weights.safetensors`` and ``record.json`` together, or neither.
+
+    The record is put in place last and names the SHA-256 of the weights, so that :func:`load_checkpoint` notices a
+    pair that a kill between the two has parted.
 
     A tensor that half precision holds exactly, as :func:`utils.training.train` leaves those it trained, takes half
     the space; no other is changed.
@@ -31,14 +72,20 @@ def save_checkpoint(model: MRIClassifier, record: dict[str, Any], folder: Path) 
     folder = Path(folder)
     state = {name: _storable(value) for name, value in model.state_dict().items()}
     record = {"model": describe_model(model), **record}
-    text = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    header = {"model": json.dumps(record["model"])}
-    atomic_write_all(
-        {
-            folder / WEIGHTS: lambda path: save_file(state, path, metadata=header),
-            folder / RECORD: lambda path: path.write_text(text, encoding="utf-8"),
-        }
-    )
+    json.dumps(record, allow_nan=False)  # what cannot be written is refused before the weights are
+    # one entry: safetensors writes several in an order that changes from run to run
+    told = {"classes": record["classes"]} if "classes" in record else {}
+    header = {"model": json.dumps({**record["model"], **told})}
+    digest = {}
+
+    def write_weights(path: Path) -> None:
+        save_file(state, path, metadata=header)
+        digest[DIGEST] = file_digest(path)
+
+    def write_record(path: Path) -> None:
+        path.write_text(json.dumps({**record, **digest}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+    atomic_write_all({folder / WEIGHTS: write_weights, folder / RECORD: write_record})
 
 
 def _storable(value: torch.Tensor) -> torch.Tensor:
@@ -94,7 +141,8 @@ def load_checkpoint(
         image_size=record["model"]["image_size"],
     )
     _check_header(weights, record)
-    load_weights(model, weights)
+    _check_digest(weights, record)
+    load_exactly(model, weights)
     for what, own, wanted in (
         ("classes", record.get("classes"), classes),
         ("data fingerprint", record.get("data", {}).get("fingerprint"), fingerprint),
@@ -148,11 +196,28 @@ def _check_header(weights: Path, record: dict[str, Any]) -> None:
         raise FileNotFoundError(f"{weights} does not exist; the folder's record.json does")
     try:
         with safe_open(weights, "pt") as opened:
-            own = json.loads((opened.metadata() or {}).get("model", "null"))
+            own = json.loads((opened.metadata() or {}).get("model", "null")) or {}
     except Exception as error:
         raise ValueError(f"{weights} is not a readable safetensors file ({error})") from error
-    if own != record["model"]:
-        raise ValueError(f"{weights} holds {own}, but its record.json describes {record['model']}")
+    classes = own.pop("classes", record.get("classes"))
+    if own != record["model"] or classes != record.get("classes"):
+        described = {**record["model"], "classes": record.get("classes")}
+        raise ValueError(f"{weights} holds {own | {'classes': classes}}, but its record.json describes {described}")
+
+
+def belong_together(folder: str | Path) -> bool:
+    """Whether the weights in a checkpoint folder are those that its record names; older records name none."""
+    record, weights = read_record(folder), checkpoint_folder(folder) / WEIGHTS
+    return DIGEST not in record or (weights.is_file() and file_digest(weights) == record[DIGEST])
+
+
+def _check_digest(weights: Path, record: dict[str, Any]) -> None:
+    if DIGEST in record and file_digest(weights) != record[DIGEST]:
+        raise ValueError(
+            f"{weights} is not the file that the record beside it names (SHA-256 {str(record[DIGEST])[:12]}…): a run "
+            "was stopped while it replaced the model, or one of the two files was changed. Start that training "
+            "again, it finishes what it began; or put both files of one run back"
+        )
 
 
 def save_resume_state(state: dict[str, Any], folder: Path) -> None:
@@ -167,8 +232,7 @@ def load_resume_state(folder: Path, config: dict[str, Any]) -> dict[str, Any] | 
         ValueError: the state is damaged or belongs to other settings; the message names the file.
     """
     path = Path(folder) / RESUME
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        leftover.unlink()
+    remove_unfinished(path.parent)
     if not path.is_file():
         return None
     try:

@@ -4,7 +4,7 @@
     accelerate launch --multi_gpu --num_processes 4 -m utils.fit --backbone resnet34 --start checkpoints/ResNet34
 
 Processes share each batch, so the result is that of one process with the same ``batch_size``, up to rounding and
-dropout. A killed run goes on where it stopped.
+dropout. A killed run goes on where it stopped, also where only its test is missing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
-from utils.checkpoints import RECORD, load_trainable
+from utils.checkpoints import RECORD, RESUME, belong_together, hold, load_checkpoint, load_trainable, read_record
 from utils.command import command
 from utils.config import TrainConfig, parse_assignment, parse_trainable
 from utils.data import DataSplits, load_splits
@@ -28,8 +28,9 @@ from utils.paths import CHECKPOINTS, DATASET_VARIABLES
 from utils.processes import is_main, join_others, wait_for_all
 from utils.reproducibility import seed_everything
 from utils.results import HARDENED, save_trained, update_record
+from utils.specification import differing, start_facts
 from utils.training import print_epoch, train
-from utils.workspace import pick_device
+from utils.workspace import Workspace, pick_device
 
 #: Names of ``settings`` beside the fields of ``TrainConfig``.
 _AUGMENTATION = ("augmentation_strength",)
@@ -68,7 +69,9 @@ def fit(
         the record.
 
     Raises:
-        FileExistsError: ``folder`` holds a finished model.
+        FileExistsError: ``folder`` holds a finished model, or one of other settings.
+        BlockingIOError: another process is training into ``folder``.
+        FloatingPointError: the loss became NaN or infinite.
         ValueError: a backbone or a setting that does not exist or does not fit.
     """
     if backbone not in BACKBONES:
@@ -77,24 +80,81 @@ def fit(
     settings = dict(settings or {})
     title = BACKBONES[backbone].title + (HARDENED if start else "")
     folder = Path(folder) if folder else CHECKPOINTS / title
-    if (folder / RECORD).exists() and not overwrite:
-        raise FileExistsError(f"{folder} holds a finished model; name another folder, or allow it to be replaced")
     objective = _objective(recipe if start else "", settings)
     config = apply_hyperparams(TrainConfig(), settings)
+    if (folder / RECORD).is_file() and not overwrite:
+        _refuse_finished(folder)
     splits = load_splits(data)
-    seed_everything(config.seed)
-    model = _start_model(splits, backbone, image_size, weights, trainable, start)
-    say = print_epoch if is_main() else None
-    result = train(model, splits, objective=objective, config=config, folder=folder, on_epoch=say)
-    device = pick_device()
-    metrics = evaluate(predict(model.to(device), splits.test, device=device), splits.test)
-    record: dict[str, Any] = {}
-    if is_main():
-        origin = Path(start).name if start else Path(weights).name
-        save_trained(model, folder, splits=splits, result=result, config=config, objective=objective, start=origin)
-        record = update_record(folder, test=metrics)
-    wait_for_all()
-    return record
+    with hold(folder):
+        run = {"config": config.as_dict(), "objective": objective.as_dict()}
+        specification = _specification(splits, backbone, image_size, weights, trainable, start)
+        if not _only_test_is_missing(folder, {**run, **specification}, overwrite):
+            seed_everything(config.seed)
+            model = _start_model(splits, backbone, image_size, weights, trainable, start)
+            say = print_epoch if is_main() else None
+            result = train(model, splits, objective=objective, config=config, folder=folder, on_epoch=say)
+            if is_main():
+                save_trained(
+                    model,
+                    folder,
+                    splits=splits,
+                    result=result,
+                    config=config,
+                    objective=objective,
+                    start=Path(start or weights).name,
+                    note=Workspace.open().note(splits),
+                    specification=specification,
+                )
+            wait_for_all()
+        model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        device = pick_device()
+        metrics = evaluate(predict(model.to(device), splits.test, device=device), splits.test)
+        if is_main():
+            record = update_record(folder, test=metrics)
+        wait_for_all()
+    return record if is_main() else {}
+
+
+def _refuse_finished(folder: Path) -> None:
+    """Raise FileExistsError where a folder holds a model that is trained and tested, or that is not whole."""
+    if "test" in read_record(folder) and belong_together(folder):
+        raise FileExistsError(f"{folder} holds a finished model; name another folder, or allow it to be replaced")
+    if not belong_together(folder) and not (folder / RESUME).is_file():
+        raise FileExistsError(
+            f"{folder} holds weights that are not those of its record, and no unfinished training; name another "
+            "folder, or allow them to be replaced"
+        )
+
+
+def _specification(
+    splits: DataSplits, backbone: str, image_size: int, weights: str, trainable: str | int, start: str | Path | None
+) -> dict[str, Any]:
+    """By what a run is known again, beside its settings and its recipe."""
+    # a hardened model keeps the size of its start
+    shape = {} if start else {"image_size": image_size}
+    known = {"backbone": backbone, "fingerprint": splits.fingerprint, "trainable": trainable}
+    return known | shape | start_facts(start or weights)
+
+
+def _only_test_is_missing(folder: Path, wanted: Mapping[str, Any], overwrite: bool) -> bool:
+    """Whether a folder holds the model of this very run, killed between its training and its test.
+
+    Raises:
+        FileExistsError: it holds an untested model of other settings that may not be replaced.
+    """
+    if not (folder / RECORD).is_file() or not belong_together(folder):
+        return False
+    record = read_record(folder)
+    training = record.get("training", {})
+    stored = {name: training[name] for name in ("config", "objective") if name in training}
+    stored |= training.get("specification", {})
+    # without its specification it is not known whose it is
+    other = differing(stored, wanted) if "specification" in training else ["settings that are not recorded"]
+    if other and not overwrite:
+        raise FileExistsError(
+            f"{folder} holds a model of other {', '.join(other)}; name another folder, or allow it to be replaced"
+        )
+    return not other and "test" not in record
 
 
 def _objective(recipe: str, settings: Mapping[str, Any]) -> Standard:
@@ -121,8 +181,15 @@ def _start_model(
     if start:
         fits = {"backbone": backbone, "classes": splits.classes, "fingerprint": splits.fingerprint}
         return load_trainable(start, trainable=trainable, **fits)
-    shape = {"num_classes": len(splits.classes), "image_size": image_size}
-    return build_model(backbone, **shape, weights=weights, trainable=trainable)
+    return build_model(
+        backbone,
+        num_classes=len(splits.classes),
+        image_size=image_size,
+        weights=weights,
+        trainable=trainable,
+        classes=splits.classes,
+        say=print if is_main() else None,
+    )
 
 
 @command

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 RAW_DATASET = ROOT / "dataset" / "raw_dataset"
@@ -17,12 +24,20 @@ CHECKPOINTS = ROOT / "checkpoints"
 
 Writer = Callable[[Path], Any]
 
+#: This machine in the names of unfinished files: only here does a process number mean something.
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+#: An unfinished file is named after its target, the machine and the process that writes it.
+_UNFINISHED = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.[^.]+\.tmp")
+#: Seconds after which an unfinished file of another machine, or of an older version, is nobody's any more.
+_ABANDONED = 24 * 3600.0
+
 
 def atomic_write_all(writers: Mapping[Path, Writer]) -> None:
     """Write several files so that either all of them are replaced or none is touched.
 
     Every writer first fills a temporary file beside its target; only when all have succeeded
-    are the targets replaced by renames.
+    are the targets replaced by renames, in the order given. What a killed process left half written in the
+    same folders is removed.
 
     Args:
         writers: target path -> function that writes its content to the path it is given.
@@ -37,7 +52,9 @@ def atomic_write_all(writers: Mapping[Path, Writer]) -> None:
                 raise IsADirectoryError(f"{target} is a folder")
         for target, write in writers.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            remove_unfinished(target.parent)
+            prefix = f".{target.name}.{_HOST}-{os.getpid()}."
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=prefix, suffix=".tmp")
             os.close(handle)
             pending.append((Path(name), target))
             write(Path(name))
@@ -54,6 +71,37 @@ def atomic_write_all(writers: Mapping[Path, Writer]) -> None:
     finally:
         for temporary, _ in pending:
             temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove files that :func:`atomic_write_all` was killed over; those of a process that still writes stay."""
+    for path in Path(folder).glob(".*.tmp"):
+        found = _UNFINISHED.fullmatch(path.name)
+        if found and _is_abandoned(path, *found.groups()):
+            with suppress(OSError):  # what cannot be removed is no reason not to write
+                path.unlink()
+
+
+def _is_abandoned(path: Path, host: str, process: str) -> bool:
+    if host == _HOST and not psutil.pid_exists(int(process)):
+        return True
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED
+    except FileNotFoundError:
+        return False
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    with Path(path).open("rb") as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def atomic_write(target: Path, write: Writer) -> None:

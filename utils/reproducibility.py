@@ -19,6 +19,8 @@ from utils.paths import ROOT
 from utils.processes import world_size
 
 _RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "accelerate", "timm", "torchattacks")
+#: What decides a result, as git names it.
+_CODE = ("*.py", "env", "pyproject.toml", ":(exclude)tests")
 
 
 def seed_everything(seed: int) -> None:
@@ -59,10 +61,13 @@ def _cpu_name() -> str:
 
 
 def git_commit() -> str:
-    """Commit of the checkout, with ``+changes`` where it was edited; ``unknown`` without git."""
+    """Commit of the checkout, with ``+changes`` where code was edited; ``unknown`` without git.
+
+    Weights, records, figures, data and executed notebooks do not count: runs write them themselves.
+    """
     try:
         commit = _git("rev-parse", "HEAD")
-        return commit + ("+changes" if _git("status", "--porcelain", "-uno") else "")
+        return commit + ("+changes" if _git("status", "--porcelain", "-uno", "--", *_CODE) else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -15,6 +15,7 @@ from utils.checkpoints import (
     RECORD,
     checkpoint_folder,
     clear_resume_state,
+    hold,
     load_checkpoint,
     read_record,
     save_checkpoint,
@@ -44,6 +45,7 @@ def save_trained(
     objective: Standard | None = None,
     start: str = "scratch",
     note: str = "",
+    specification: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write weights and record of a finished training, and drop its resume state.
 
@@ -51,9 +53,13 @@ def save_trained(
         start: where the weights came from: ``scratch``, ``pretrained`` or a path, which is recorded by its
             name alone if it is absolute.
         note: what must be said wherever the numbers are shown.
+        specification: plain settings that are not in ``config`` or ``objective``, by which the run is known again.
 
     Returns:
         the record.
+
+    Raises:
+        BlockingIOError: another process is training into ``folder``.
     """
     record = {
         "classes": splits.classes,
@@ -67,11 +73,14 @@ def save_trained(
             "selected_by": result.selected_by,
             "seconds": result.seconds,
             "history": result.history,
+            **({"specification": dict(specification)} if specification else {}),
         },
         "environment": environment_facts(),
     }
-    save_checkpoint(model, record, folder)
-    clear_resume_state(folder)
+    with hold(folder):
+        save_checkpoint(model, record, folder)
+        # until both files are in place, the same training can be started again and finishes them
+        clear_resume_state(folder)
     return read_record(folder)
 
 

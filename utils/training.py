@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from models.def_models import MRIClassifier
-from utils.checkpoints import load_resume_state, rounded_to_half, save_resume_state
+from utils.checkpoints import hold, load_resume_state, rounded_to_half, save_resume_state
 from utils.config import TrainConfig
 from utils.data import DataSplits, ImageSet
 from utils.metrics import predict, scores
@@ -94,7 +94,6 @@ def train(
 
     Those that the training changed are rounded to half precision, in which a checkpoint stores them.
 
-
     The best epoch is the one with the highest balanced accuracy on the validation images, or with
     the highest robust balanced accuracy (PGD-10) where the objective attacks. The test side of
     ``splits`` is never looked at.
@@ -117,10 +116,13 @@ def train(
 
     Raises:
         ValueError: nothing is trainable, or ``folder`` holds an unfinished run of other settings.
+        BlockingIOError: another process is training into ``folder``.
         FloatingPointError: the loss became NaN or infinite.
     """
-    run = _Run(model, splits, objective or Standard(), config or TrainConfig(), folder, save_every)
-    return run.finish(on_epoch)
+    join_others()
+    with hold(folder):
+        run = _Run(model, splits, objective or Standard(), config or TrainConfig(), folder, save_every)
+        return run.finish(on_epoch)
 
 
 class _Run:
@@ -139,7 +141,6 @@ class _Run:
             raise ValueError("training needs two training images and one validation image; prepare other ratios")
         from accelerate import Accelerator  # slow to import; only training needs it
 
-        join_others()
         self.accelerator = Accelerator()
         self.config, self.objective = config, objective
         self.folder = Path(folder) if folder else None
