@@ -7,8 +7,9 @@ so that an attack perturbs the image itself and not a resized or normalised copy
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.weights import KNOWN, REGISTERS, Loaded, State, classes_of, from_timm_efficientnet, read_weights, unprefixed
+from models.weight_files import EXTRAS, LAYOUTS, Loaded, WeightsFile, inner_names, listed, read_weights_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,8 +36,7 @@ class Backbone:
         cam_layers: returns layers for Grad-CAM, the deepest first.
         pretrained: downloads, verifies and returns published weights, with or without a head.
         patch: the image side must be a multiple of it.
-        adapt: fits foreign weights to the module's image side.
-        rename: from the name that another library gives a tensor to the module's own.
+        adapt: gives foreign weights the module's names and image side; raises ValueError where it cannot.
         cam_map: turns what a layer of ``cam_layers`` gives into N x C x H x W.
     """
 
@@ -48,7 +48,6 @@ class Backbone:
     pretrained: Callable[[], dict[str, torch.Tensor]]
     patch: int = 1
     adapt: Callable[[dict[str, torch.Tensor], nn.Module], dict[str, torch.Tensor]] = lambda state, _: state
-    rename: Callable[[str], str] = lambda name: name
     cam_map: Callable[[torch.Tensor], torch.Tensor] = lambda output: output
 
 
@@ -96,14 +95,35 @@ def _dinov2_blocks(net: nn.Module) -> list[nn.Module]:
     return [embedding, *inner, nn.ModuleList([last, net.norm])]
 
 
-def _resample_positions(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torch.Tensor]:
-    """Position embeddings of another image side, interpolated to the one of ``net``."""
+def _adapt_dinov2(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torch.Tensor]:
+    """Names of facebook's trainer, and position embeddings of another image side, as ``net`` has them.
+
+    Raises:
+        ValueError: weights with register tokens.
+    """
     from timm.layers import resample_abs_pos_embed
 
+    registers = [name for name in state if name in ("register_tokens", "reg_token")]
+    if registers:
+        raise ValueError(f"it has {registers[0]}, and this model no registers; take the weights without registers")
+    # the trainer numbers its blocks within chunks, but by their place in the whole network
+    state = {re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name): value for name, value in state.items()}
     positions = state.get("pos_embed")
     if positions is None or positions.shape == net.pos_embed.shape:
         return state
     return state | {"pos_embed": resample_abs_pos_embed(positions, list(net.patch_embed.grid_size))}
+
+
+def _adapt_efficientnet(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torch.Tensor]:
+    """timm's names of the same layers, as torchvision has them."""
+    if "conv_stem.weight" not in state:
+        return state
+    import timm  # slow to import
+
+    with torch.device("meta"):
+        names = timm.create_model("efficientnet_b0").state_dict()
+    torchvision_names = dict(zip(names, net.state_dict(), strict=True))  # both list the layers from input to output
+    return {torchvision_names.get(name, name): value for name, value in state.items()}
 
 
 def _patches_as_map(tokens: torch.Tensor) -> torch.Tensor:
@@ -124,7 +144,7 @@ BACKBONES: dict[str, Backbone] = {
         cam_layers=lambda net: [net.blocks[-1].norm1],
         pretrained=lambda: _timm(pretrained=True).state_dict(),
         patch=14,
-        adapt=_resample_positions,
+        adapt=_adapt_dinov2,
         cam_map=_patches_as_map,
     ),
     "resnet34": Backbone(
@@ -139,7 +159,7 @@ BACKBONES: dict[str, Backbone] = {
         head="classifier",
         blocks=lambda net: list(net.features),
         cam_layers=lambda net: [net.features[8], net.features[5], net.features[3]],
-        rename=from_timm_efficientnet,
+        adapt=_adapt_efficientnet,
         **_torchvision("efficientnet_b0"),
     ),
 }
@@ -264,7 +284,7 @@ def build_model(
     classes: Sequence[str] | None = None,
     say: Callable[[str], object] | None = print,
 ) -> MRIClassifier:
-    """Make a classifier, and say what was loaded, left out and new where weights come from a file.
+    """Make a classifier.
 
     Args:
         backbone: key of ``BACKBONES``.
@@ -272,32 +292,27 @@ def build_model(
         image_size: side in pixels of the backbone's input.
         weights: ``scratch`` (random), ``pretrained`` (downloaded and verified by the library
             that publishes them: ImageNet for the CNNs, LVD-142M for DINOv2), or the path of a
-            ``.safetensors`` or ``.pth`` file in one of the layouts of :mod:`models.weights`.
+            ``.safetensors``, ``.pth`` or ``.pt`` file; see :func:`load_weights`.
         trainable: see :meth:`MRIClassifier.freeze`.
-        classes: class names in label order, against which those of a file with a head are checked.
-        say: told once a process what was loaded; None tells nobody.
+        classes: names in the order of the logits, against which weights that bring a head are checked.
+        say: is told once what was loaded from a path; None keeps silent.
 
     Raises:
         FileNotFoundError: no such weights file.
         ConnectionError: ``pretrained`` could not be downloaded; nothing else is loaded instead.
-        ValueError: the weights do not fit the backbone.
+        ValueError: the weights do not fit the backbone or the classes.
     """
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(f"num_classes is {num_classes}, but there are {len(classes)} classes: {listed(classes)}")
     model = MRIClassifier(backbone, num_classes=num_classes, image_size=image_size)
     if str(weights) == "pretrained":
-        _tell(load_backbone(model, _download(backbone), origin=f"published weights of {backbone}"), say)
+        # a published head answers for other classes, also where it has as many
+        load_backbone(model, _download(backbone), origin="the published weights", keep_head=False)
     elif str(weights) != "scratch":
-        _tell(load_weights(model, Path(weights), classes=classes), say)
+        loaded = load_weights(model, Path(weights), classes=classes)
+        if say:
+            say(f"weights: {loaded}")
     return model.freeze(trainable)
-
-
-_TOLD: set[str] = set()
-
-
-def _tell(loaded: Loaded, say: Callable[[str], object] | None) -> None:
-    """Say what was loaded, once a process: a search builds many models from one file."""
-    if say and str(loaded) not in _TOLD:
-        _TOLD.add(str(loaded))
-        say(str(loaded))
 
 
 def _download(backbone: str) -> dict[str, torch.Tensor]:
@@ -310,94 +325,163 @@ def _download(backbone: str) -> dict[str, torch.Tensor]:
         ) from error
 
 
-def load_weights(model: MRIClassifier, path: Path, *, classes: Sequence[str] | None = None) -> Loaded:
-    """Load a whole classifier, or a backbone with or without its head, see :mod:`models.weights`.
-
-    A head of the model's own shape is kept; any other is left out, and the model's stays random.
-
-    Args:
-        classes: the model's classes in label order; a head that was trained on others, or in another order, is refused.
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a ``.safetensors`` or ``.pth``/``.pt`` file; no code in it is ever executed.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`models.weights.read_weights`; also where names or shapes differ.
+        FileNotFoundError: no such file.
+        ValueError: not a file of named tensors.
     """
-    state = read_weights(path)
-    own, rest, prefix = unprefixed(state, model.backbone.state_dict(), BACKBONES[model.backbone_name].rename)
-    outer = prefix.removesuffix("backbone.")
-    if prefix.endswith("backbone.") and {f"{outer}mean", f"{outer}std"} <= set(rest):
-        whole = {f"backbone.{key}": value for key, value in own.items()}
-        whole |= {key.removeprefix(outer): value for key, value in rest.items()}
-        _load_classifier(model, whole, path)
-        return Loaded(str(path), len(whole), head=True, unsure=_check_classes(path, classes))
-    loaded = load_backbone(model, own, origin=str(path), rest=rest)
-    return replace(loaded, unsure=_check_classes(path, classes)) if loaded.head else loaded
+    return read_weights_file(path).tensors
+
+
+def load_weights(model: MRIClassifier, path: Path, *, classes: Sequence[str] | None = None) -> Loaded:
+    """Load a classifier of this project, or a state dict of the same architecture from elsewhere.
+
+    A head is kept where its shapes are the model's; another stays random, and the answer says so.
+
+    Args:
+        path: file, or folder of a checkpoint.
+        classes: names in the order of the logits; None leaves the order of a kept head unchecked.
+
+    Returns:
+        what was loaded, left out and new.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`models.weight_files.read_weights_file`; also where names, shapes or
+            classes differ.
+    """
+    path = path / "weights.safetensors" if path.is_dir() else path
+    file = read_weights_file(path)
+    own = model.state_dict()
+    names = {name.removeprefix("backbone.") for name in own}
+    tensors = inner_names(file.tensors, names, str(path))
+    # buffers of our own: the file is a whole classifier of this project
+    whole = {"mean", "std"} <= set(tensors) - set(model.backbone.state_dict())
+    if whole:
+        _check_classes(file, classes, str(path))
+        for name in ("mean", "std"):
+            _load_buffer(model, name, tensors.pop(name), str(path))
+    return load_backbone(model, tensors, origin=str(path), told=file.classes, classes=classes, need_head=whole)
 
 
 def load_exactly(model: MRIClassifier, path: Path) -> None:
-    """Load a whole classifier of this project, every tensor by its own name.
+    """Load a file that holds each tensor of the model under its own name, and no other.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`models.weights.read_weights`; also where a name or a shape differs.
+        FileNotFoundError, ValueError: see :func:`models.weight_files.read_weights_file`; also where names or shapes
+            differ.
     """
-    _load_classifier(model, read_weights(path), path)
-
-
-def _load_classifier(model: MRIClassifier, state: State, path: Path) -> None:
     try:
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(read_weights(path), strict=True)
     except RuntimeError as error:
+        reason = " ".join(str(error).split())[:400]
         raise ValueError(
-            f"{path} does not fit {model.backbone_name} with {model.num_classes} classes: {error}"
+            f"{path} does not fit {model.backbone_name} with {model.num_classes} classes: {reason}"
         ) from error
 
 
-def _check_classes(path: Path, classes: Sequence[str] | None) -> str:
-    """What has to be said of the order of a head's classes; refuses another one than the model's."""
-    told = classes_of(path)
-    if told and classes and told != list(classes):
-        raise ValueError(
-            f"{path} was trained on the classes {', '.join(told)} in this order, not on {', '.join(classes)}; prepare "
-            "the data with --classes in that order, or leave the head out of the file"
-        )
-    if told:
-        return ""
-    order = f"it must be {', '.join(classes)}" if classes else "compare it with that of your data"
-    return f"the file does not tell the order of its head's classes: {order}"
-
-
-def load_backbone(model: MRIClassifier, state: State, *, origin: str, rest: State | None = None) -> Loaded:
-    """Load the backbone, and the head if it has the model's own shape; another head keeps its random weights.
+def load_backbone(
+    model: MRIClassifier,
+    state: Mapping[str, torch.Tensor],
+    *,
+    origin: str,
+    told: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    keep_head: bool = True,
+    need_head: bool = False,
+) -> Loaded:
+    """Load everything but the head, and the head where it fits; else it keeps its random weights.
 
     Args:
-        state: tensors under the backbone's own names.
-        origin: where they come from, in words.
-        rest: what else was there and is left out.
+        state: names as in ``model.backbone``, or as its ``adapt`` knows them.
+        origin: for messages.
+        told: classes that the weights were trained on, None where that is unknown.
+        classes: those that are wanted.
+        keep_head: False leaves any head out.
+        need_head: refuse weights without a head that fits.
+
+    Returns:
+        what was loaded, left out and new.
 
     Raises:
-        ValueError: anything but the head is missing, of another shape, or more than this backbone has.
+        ValueError: anything but the head is missing, unknown or of another shape, or the kept head is of other
+            classes; the message names a few.
     """
-    backbone = BACKBONES[model.backbone_name]
-    wanted, head = model.backbone.state_dict(), backbone.head + "."
-    heads = {key for key in wanted if key.startswith(head)}
-    keeps_head = all(key in state and state[key].shape == wanted[key].shape for key in heads)
-    body = {key: value for key, value in state.items() if keeps_head or not key.startswith(head)}
-    body = {key: value for key, value in backbone.adapt(body, model.backbone).items() if key in wanted}
-    missing = [key for key in wanted if key not in {*body, *heads} and not key.endswith("num_batches_tracked")]
-    left_out = [key for key in (*state, *(rest or {})) if key not in body]
-    others = [key for key in left_out if not key.startswith(head) and _of_another_network(key, state, wanted)]
-    if missing or others:
-        raise ValueError(
-            f"{origin} does not fit {model.backbone_name}: missing {missing[:5]}, unknown {(others or left_out)[:5]}; "
-            f"{KNOWN}"
-        )
+    entry, own = BACKBONES[model.backbone_name], model.backbone.state_dict()
+    fails = f"{origin} does not fit {model.backbone_name} with {model.num_classes} classes"
     try:
-        model.backbone.load_state_dict(body, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"{origin} does not fit {model.backbone_name}: {error}") from error
-    return Loaded(origin, len(body), head=keeps_head, left_out=tuple(left_out))
+        adapted = entry.adapt(dict(state), model.backbone)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"{fails}: {error}") from error
+    extras = [name for name in adapted if name not in own and name.startswith(EXTRAS)]
+    within = entry.head + "."
+    head = {name: value for name, value in adapted.items() if name.startswith(within)}
+    body = {name: value for name, value in adapted.items() if name not in head and name not in extras}
+    _check_body(model, body, fails)
+    own_head = {name: value for name, value in own.items() if name.startswith(within)}
+    fitting = _fitting_head(head, own_head) if keep_head else {}
+    if need_head and not fitting:
+        shapes = [f"{name} {tuple(value.shape)}" for name, value in head.items()]
+        raise ValueError(f"{fails}: its head is {listed(shapes) or 'missing'}; give weights of the same classes")
+    if fitting:
+        _check_classes(WeightsFile({}, list(told) if told else None), classes, origin)
+    model.backbone.load_state_dict(body | fitting, strict=False)
+    left = sorted({name.split(".")[0] for name in extras}) + ([] if fitting else list(head))
+    remark = _remark(told, classes) if fitting else ""
+    kept = "kept" if fitting else "new"
+    return Loaded(origin, len(body | fitting), left, [] if fitting else list(own_head), kept, remark)
 
 
-def _of_another_network(key: str, state: State, wanted: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a tensor that was left out belongs to another network: more blocks than this has, or register tokens."""
-    tops = {name.split(".")[0] for name in wanted}
-    return key in REGISTERS or (key in state and "." in key and key.split(".")[0] in tops)
+def _check_body(model: MRIClassifier, body: Mapping[str, torch.Tensor], fails: str) -> None:
+    """Raise ValueError if a tensor outside the head is missing, unknown or of another shape."""
+    head = BACKBONES[model.backbone_name].head + "."
+    own = {name: value for name, value in model.backbone.state_dict().items() if not name.startswith(head)}
+    # files of before 2018 do not count batches, and torch starts the count itself
+    missing = [name for name in own if name not in body and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in body if name not in own]
+    other = [
+        f"{name} {tuple(body[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in body and body[name].shape != value.shape
+    ]
+    if missing or unknown or other:
+        raise ValueError(
+            f"{fails}: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {other[:3]}; known are: {LAYOUTS}"
+        )
+
+
+def _fitting_head(head: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """``head`` under the names of ``own`` where all shapes agree, else nothing.
+
+    A single linear layer may have another name: people put a Dropout before it, or take one away.
+    """
+    if len(own) == len(head) == 2:
+        ends = {name.rsplit(".", 1)[-1]: value for name, value in head.items()}
+        head = {name: ends.get(name.rsplit(".", 1)[-1], torch.empty(0)) for name in own}
+    fits = set(head) == set(own) and all(head[name].shape == value.shape for name, value in own.items())
+    return dict(head) if fits else {}
+
+
+def _load_buffer(model: MRIClassifier, name: str, value: torch.Tensor, origin: str) -> None:
+    buffer = model.get_buffer(name)
+    if value.shape != buffer.shape:
+        raise ValueError(f"{origin} holds a {name} of shape {tuple(value.shape)}, not {tuple(buffer.shape)}")
+    buffer.copy_(value)
+
+
+def _check_classes(file: WeightsFile, wanted: Sequence[str] | None, origin: str) -> None:
+    if file.classes and wanted is not None and list(file.classes) != list(wanted):
+        raise ValueError(
+            f"the head of {origin} was trained with the classes {', '.join(file.classes)}, in this order, but wanted "
+            f"are {', '.join(wanted)}; prepare the data with the same classes in the same order, or leave the head out"
+        )
+
+
+def _remark(told: Sequence[str] | None, wanted: Sequence[str] | None) -> str:
+    """What is uncertain about a head that is kept."""
+    if told and wanted is not None:
+        return ""
+    order = f" It must be: {', '.join(wanted)}" if wanted is not None else ""
+    stored = f" The weights were trained with: {', '.join(told)}" if told else ""
+    return f"The order of the head's classes is unchecked.{stored}{order}"

@@ -64,7 +64,7 @@ def _killed(work: Callable[[], object]) -> None:
 
 def test_the_record_holds_note_classes_and_the_digest_of_the_weights(data: Path, tmp_path: Path) -> None:
     record = _fit(data, tmp_path / "model")
-    assert record["note"] == "phantoms, not patients: these numbers mean nothing for MRI"
+    assert record["note"] == "phantom demo, no medical meaning"
     assert record["weights_sha256"] == file_digest(tmp_path / "model" / WEIGHTS)
     with safe_open(tmp_path / "model" / WEIGHTS, "pt") as opened:
         assert json.loads(opened.metadata()["model"])["classes"] == record["classes"]
