@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,6 +15,7 @@ from utils import compare_recipes
 from utils.compare_recipes import (
     RECIPE_VARIANTS,
     VARIANTS,
+    claim,
     describe_start,
     main,
     summarise,
@@ -151,3 +154,87 @@ def test_every_recipe_is_compared_over_three_seeds_on_both_splits(split: str) ->
     variants = read_json(ROOT / "benchmarks" / "recipes" / f"{split}_resnet34_32px" / "summary.json")["variants"]
     assert set(variants) == {"clean", *RECIPE_VARIANTS}
     assert all(row["seeds"] == [0, 1, 2] for row in variants.values())
+
+
+@pytest.fixture
+def finished(command: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command, after it has left a run whose training took no time."""
+    real = compare_recipes.train
+    monkeypatch.setattr(compare_recipes, "harden", _as_clean)
+    assert main([*command, "--variants", "trades", "--seeds", "0"]) == 0
+    monkeypatch.setattr(compare_recipes, "train", real)
+    return [*command, "--variants", "trades", "--seeds", "0"]
+
+
+def _as_clean(splits, variant, seed, budget, start: Path, folder: Path) -> None:
+    shutil.copytree(start, folder)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (["--epochs", "2"], r"clean_seed0.json was made with other epochs \(1, not 2\)"),
+        (["--image-size", "48"], r"image_size \(32, not 48\)"),
+        (["--backbone", "resnet34"], r"backbone \(small, not resnet34\)"),
+        (["--max-images", "9"], r"max_images \(8, not 9\)"),
+        (["--precision", "fp32"], r"precision \(auto, not fp32\)"),
+    ],
+)
+def test_finished_runs_of_other_settings_are_refused(change, named: str, finished: list[str], capsys) -> None:
+    assert main([*finished, *change]) == 1 and re.search(named, capsys.readouterr().err)
+
+
+def test_baselines_of_other_data_are_not_set_beside_old_runs(
+    finished: list[str], phantoms, tmp_path: Path, capsys
+) -> None:
+    before = (tmp_path / "out" / "summary.json").read_bytes()
+    split_and_save(phantoms, group_by_subject(phantoms), split="patient", seed=5, out=tmp_path / "data")
+    assert main(finished) == 1 and "other fingerprint (" in capsys.readouterr().err
+    assert (tmp_path / "out" / "summary.json").read_bytes() == before
+
+
+def test_a_run_of_older_files_is_compared_by_what_it_tells(finished: list[str], tmp_path: Path, capsys) -> None:
+    for path in (tmp_path / "out").glob("*_seed0.json"):
+        run = read_json(path)
+        run.pop("specification")
+        write_json(path, run)
+    assert main(finished) == 0
+    assert main([*finished, "--rate", "0.1"]) == 1 and "other rate (0.0005, not 0.1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content, lacks", [({}, "variant"), ({"variant": "trades", "title": "x", "seed": 0}, "model")])
+def test_a_run_that_is_not_whole_is_named(content, lacks: str, command: list[str], tmp_path: Path, capsys) -> None:
+    write_json(tmp_path / "out" / "mart_seed0.json", content)
+    assert main([*command, "--variants", "trades", "--seeds", "0"]) == 1
+    assert f"{tmp_path / 'out' / 'mart_seed0.json'} lacks {lacks}" in capsys.readouterr().err
+
+
+def test_a_run_under_the_name_of_another_is_refused(finished: list[str], tmp_path: Path, capsys) -> None:
+    shutil.copy(tmp_path / "out" / "trades_seed0.json", tmp_path / "out" / "trades_seed1.json")
+    assert main([*finished[:-1], "1"]) == 1
+    assert "trades_seed1.json was made with other seed (0, not 1)" in capsys.readouterr().err
+
+
+def test_weights_whose_record_is_of_another_run_are_trained_again(finished: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "clean_seed0"
+    wanted = (folder / "record.json").read_text()
+    other = json.loads(wanted) | {"weights_sha256": "0" * 64}
+    write_json(folder / "record.json", other)
+    (tmp_path / "out" / "clean_seed0.json").unlink()
+    assert main(finished) == 0
+    assert read_json(folder / "record.json")["weights_sha256"] == json.loads(wanted)["weights_sha256"]
+
+
+def test_start_weights_count_by_their_content(splits, tmp_path: Path) -> None:
+    path = tmp_path / "start.safetensors"
+    facts = []
+    for content in (b"one", b"two"):
+        path.write_bytes(content)
+        facts.append(compare_recipes.specification(splits, "resnet34", compare_recipes.Budget(weights=str(path))))
+    claim(tmp_path / "work", facts[0])
+    claim(tmp_path / "work", facts[0])
+    with pytest.raises(ValueError, match="other weights_sha256"):
+        claim(tmp_path / "work", facts[1])
+    assert "max_images" not in read_json(tmp_path / "work" / "settings.json")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        compare_recipes.specification(splits, "resnet34", compare_recipes.Budget(weights="nowhere"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,8 +14,10 @@ from utils.cross_validate import fold_of, main, summarise, summary_figure
 from utils.data import load_splits
 from utils.intervals import report
 from utils.paths import read_json, write_json
+from utils.phantom import PhantomConfig, make_phantoms
 from utils.prepare import group_by_subject, split_and_save
 from utils.readme import folds_table
+from utils.sources import RawImages
 from utils.splits import fold_sides
 
 SIZES = {"trainable": "head", "clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
@@ -114,3 +118,134 @@ def test_a_class_of_two_patients_trains_wherever_one_of_them_is_left() -> None:
     for fold in range(5):
         sides = fold_sides(subject, labels, fold=fold)
         assert (sides[labels == 1] == "train").any() and (sides == "validation").sum() == 4 * 4
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (["--epochs", "2"], r"fold0.json was made with other epochs \(1, not 2\)"),
+        (["--clean-epochs", "3"], r"clean_epochs \(1, not 3\)"),
+        (["--seed", "4"], r"fold_seed \(0, not 4\), seed \(0, not 4\)"),
+        (["--n-folds", "4"], r"n_folds \(3, not 4\)"),
+        (["--backbone", "resnet34"], r"backbone \(small, not resnet34\)"),
+        (["--image-size", "48"], r"image_size \(32, not 48\)"),
+        (["--max-images", "9"], r"max_images \(8, not 9\)"),
+        (["--weights", "WEIGHTS"], r"weights \(scratch, not start.safetensors\)"),
+    ],
+)
+def test_finished_folds_of_another_experiment_are_refused(
+    change: list[str], named: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    _store_folds(command, tmp_path, monkeypatch)
+    assert main(command) == 0
+    before = (tmp_path / "out" / "summary.json").read_bytes()
+    (tmp_path / "start.safetensors").write_bytes(b"some weights")
+    change = [text.replace("WEIGHTS", str(tmp_path / "start.safetensors")) for text in change]
+    capsys.readouterr()
+    assert main([*command, *change]) == 1
+    assert re.search(named, capsys.readouterr().err)
+    assert (tmp_path / "out" / "summary.json").read_bytes() == before
+
+
+def _store_folds(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folds as the command writes them, with answers that took no training."""
+
+    def score(splits, *, backbone, seed, budget, target, work, shared) -> None:
+        whose = cross_validate._whose(splits.test)
+        logits = torch.eye(4)[splits.test.labels].tolist()
+        own = {"training": {}, "logits": logits, "attacked": [logits] * 3}
+        record = {
+            "data": splits.info,
+            "budget": cross_validate.asdict(budget) | {"weights": cross_validate.weights_name(budget.weights)},
+            "specification": dict(shared),
+            "model": {"backbone": backbone, "num_classes": 4, "image_size": budget.image_size},
+            "seed": seed,
+            "epsilons": shared["epsilons"],
+            "attacks": shared["attacks"],
+            "classes": splits.classes,
+            "baselines": {},
+            "models": {"hardened": own},
+        }
+        write_json(target, record | {"test": whose, "attacked": whose})
+
+    monkeypatch.setattr(cross_validate, "run_fold", score)
+    assert main(command) == 0
+
+
+def test_folds_of_other_data_are_refused_also_where_old_files_tell_less(
+    command: list[str], phantoms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    _store_folds(command, tmp_path, monkeypatch)
+    pixels = phantoms.pixels.copy()
+    pixels[0, 60, 60] ^= 1
+    other = replace(phantoms, pixels=pixels)
+    split_and_save(other, group_by_subject(phantoms), split="patient", out=tmp_path / "data")
+    for told in ("images", "fingerprint"):
+        assert main(command) == 1 and f"other {told} (" in capsys.readouterr().err
+        for path in (tmp_path / "out").glob("fold*.json"):
+            fold = read_json(path)
+            write_json(path, {name: value for name, value in fold.items() if name != "specification"})
+
+
+def test_folds_of_two_experiments_are_not_pooled(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _store_folds(command, tmp_path, monkeypatch)
+    path = tmp_path / "out" / "fold1.json"
+    kept = read_json(path)
+    for key in ("images", "image_size"):
+        write_json(path, kept | {"specification": kept["specification"] | {key: 48}})
+        with pytest.raises(ValueError, match=rf"folds with other {key} \(.*a folder for each"):
+            summarise(tmp_path / "out")
+
+
+@pytest.mark.parametrize("content, lacks", [({}, "data.source"), ([], "data.source"), ({"data": 3}, "data.source")])
+def test_a_fold_that_is_not_whole_is_named(
+    content: object, lacks: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_json(tmp_path / "out" / "fold1.json", content)
+    assert main(command) == 1
+    assert f"{tmp_path / 'out' / 'fold1.json'} lacks {lacks}" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:The least populated class")
+@pytest.mark.parametrize(
+    "patients, n_folds, advice",
+    [
+        ((3, 3), 5, "no number of folds works, prepare more patients"),
+        ((5, 5), 30, "give --n-folds 4 or 5 or 6"),
+        ((5, 5), 2, "give --n-folds 4 or 5 or 6"),
+        ((5, 5), 1, "give --n-folds 4 or 5 or 6"),
+        ((6, 2), 0, "give --n-folds 3 or 4 or 5 or 6 or 7 or 8"),
+    ],
+)
+def test_folds_for_too_few_patients_are_refused_with_numbers_that_work(
+    patients: tuple[int, int], n_folds: int, advice: str, tmp_path: Path, small_backbone, capsys
+) -> None:
+    raw = _few_patients(patients)
+    split_and_save(raw, group_by_subject(raw), split="patient", ratios=(0.4, 0.3, 0.3), out=tmp_path / "data")
+    command = ["--data", str(tmp_path / "data"), "--backbone", "small", "--out", str(tmp_path / "out")]
+    command += ["--work", str(tmp_path / "work")]
+    assert main([*command, "--n-folds", str(n_folds)]) == 1
+    error = capsys.readouterr().err
+    assert f"{sum(patients)} patients cannot be tested in {n_folds} folds" in error and advice in error
+    splits = load_splits(tmp_path / "data")
+    for works in re.findall(r"\d+", advice):
+        for fold in range(int(works)):
+            assert all(len(part) for _, part in fold_of(splits, fold, int(works), seed=0))
+
+
+def _few_patients(patients: tuple[int, ...]) -> RawImages:
+    """As many patients of each of the first classes."""
+    raw = make_phantoms(PhantomConfig(n_subjects=24, n_levels=2))
+    own = [np.unique(raw.subjects[raw.labels == label])[:n] for label, n in enumerate(patients)]
+    kept = np.flatnonzero(np.isin(raw.subjects, np.concatenate(own)))
+    return replace(
+        raw,
+        pixels=raw.pixels[kept],
+        labels=raw.labels[kept],
+        subjects=raw.subjects[kept],
+        paths=[raw.paths[i] for i in kept],
+        folders=[raw.folders[i] for i in kept],
+        classes=raw.classes[: len(patients)],
+    )

@@ -205,6 +205,11 @@ def _check_header(weights: Path, record: dict[str, Any]) -> None:
         raise ValueError(f"{weights} holds {own | {'classes': classes}}, but its record.json describes {described}")
 
 
+def is_trained(folder: str | Path) -> bool:
+    """Whether a folder holds weights and the record that belongs to them."""
+    return (checkpoint_folder(folder) / RECORD).is_file() and belong_together(folder)
+
+
 def belong_together(folder: str | Path) -> bool:
     """Whether the weights in a checkpoint folder are those that its record names; older records name none."""
     record, weights = read_record(folder), checkpoint_folder(folder) / WEIGHTS

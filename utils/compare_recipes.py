@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from utils.augment import Augmentation
 from utils.baselines import baseline_answers
-from utils.checkpoints import RECORD, load_checkpoint, load_trainable
+from utils.checkpoints import is_trained, load_checkpoint, load_trainable
 from utils.command import command
 from utils.config import TrainConfig, parse_trainable
 from utils.data import DataSplits, ImageSet, load_splits, protocol_name
@@ -34,6 +34,7 @@ from utils.paths import DATASET_VARIABLES, ROOT, read_json, write_json
 from utils.plots import COLOURS, axes_of, finish, save_figure
 from utils.reproducibility import environment_facts, seed_everything
 from utils.results import save_trained
+from utils.specification import differing, read_part, refuse_other, start_facts
 from utils.suites import SUITES, describe
 from utils.training import print_epoch, train
 from utils.workspace import pick_device
@@ -43,6 +44,7 @@ SUITE = "brief"
 EPSILONS = (1 / 255, 2 / 255)
 _KEPT = ("n", "accuracy", "balanced_accuracy", "macro_f1", "auroc")
 SUMMARY = "summary.json"
+_ANOTHER = "give an --out of another name"
 
 
 @dataclass(frozen=True)
@@ -140,43 +142,88 @@ def run_seed(
         out: folder of the JSON files.
         work: folder of weights and unfinished runs.
     """
-    claim(work, backbone, budget)
+    wanted = specification(splits, backbone, budget)
+    for path in sorted(out.glob("*_seed*.json")):
+        refuse_other(path, _facts_of(read_run(path)), wanted, _ANOTHER)
+    claim(work, wanted)
     clean_folder = work / f"{CLEAN}_seed{seed}"
-    if not (clean_folder / RECORD).is_file():
+    if not is_trained(clean_folder):
         train_clean(splits, backbone, seed, budget, clean_folder)
     for name in (CLEAN, *variants):
         target = out / f"{name}_seed{seed}.json"
         if target.is_file():
+            refuse_other(target, read_run(target), {"variant": name, "seed": seed}, "delete it, and it is made again")
             continue
         print(f"{name}, seed {seed}", flush=True)
         folder = work / f"{name}_seed{seed}"
-        if not (folder / RECORD).is_file():
+        if not is_trained(folder):
             harden(splits, VARIANTS[name], seed, budget, clean_folder, folder)
         model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
-        write_json(target, _score_run(name, seed, model, record, splits, budget))
+        write_json(target, _score_run(name, seed, model, record, splits, budget) | {"specification": wanted})
 
 
-def claim(work: Path, backbone: str, budget: Budget) -> None:
-    """Mark a folder of weights and unfinished runs as made with these settings.
+def specification(splits: DataSplits, backbone: str, budget: Budget) -> dict[str, Any]:
+    """Everything that a run's result depends on, beside its variant and its seed, as plain values.
 
     Raises:
-        ValueError: it was made with others.
+        FileNotFoundError: the budget's weights do not exist.
     """
-    # how much is scored in the end changes no weights
-    settings = {"backbone": backbone} | {key: value for key, value in asdict(budget).items() if key != "max_images"}
+    measured = {"epsilons": [0.0, *EPSILONS], "attacks": [attack["title"] for attack in describe(SUITES[SUITE])]}
+    data = {"backbone": backbone, "fingerprint": splits.fingerprint}
+    return asdict(budget) | start_facts(budget.weights) | data | measured
+
+
+#: What every run's file holds.
+_RUN = ("variant", "title", "seed", "model.backbone", "training.history", "training.seconds", "budget")
+_RUN += ("data.fingerprint", "validation.metrics", "test.metrics", "test.attacks", "test.n_images")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The file of one run.
+
+    Raises:
+        ValueError: it is not whole; the message names it.
+    """
+    return read_part(path, _RUN)
+
+
+def _facts_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The :func:`specification` of a stored run, as far as older files tell it."""
+    told = {"backbone": run["model"]["backbone"], "fingerprint": run["data"]["fingerprint"]}
+    told |= {name: run["test"][name] for name in ("epsilons", "attacks")}
+    return {**run["budget"], **told, **run.get("specification", {})}
+
+
+def claim(work: Path, wanted: Mapping[str, Any]) -> None:
+    """Mark a folder of weights and unfinished runs as made with a :func:`specification`.
+
+    Raises:
+        ValueError: it was made with another.
+    """
+    # how much is scored in the end, and by what, changes no weights
+    scoring = ("max_images", "epsilons", "attacks")
+    settings = {name: value for name, value in wanted.items() if name not in scoring}
     path = work / "settings.json"
     stored = read_json(path) if path.is_file() else settings
-    changed = [key for key in settings if stored.get(key) != settings[key]]
-    if changed:
-        raise ValueError(f"{work} holds weights made with other {', '.join(changed)}; give an --out of another name")
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} holds no settings; {_ANOTHER}")
+    if "weights_sha256" not in stored and "weights" in stored:
+        stored = stored | {"weights": weights_name(str(stored["weights"]))}
+    refuse_other(work, stored, settings, _ANOTHER)
     write_json(path, settings)
 
 
 def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
     """Train without attack and save in ``folder``; an interrupted training goes on."""
     seed_everything(seed)
-    shape = {"num_classes": len(splits.classes), "image_size": budget.image_size}
-    model = build_model(backbone, **shape, weights=budget.weights, trainable=budget.trainable)
+    model = build_model(
+        backbone,
+        num_classes=len(splits.classes),
+        image_size=budget.image_size,
+        weights=budget.weights,
+        trainable=budget.trainable,
+        classes=splits.classes,
+    )
     config = TrainConfig(
         num_epochs=budget.clean_epochs,
         batch_size=budget.batch_size,
@@ -285,13 +332,15 @@ def summarise(out: Path, baselines: Mapping[str, Any] | None = None) -> dict[str
 
     Raises:
         FileNotFoundError: no runs there.
-        ValueError: runs over other data or budgets among them.
+        ValueError: runs over other data, models or budgets among them, or one that is not whole.
     """
-    runs = [read_json(path) for path in sorted(out.glob("*_seed*.json"))]
+    runs = [read_run(path) for path in sorted(out.glob("*_seed*.json"))]
     if not runs:
         raise FileNotFoundError(f"no finished runs in {out}")
-    if len({(run["data"]["fingerprint"], str(run["budget"]), str(run["model"])) for run in runs}) > 1:
-        raise ValueError(f"{out} holds runs over other data, models or budgets; use a folder for each")
+    same = [{"budget": run["budget"], "model": run["model"], **_facts_of(run)} for run in runs]
+    other = [name for one in same[1:] for name in differing(same[0], one)]
+    if other:
+        raise ValueError(f"{out} holds runs with other {', '.join(dict.fromkeys(other))}; use a folder for each")
     old = read_json(out / SUMMARY)["baselines"] if baselines is None and (out / SUMMARY).is_file() else {}
     order = [CLEAN, *VARIANTS]
     rows = {}

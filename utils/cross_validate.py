@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.baselines import baseline_answers
-from utils.checkpoints import RECORD, load_checkpoint
+from utils.checkpoints import is_trained, load_checkpoint
 from utils.command import command
 from utils.compare_recipes import (
     EPSILONS,
@@ -34,16 +34,18 @@ from utils.compare_recipes import (
     claim,
     describe_start,
     harden,
+    specification,
     train_clean,
     weights_name,
 )
 from utils.data import DataSplits, ImageSet, load_splits, resplit
 from utils.intervals import binary_caption, report
 from utils.metrics import predict
-from utils.paths import read_json, write_json
+from utils.paths import write_json
 from utils.plots import COLOURS, axes_of, finish, save_figure
 from utils.reproducibility import environment_facts
-from utils.splits import fold_sides
+from utils.specification import differing, images_fingerprint, read_part, refuse_other
+from utils.splits import SPLITS, fold_sides
 from utils.suites import SUITES, describe
 from utils.workspace import pick_device
 from utils.worst_case import robustness_curve
@@ -52,40 +54,131 @@ from utils.worst_case import robustness_curve
 RECIPE = "adversarial_full"
 PLAIN, HARD = "not hardened", "hardened"
 SUMMARY = "summary.json"
+_ANOTHER = "give an --out of another name"
+#: What every fold's file holds.
+_FOLD = ("data.source", "data.fold", "data.n_folds", "data.fold_seed", "budget", "model", "seed", "epsilons", "attacks")
+_FOLD += ("classes", "test.labels", "test.subjects", "attacked.labels", "attacked.subjects", "baselines", "models")
 
 
 def fold_of(splits: DataSplits, fold: int, n_folds: int, seed: int) -> DataSplits:
     """One fold over all images of a patient split.
 
     Raises:
-        ValueError: another split, or no such fold.
+        ValueError: another split, no such fold, or too few patients.
     """
     if splits.info["protocol"] != "patient":
         raise ValueError(f"cross-validation is by patient; prepare with --split patient, not {splits.info['protocol']}")
     subjects, labels = (
         torch.cat([getattr(part, name) for _, part in splits]).numpy() for name in ("subjects", "labels")
     )
-    sides = fold_sides(subjects, labels, fold=fold, n_folds=n_folds, seed=seed)
+    if n_folds >= 2 and not 0 <= fold < n_folds:
+        raise ValueError(f"there are folds 0 to {n_folds - 1}, not {fold}")
+    sides = _sides(subjects, labels, fold, n_folds, seed)
+    if sides is None:
+        raise ValueError(_too_few(subjects, labels, n_folds, seed))
     return resplit(splits, sides, fold=fold, n_folds=n_folds, fold_seed=seed)
 
 
-def run_fold(splits: DataSplits, *, backbone: str, seed: int, budget: Budget, target: Path, work: Path) -> None:
+def _sides(subjects: np.ndarray, labels: np.ndarray, fold: int, n_folds: int, seed: int) -> np.ndarray | None:
+    """As :func:`fold_sides`, or None where there are too few patients for so many folds, or for so few."""
+    if not 2 <= n_folds <= len(np.unique(subjects)):
+        return None
+    try:
+        sides = fold_sides(subjects, labels, fold=fold, n_folds=n_folds, seed=seed)
+    except ValueError:  # fewer images of each class than folds
+        return None
+    return sides if set(SPLITS) <= set(sides) else None
+
+
+def _too_few(subjects: np.ndarray, labels: np.ndarray, n_folds: int, seed: int) -> str:
+    """The message for that, with numbers of folds that work."""
+
+    def works(n: int) -> bool:
+        return all(_sides(subjects, labels, fold, n, seed) is not None for fold in range(n))
+
+    n_patients = len(np.unique(subjects))
+    able = [str(n) for n in range(2, min(n_patients, 10) + 1) if works(n)]
+    return (
+        f"{n_patients} patients cannot be tested in {n_folds} folds: each fold needs patients to train on, to test, "
+        "and in one class four that are not tested, of whom one validates; "
+        + (f"give --n-folds {' or '.join(able)}" if able else "no number of folds works, prepare more patients")
+    )
+
+
+def fold_specification(splits: DataSplits, backbone: str, n_folds: int, seed: int, budget: Budget) -> dict[str, Any]:
+    """Everything that the folds of one experiment share, as plain values; ``fingerprint`` is of each fold's own sides.
+
+    Args:
+        splits: the prepared data, not a fold.
+    """
+    shared = specification(splits, backbone, budget)
+    del shared["fingerprint"]
+    folds = {"n_folds": n_folds, "fold_seed": seed, "seed": seed, "recipe": RECIPE}
+    return shared | folds | {"images": images_fingerprint(splits)}
+
+
+def read_fold(path: Path) -> dict[str, Any]:
+    """The file of one fold.
+
+    Raises:
+        ValueError: it is not whole; the message names it.
+    """
+    return read_part(path, _FOLD)
+
+
+def _facts_of(fold: Mapping[str, Any]) -> dict[str, Any]:
+    """The :func:`fold_specification` of a stored fold, as far as older files tell it."""
+    told = {name: fold["data"][name] for name in ("n_folds", "fold_seed")}
+    told |= {name: fold[name] for name in ("seed", "epsilons", "attacks")}
+    told |= {"backbone": fold["model"].get("backbone")}
+    return {**fold["budget"], **told, **fold.get("specification", {})}
+
+
+def refuse_other_folds(out: Path, splits: DataSplits, wanted: Mapping[str, Any]) -> None:
+    """Refuse folds in ``out`` that another experiment left there.
+
+    Args:
+        splits: the prepared data.
+        wanted: of :func:`fold_specification`.
+
+    Raises:
+        ValueError: a fold of other settings or other data, or a file that is not whole; the message names it.
+    """
+    for path in sorted(out.glob("fold*.json")):
+        stored = read_fold(path)
+        refuse_other(path, _facts_of(stored), wanted, _ANOTHER)
+        own = fold_of(splits, stored["data"]["fold"], wanted["n_folds"], wanted["fold_seed"])
+        refuse_other(path, stored["data"], {"fingerprint": own.fingerprint}, _ANOTHER)
+
+
+def run_fold(
+    splits: DataSplits,
+    *,
+    backbone: str,
+    seed: int,
+    budget: Budget,
+    target: Path,
+    work: Path,
+    shared: Mapping[str, Any],
+) -> None:
     """Train, harden and score one fold, as far as that is not done yet.
 
     Args:
         splits: of :func:`fold_of`.
         target: JSON file to write.
         work: folder of weights and unfinished runs.
+        shared: of :func:`fold_specification`.
     """
-    claim(work, backbone, budget)
+    claim(work, {**shared, "fingerprint": splits.fingerprint})
     folders = {PLAIN: work / "plain", HARD: work / "hardened"}
-    if not (folders[PLAIN] / RECORD).is_file():
+    if not is_trained(folders[PLAIN]):
         train_clean(splits, backbone, seed, budget, folders[PLAIN])
-    if not (folders[HARD] / RECORD).is_file():
+    if not is_trained(folders[HARD]):
         harden(splits, VARIANTS[RECIPE], seed, budget, folders[PLAIN], folders[HARD])
     few = splits.test.balanced_subset(budget.max_images)
     record: dict[str, Any] = {
         "data": splits.info,
+        "specification": dict(shared),
         "budget": asdict(budget) | {"weights": weights_name(budget.weights)},
         "seed": seed,
         "epsilons": [0.0, *EPSILONS],
@@ -130,12 +223,18 @@ def summarise(out: Path) -> dict[str, Any]:
         FileNotFoundError: no folds there.
         ValueError: folds of other data, models or budgets, or one patient tested twice.
     """
-    folds = [read_json(path) for path in sorted(out.glob("fold*.json"))]
+    folds = [read_fold(path) for path in sorted(out.glob("fold*.json"))]
     if not folds:
         raise FileNotFoundError(f"no finished folds in {out}")
     same = ("source", "n_folds", "fold_seed")
-    if len({str([fold["data"][key] for key in same] + [fold["budget"], fold["model"]]) for fold in folds}) > 1:
-        raise ValueError(f"{out} holds folds of other data, models or budgets; use a folder for each")
+    facts = [
+        {name: fold["data"][name] for name in same}
+        | {"budget": fold["budget"], "model": fold["model"], "classes": fold["classes"], **_facts_of(fold)}
+        for fold in folds
+    ]
+    other = [name for one in facts[1:] for name in differing(facts[0], one)]
+    if other:
+        raise ValueError(f"{out} holds folds with other {', '.join(dict.fromkeys(other))}; use a folder for each")
     patients = [set(fold["test"]["subjects"]) for fold in folds]
     if len(set().union(*patients)) != sum(map(len, patients)):
         raise ValueError(f"{out} holds folds that test the same patient")
@@ -238,13 +337,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = _parse(arguments)
     splits, budget = load_splits(args.data), budget_of(args)
-    for fold in range(args.n_folds) if args.folds is None else args.folds:
+    wanted = range(args.n_folds) if args.folds is None else args.folds
+    # each is cut before the first is trained: what cannot be done is said at once
+    for fold in wanted or [0]:
+        fold_of(splits, fold, args.n_folds, args.seed)
+    shared = fold_specification(splits, args.backbone, args.n_folds, args.seed, budget)
+    refuse_other_folds(args.out, splits, shared)
+    for fold in wanted:
         target = args.out / f"fold{fold}.json"
         if not target.is_file():
             print(f"fold {fold}", flush=True)
             own = fold_of(splits, fold, args.n_folds, args.seed)
             work = args.work / args.out.name / f"fold{fold}"
-            run_fold(own, backbone=args.backbone, seed=args.seed, budget=budget, target=target, work=work)
+            places = {"target": target, "work": work}
+            run_fold(own, backbone=args.backbone, seed=args.seed, budget=budget, shared=shared, **places)
     summary = summarise(args.out)
     write_json(args.out / SUMMARY, summary)
     print(save_figure(summary_figure(summary), (args.out / SUMMARY).with_suffix(".png")))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.paths import file_digest
+from utils.data import DataSplits
+from utils.paths import file_digest, read_json
 
 
 def start_facts(weights: str | Path) -> dict[str, str]:
@@ -67,3 +69,34 @@ def _plain(value: Any) -> Any:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def images_fingerprint(splits: DataSplits) -> str:
+    """SHA-256 over classes and all images, labels and patients, on whatever sides; 16 hexadecimal digits."""
+    everyone = splits.everyone
+    order = sorted(range(len(everyone)), key=everyone.paths.__getitem__)
+    digest = hashlib.sha256(repr((everyone.classes, tuple(everyone.images.shape))).encode())
+    for place in order:
+        digest.update(f"{everyone.paths[place]}{everyone.labels[place]}{everyone.subjects[place]}".encode())
+        digest.update(everyone.images[place].contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def read_part(path: Path, needed: Sequence[str]) -> dict[str, Any]:
+    """A stored part of an experiment.
+
+    Args:
+        needed: its keys, with dots for those inside of others.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no JSON, or a key is missing; the message names file and key.
+    """
+    content = read_json(path)
+    for name in needed:
+        found = content
+        for key in name.split("."):
+            if not isinstance(found, dict) or key not in found:
+                raise ValueError(f"{path} lacks {name}: it was not written whole; delete it, and it is made again")
+            found = found[key]
+    return content
