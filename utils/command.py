@@ -27,7 +27,7 @@ def command(main: Main) -> Main:
             return STOPPED
         except KeyError as error:
             return _said(f"there is no entry {error} where one is needed; is a stored file damaged?")
-        except (OSError, ValueError, TypeError, RuntimeError, FloatingPointError) as error:
+        except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
             return _said(str(error))
 
     return guarded

@@ -1,0 +1,119 @@
+"""Settings are checked by one set of checkers, and commands end in one line."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from utils.augment import Augmentation
+from utils.checks import choice, number, whole
+from utils.command import STOPPED, command
+from utils.config import TrainConfig, parse_assignment
+from utils.objectives import Adversarial, NFgsm, Trades, make_objective
+from utils.phantom import PhantomConfig
+from utils.suites import Attack, Threat
+
+
+@pytest.mark.parametrize("wrong", [True, 2.0, "3", None, math.nan, 0, 11])
+def test_whole_numbers(wrong) -> None:
+    assert whole("steps", 3, 1, 10) == 3
+    with pytest.raises(ValueError, match="steps must be a whole number from 1 to 10, not"):
+        whole("steps", wrong, 1, 10)
+
+
+@pytest.mark.parametrize("wrong", [True, "abc", None, math.nan, math.inf, -0.1, 1.0])
+def test_numbers(wrong) -> None:
+    assert number("rate", 0, least=0, below=1) == 0.0
+    with pytest.raises(ValueError, match="rate must be a number at least 0 and below 1, not"):
+        number("rate", wrong, least=0, below=1)
+
+
+def test_choices() -> None:
+    assert choice("norm", "l2", ("linf", "l2")) == "l2"
+    with pytest.raises(ValueError, match="norm must be one of linf, l2, not 'l1'"):
+        choice("norm", "l1", ("linf", "l2"))
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: TrainConfig(num_epochs=True), "num_epochs"),
+        (lambda: TrainConfig(batch_size=1), "batch_size"),
+        (lambda: TrainConfig(learning_rate="abc"), "learning_rate"),
+        (lambda: TrainConfig(learning_rate=math.nan), "learning_rate"),
+        (lambda: TrainConfig(mixup=2), "mixup"),
+        (lambda: TrainConfig(cutmix=-0.1), "cutmix"),
+        (lambda: TrainConfig(ema_decay=1), "ema_decay"),
+        (lambda: TrainConfig(layer_decay=0), "layer_decay"),
+        (lambda: TrainConfig(clip_norm=math.inf), "clip_norm"),
+        (lambda: TrainConfig(scheduler="linear"), "scheduler"),
+        (lambda: Augmentation(flip=1.5), "flip"),
+        (lambda: Augmentation(strength=math.nan), "augmentation strength"),
+        (lambda: Adversarial(eps=0), "eps above 0"),
+        (lambda: Adversarial(eps=math.nan), "eps must be"),
+        (lambda: Adversarial(eps=2 / 255, steps=1.5), "steps"),
+        (lambda: Adversarial(eps=2 / 255, alpha=2), "alpha"),
+        (lambda: Adversarial(eps=2 / 255, adv_weight=0), "adv_weight"),
+        (lambda: Trades(eps=2 / 255, beta=math.inf), "beta"),
+        (lambda: NFgsm(eps=2 / 255, noise=-1), "noise"),
+        (lambda: make_objective("fast", eps=2 / 255), "recipe"),
+        (lambda: Attack(steps=1.5), "steps"),
+        (lambda: Attack(restarts=True), "restarts"),
+        (lambda: Attack(alpha=math.nan), "alpha"),
+        (lambda: Threat(size=2.5), "size"),
+        (lambda: PhantomConfig(n_subjects=8.0), "n_subjects"),
+        (lambda: parse_assignment("x=1/0"), "x=1/0 divides by zero"),
+    ],
+)
+def test_settings_are_refused_by_name(make, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ValueError("two\nlines"), 1, "error: two lines"),
+        (FloatingPointError("the loss became nan"), 1, "error: the loss became nan"),
+        (KeyError("curve"), 1, "error: there is no entry 'curve'"),
+        (OSError("disk full"), 1, "error: disk full"),
+        (KeyboardInterrupt(), STOPPED, "stopped; the same command goes on"),
+    ],
+)
+def test_commands_end_in_one_line(error: BaseException, status: int, said: str, capsys) -> None:
+    @command
+    def main(arguments: list[str] | None = None) -> int:
+        raise error
+
+    assert main([]) == status
+    last = capsys.readouterr().err.strip().splitlines()
+    assert len(last) == 1 and last[0].startswith(said)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is sent otherwise there")
+def test_ctrl_c_ends_a_command_in_one_line(tmp_path: Path) -> None:
+    arguments = ["-m", "utils.prepare", "--source", "phantom", "--out", str(tmp_path / "data")]
+    code = (
+        "import utils.prepare as p, time; p.load_source = lambda *_, **__: (print('begun', flush=True), time.sleep(60))"
+    )
+    code += "\nimport sys; sys.exit(p.main(sys.argv[1:]))"
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments[2:]],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert running.stdout.readline() == "begun\n"
+    time.sleep(0.2)
+    os.kill(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == STOPPED and "Traceback" not in said and "goes on from what is finished" in said
