@@ -9,6 +9,7 @@ from conftest import small_model
 
 from utils.checkpoints import load_checkpoint, read_record, save_checkpoint
 from utils.data import load_splits
+from utils.paths import read_json, write_json
 from utils.prepare import group_by_subject, split_and_save
 from utils.results import update_record
 from utils.spot_check import main
@@ -79,3 +80,69 @@ def test_the_worst_case_is_measured_again(root: Path, capsys: pytest.CaptureFixt
     assert f"{n} of {n} images as recorded" in capsys.readouterr().out
     update_record(folder, worst_case={"curve": curve.as_dict() | {"robust_accuracy": [0.9, 0.9, 0.9]}, "seed": 3})
     assert main(arguments) == 1 and "in the record 90.0, 90.0, 90.0 %" in capsys.readouterr().err
+
+
+WHOLE = {"suite": "quick", "epsilons": [0, 1 / 255, 2 / 255], "paths": ["a"], "first_broken": [0]}
+
+
+@pytest.mark.parametrize(
+    "entry, named",
+    [
+        ({}, "spot_check.suite"),
+        ([], "spot_check.suite"),
+        ("recorded", "spot_check.suite"),
+        ({name: value for name, value in WHOLE.items() if name != "first_broken"}, "spot_check.first_broken"),
+        (WHOLE | {"first_broken": [0, 1]}, "paths and first_broken"),
+        (WHOLE | {"paths": 3}, "paths and first_broken"),
+    ],
+)
+def test_a_malformed_entry_is_named_before_any_attack(root: Path, monkeypatch, capsys, entry, named: str) -> None:
+    folder = root / "checkpoints" / "ResNet34"
+    update_record(folder, spot_check=entry)
+    monkeypatch.setattr("utils.spot_check.fates", None)
+    assert main(["--root", str(root)]) == 1
+    error = capsys.readouterr().err
+    assert named in error and str(folder / "record.json") in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "entry, named",
+    [
+        ({}, "worst_case.seed"),
+        ({"seed": 0, "curve": {}}, "worst_case.curve.attacks"),
+        (
+            {
+                "seed": 0,
+                "curve": {
+                    "attacks": [{"speed": 1}],
+                    "n_images": 4,
+                    "epsilons": [0],
+                    "robust_accuracy": [0],
+                    "first_broken": [0],
+                },
+            },
+            "attacks of the record",
+        ),
+    ],
+)
+def test_a_malformed_worst_case_is_named(root: Path, capsys, entry: dict, named: str) -> None:
+    update_record(root / "checkpoints" / "ResNet34", worst_case=entry)
+    assert main(["--root", str(root), "--worst-case"]) == 1 and named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"model": {"backbone": "small", "image_size": 32}}, "lacks model.num_classes"),
+        ({"model": 3}, "lacks model.backbone"),
+        ({"model": {"backbone": "small", "image_size": "32", "num_classes": 4}}, "no whole numbers in its model"),
+        ({"data": []}, "no data"),
+        ({"vote": {}}, "lacks vote.rule"),
+    ],
+)
+def test_a_record_with_missing_parts_is_named(root: Path, capsys, change: dict, named: str) -> None:
+    path = root / "checkpoints" / "ResNet34" / "record.json"
+    write_json(path, read_json(path) | change)
+    assert main(["--root", str(root)]) == 1
+    error = capsys.readouterr().err
+    assert named in error and str(path) in error and error.count("\n") == 1

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from models.def_models import MRIClassifier, load_exactly
-from utils.paths import atomic_write, atomic_write_all, file_digest, read_json, remove_unfinished
+from utils.paths import atomic_write, atomic_write_all, file_digest, need, read_json, remove_unfinished
 from utils.processes import is_main
 
 WEIGHTS = "weights.safetensors"
@@ -24,6 +24,9 @@ RECORD = "record.json"
 RESUME = Path("resume") / "state.pt"
 #: Key of the record under which the SHA-256 of the weights file stands.
 DIGEST = "weights_sha256"
+#: What a record of a model, and one of a vote, must tell.
+_MODEL = ("model.backbone", "model.num_classes", "model.image_size")
+_VOTE = ("vote.rule", "vote.members", "vote.weights")
 
 #: By process, too: notebook_launcher forks, and a lock is not inherited.
 _LOCKS: dict[tuple[int, Path], FileLock] = {}
@@ -185,9 +188,16 @@ def read_record(folder: str | Path) -> dict[str, Any]:
             "load_existing_params = False first."
         )
     record = read_json(path)
-    described = isinstance(record, dict) and ("vote" in record or "model" in record)
-    if not described or not ("vote" in record or {"backbone", "num_classes", "image_size"} <= set(record["model"])):
+    if not isinstance(record, dict) or not {"vote", "model"} & set(record):
         raise ValueError(f"{path} does not describe a model; it was not written by this project")
+    parts = _VOTE if "vote" in record else _MODEL
+    need(record, parts, f"{path} does not describe a model; it", "train the model again, or put its record back")
+    other = [name for name in ("data", "training", "test", "environment") if not isinstance(record.get(name, {}), dict)]
+    whole = "vote" in record or all(type(record["model"][name]) is int for name in ("num_classes", "image_size"))
+    if other or not whole:
+        raise ValueError(
+            f"{path} has no {other[0] if other else 'whole numbers in its model'} as this project writes it"
+        )
     return record
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.data import DataSplits
-from utils.paths import file_digest, read_json
+from utils.paths import file_digest, need, read_json
 
 
 def start_facts(weights: str | Path) -> dict[str, str]:
@@ -93,10 +93,5 @@ def read_part(path: Path, needed: Sequence[str]) -> dict[str, Any]:
         ValueError: no JSON, or a key is missing; the message names file and key.
     """
     content = read_json(path)
-    for name in needed:
-        found = content
-        for key in name.split("."):
-            if not isinstance(found, dict) or key not in found:
-                raise ValueError(f"{path} lacks {name}: it was not written whole; delete it, and it is made again")
-            found = found[key]
+    need(content, needed, path, "delete it, and it is made again")
     return content

@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import nn
 
-from utils.checkpoints import WEIGHTS, checkpoint_folder, load_checkpoint
+from utils.checkpoints import RECORD, WEIGHTS, checkpoint_folder, load_checkpoint
 from utils.command import command
 from utils.data import ImageSet, load_splits
+from utils.paths import need
 from utils.results import trained_models, update_record
 from utils.suites import SUITES, Attack
 from utils.workspace import Workspace, pick_device
@@ -27,6 +28,21 @@ from utils.worst_case import robustness_curve
 SUITE, EPSILONS, IMAGES = "quick", (1 / 255, 2 / 255), 64
 #: Other hardware rounds otherwise, and an image at the edge may fall to the other side.
 MAY_DIFFER = 1
+#: What the entries of a record that are compared must tell.
+_PARTS = {
+    "spot_check": ("spot_check.suite", "spot_check.epsilons", "spot_check.paths", "spot_check.first_broken"),
+    "worst_case": tuple(
+        f"worst_case.{key}"
+        for key in (
+            "seed",
+            "curve.attacks",
+            "curve.n_images",
+            "curve.epsilons",
+            "curve.robust_accuracy",
+            "curve.first_broken",
+        )
+    ),
+}
 #: The same for robust accuracy, 0..1.
 MAY_DIFFER_BY = 0.01
 
@@ -69,6 +85,7 @@ def check(folder: Path, data: Path, *, worst_case: bool = False) -> str:
     """
     splits = load_splits(data)
     model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+    _refuse_malformed(record, folder, "worst_case" if worst_case else "spot_check")
     model.to(pick_device())
     if worst_case:
         return f"{folder}: {worst_case_again(model, splits.test, record)}"
@@ -82,6 +99,18 @@ def check(folder: Path, data: Path, *, worst_case: bool = False) -> str:
     return f"{folder}: {len(found['paths']) - len(other)} of {len(found['paths'])} images as recorded"
 
 
+def _refuse_malformed(record: dict[str, Any], folder: Path, name: str) -> None:
+    """Raise ValueError, before any attack, where the entry to compare with is none of this project."""
+    if name not in record:
+        return
+    need(record, _PARTS[name], folder / RECORD, f"delete its {name}, and measure again")
+    own = record["worst_case"]["curve"] if name == "worst_case" else record["spot_check"]
+    pairs = ("epsilons", "robust_accuracy") if name == "worst_case" else ("paths", "first_broken")
+    lists = [own[key] for key in pairs]
+    if not all(isinstance(one, list) for one in lists) or len({len(one) for one in lists}) > 1:
+        raise ValueError(f"{folder / RECORD}: {' and '.join(pairs)} of its {name} are no lists of one length")
+
+
 def worst_case_again(model: nn.Module, test: ImageSet, record: Mapping[str, Any]) -> str:
     """Measure the worst case of a model's record anew, and say how it compares.
 
@@ -91,7 +120,10 @@ def worst_case_again(model: nn.Module, test: ImageSet, record: Mapping[str, Any]
     if "worst_case" not in record:
         raise ValueError("the record holds no attack; run the _atk notebook to the end")
     stored = record["worst_case"]["curve"]
-    attacks = [Attack(**{name: own[name] for name in own if name != "title"}) for own in stored["attacks"]]
+    try:
+        attacks = [Attack(**{name: own[name] for name in own if name != "title"}) for own in stored["attacks"]]
+    except TypeError as error:
+        raise ValueError(f"the attacks of the record's worst_case are none of this project ({error})") from None
     few = test.balanced_subset(stored["n_images"])
     options = {"epsilons": stored["epsilons"], "seed": record["worst_case"]["seed"], "device": pick_device()}
     found = robustness_curve(model, few, attack=attacks, **options)

@@ -33,6 +33,7 @@ from utils.optimization import (
     rate_factor,
     set_rate,
 )
+from utils.paths import need
 from utils.precision import autocast
 from utils.processes import join_others, rank, share_out, shared_batchnorm, total, world_size
 from utils.reproducibility import derived_seed, generator
@@ -462,7 +463,13 @@ def print_epoch(entry: dict[str, float]) -> None:
 
 
 def print_training(record: Mapping[str, Any]) -> None:
-    """The epochs of a loaded model, as they were printed when it was trained."""
+    """The epochs of a loaded model, as they were printed when it was trained.
+
+    Raises:
+        ValueError: the record does not tell them.
+    """
+    told = ("environment.created", "environment.hardware", "training.history")
+    need(dict(record), told, "the model's record", "train the model again")
     environment = record["environment"]
     print(f"loaded; trained {environment['created'][:10]} on {environment['hardware']}")
     for entry in record["training"]["history"]:
