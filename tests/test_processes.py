@@ -25,6 +25,7 @@ from utils.paths import read_json
 from utils.prepare import group_by_subject, split_and_save
 from utils.processes import share_out, shared_batchnorm, total
 from utils.sources import RawImages
+from utils.workspace import pick_device
 
 # without GPUs, too, --multi_gpu is what starts several processes; --cpu starts one
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
@@ -151,3 +152,10 @@ def test_a_finished_model_is_not_replaced_unasked(data: Path, clean: Path, capsy
     assert fit.main(["--backbone", "resnet34", "--data", str(data), "--out", str(clean)]) == 1
     assert "finished model" in capsys.readouterr().err and (clean / "record.json").read_bytes() == before
     assert json.loads(before)["model"]["backbone"] == "resnet34"
+
+
+@pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_attacks_run_where_training_does(cuda: bool, mps: bool, device: str, monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: mps)
+    assert pick_device().type == device

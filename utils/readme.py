@@ -17,7 +17,7 @@ import pandas as pd
 from utils.command import command
 from utils.compare_recipes import COLUMNS, ENCODERS, describe_start
 from utils.compare_recipes import summary_table as recipes_summary
-from utils.data import protocol_name
+from utils.data import patients_verified, protocol_name
 from utils.intervals import binary_caption
 from utils.paths import ROOT, atomic_write_all, read_json
 from utils.price import price_sentences
@@ -48,17 +48,26 @@ def leak_table(record: Mapping[str, Any]) -> str:
     """Nearest neighbour on two splits, from ``leak_audit.json``."""
     rows = {
         "accuracy on the test images": "accuracy",
+        "what the classes alone give, recognising nobody": "expected",
         "the nearest training image is of the same patient": "same_patient",
         "always answering the most frequent class": "majority",
     }
-    names = {"published": "published split", "patient": "split by patient"}
+    verified = patients_verified(record["data"])
+    names = {"published": "published split", "random": "random split"}
+    names["patient"] = "split by patient" if verified else "split by unverified patients"
     header = ["raw-pixel 1-nearest-neighbour", *(names[split["protocol"]] for split in record["splits"])]
-    cells = [[label, *(f"{100 * split[key]:.1f} %" for split in record["splits"])] for label, key in rows.items()]
+    # audits from before this was measured do not tell what the classes alone give
+    known = {label: key for label, key in rows.items() if all(key in split for split in record["splits"])}
+    cells = [[label, *(_share(split[key]) for split in record["splits"])] for label, key in known.items()]
     for eps in (ORIGINAL_EPS, max(GRID)):
         label = f"accuracy, proven against every change of up to {radius_label(eps)} a pixel"
         shares = [split["certified_accuracy"][split["epsilons"].index(eps)] for split in record["splits"]]
-        cells.append([label, *(f"{100 * share:.1f} %" for share in shares)])
+        cells.append([label, *map(_share, shares)])
     return markdown(header, cells)
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f} %"
 
 
 def recipes_table(summary: Mapping[str, Any]) -> str:

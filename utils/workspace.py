@@ -73,5 +73,10 @@ class Workspace:
 
 
 def pick_device() -> torch.device:
-    """The accelerator that torch finds, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device that training takes too: a CUDA GPU, else Apple's, else the CPU.
+
+    Accelerate chooses in this order, and an attack elsewhere would be of another program than was trained.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
