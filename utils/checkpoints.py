@@ -27,6 +27,8 @@ DIGEST = "weights_sha256"
 #: What a record of a model, and one of a vote, must tell.
 _MODEL = ("model.backbone", "model.num_classes", "model.image_size")
 _VOTE = ("vote.rule", "vote.members", "vote.weights")
+#: What the state of an unfinished training holds beside its settings.
+_STATE = ("progress", "model", "optimizer", "best", "average")
 
 #: By process, too: notebook_launcher forks, and a lock is not inherited.
 _LOCKS: dict[tuple[int, Path], FileLock] = {}
@@ -252,9 +254,9 @@ def load_resume_state(folder: Path, config: dict[str, Any]) -> dict[str, Any] | 
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        own = state["config"]
+        own, _ = state["config"], [state[key] for key in _STATE]
     except Exception as error:  # a damaged file makes torch raise almost anything
-        raise ValueError(f"{path} is not a readable training state ({error}); delete it to start over") from error
+        raise ValueError(f"{path} is not a readable training state ({error!r}); delete it to start over") from error
     changed = [key for key in config if own.get(key) != config[key]]
     if changed:
         raise ValueError(

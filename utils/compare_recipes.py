@@ -30,7 +30,7 @@ from utils.config import TrainConfig, parse_trainable
 from utils.data import DataSplits, ImageSet, load_splits, protocol_name
 from utils.intervals import report
 from utils.objectives import Standard, make_objective
-from utils.paths import DATASET_VARIABLES, ROOT, read_json, write_json
+from utils.paths import DATASET_VARIABLES, ROOT, need, read_json, write_json
 from utils.plots import COLOURS, axes_of, finish, save_figure
 from utils.reproducibility import environment_facts, seed_everything
 from utils.results import save_trained
@@ -159,6 +159,9 @@ def run_seed(
         if not is_trained(folder):
             harden(splits, VARIANTS[name], seed, budget, clean_folder, folder)
         model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        need(
+            record, ("training.history",), folder / "record.json", "delete this folder, and the model is trained again"
+        )
         write_json(target, _score_run(name, seed, model, record, splits, budget) | {"specification": wanted})
 
 
@@ -341,7 +344,9 @@ def summarise(out: Path, baselines: Mapping[str, Any] | None = None) -> dict[str
     other = [name for one in same[1:] for name in differing(same[0], one)]
     if other:
         raise ValueError(f"{out} holds runs with other {', '.join(dict.fromkeys(other))}; use a folder for each")
-    old = read_json(out / SUMMARY)["baselines"] if baselines is None and (out / SUMMARY).is_file() else {}
+    old = {}
+    if baselines is None and (out / SUMMARY).is_file():
+        old = read_part(out / SUMMARY, ("baselines",))["baselines"]
     order = [CLEAN, *VARIANTS]
     rows = {}
     for name in sorted({run["variant"] for run in runs}, key=order.index):

@@ -41,7 +41,7 @@ from utils.compare_recipes import (
 from utils.data import DataSplits, ImageSet, load_splits, resplit
 from utils.intervals import binary_caption, report
 from utils.metrics import predict
-from utils.paths import write_json
+from utils.paths import need, write_json
 from utils.plots import COLOURS, axes_of, finish, save_figure
 from utils.reproducibility import environment_facts
 from utils.specification import differing, images_fingerprint, read_part, refuse_other
@@ -193,6 +193,7 @@ def run_fold(
     device = pick_device()
     for name, folder in folders.items():
         model, own = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        need(own, ("training.history",), folder / "record.json", "delete this folder, and the model is trained again")
         model.to(device)
         options = {"attack": SUITES[SUITE], "epsilons": EPSILONS, "seed": seed, "device": device}
         curve = robustness_curve(model, few, **options, cache=work / "attack_cache")
