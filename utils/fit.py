@@ -149,10 +149,11 @@ def _only_test_is_missing(folder: Path, wanted: Mapping[str, Any], overwrite: bo
     stored = {name: training[name] for name in ("config", "objective") if name in training}
     stored |= training.get("specification", {})
     # without its specification it is not known whose it is
-    other = differing(stored, wanted) if "specification" in training else ["settings that are not recorded"]
+    other = differing(stored, wanted) if "specification" in training else ["settings, which are not recorded"]
     if other and not overwrite:
         raise FileExistsError(
-            f"{folder} holds a model of other {', '.join(other)}; name another folder, or allow it to be replaced"
+            f"{folder} holds a finished model of other {', '.join(other)}; name another folder, or allow it to be "
+            "replaced"
         )
     return not other and "test" not in record
 
