@@ -56,7 +56,7 @@ def test_tables_are_made_of_records_alone(workspace: Workspace) -> None:
     assert list(table["gradient checks"]) == ["9/9", "9/9", "unchecked"]
     assert list(table.index) == ["ResNet34", "ResNet34, hardened", "Ensemble"]
     assert set(panel_table(records["ResNet34"])["passed"]) == {"yes"}
-    assert len(panel_table(records["ResNet34"])) == 8
+    assert len(panel_table(records["ResNet34"])) == 9
     assert list(panel_table(records["Ensemble"]).index) == ["none was made"]
     questions = question_table(records["ResNet34"])
     assert {entry[:2] for entry in questions.index} >= {("binary", "patient"), ("4 classes", "image")}

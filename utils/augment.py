@@ -53,7 +53,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in ("flip", "affine", "intensity", "scanner"):
-            number(name, getattr(self, name), least=0, most=1)
+            number(f"{name}, one of the probabilities,", getattr(self, name), least=0, most=1)
         number("augmentation strength", self.strength, least=0)
         for name in ("rotation", "shift", "scale", "brightness", "contrast", "gamma", *_SCANNER):
             number(name, getattr(self, name), least=0)
