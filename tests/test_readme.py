@@ -37,7 +37,8 @@ from utils.paths import read_json
 from utils.phantom import PhantomConfig, make_phantoms
 from utils.precision import emulates_bf16
 from utils.prepare import group_by_subject, split_and_save
-from utils.suites import Attack
+from utils.radii import parse_radius
+from utils.suites import SUITES, Attack, Threat
 from utils.worst_case import adversarial_examples
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -242,6 +243,19 @@ def _robustness(folder: Path) -> None:
     assert robustness.main([*_arguments(ROBUSTNESS), "--root", str(folder)]) == 1
 
 
+def _measured(command: str) -> Callable[[Path], None]:
+    """The record that it made lies in the repository; tests/test_robustness_command.py runs it, smaller."""
+
+    def run(folder: Path) -> None:
+        parsed = robustness._parse(_arguments(command))
+        name = robustness.record_path(Path(), parsed.suite, Threat(), parsed.max_images).name
+        curve = read_json(ROOT / "checkpoints" / parsed.model / name)["curve"]
+        assert curve["epsilons"] == [0.0, *(parse_radius(text) for text in parsed.epsilons)]
+        assert [own["title"] for own in curve["attacks"]] == [attack.title for attack in SUITES[parsed.suite]]
+
+    return run
+
+
 def _spot_check(folder: Path) -> None:
     """Other data are refused; tests/test_real_images.py runs it on the data of the records."""
     data = ["--data", str(_phantom_data(folder))]
@@ -272,6 +286,7 @@ COMPARES = [command for command in COMMANDS if command.startswith("python -m uti
 FOLDS = [command for command in COMMANDS if command.startswith("python -m utils.cross_validate ")]
 RESULTS = [command for command in COMMANDS if re.match(r"python -m utils.reproduce .*--(skip|only)-results", command)]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
+MEASURED = [command for command in COMMANDS if command.startswith("python -m utils.robustness --model Eff")]
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
     f"{ONE_LINE}python -m pytest": _all_tests,
@@ -296,6 +311,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     SLURM: _slurm,
     **{command: _benchmark(command) for command in BENCHMARKS},
     ROBUSTNESS: _robustness,
+    **{command: _measured(command) for command in MEASURED},
     "python -m utils.spot_check": _spot_check,
     "python -m utils.spot_check --root benchmarks/published --data runs/published": _spot_check,
     HERO: _figures(HERO),
