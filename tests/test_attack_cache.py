@@ -25,7 +25,16 @@ def triple(images: torch.Tensor) -> torch.Tensor:
     return 3 * images
 
 
+SCALE = 2.0
+
+
+def scaled(images: torch.Tensor) -> torch.Tensor:
+    return images * SCALE
+
+
 class Net(nn.Module):
+    offset = 0.5
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -34,13 +43,14 @@ class Net(nn.Module):
         self.register_buffer("scale", torch.ones(4), persistent=False)
         self.settings = {"rates": [1.0, 2.0], "names": ("a", "b")}
         self.grid = np.arange(4)
+        self.order = [0, 1, 2]
         self.before: Callable[[torch.Tensor], torch.Tensor] = double
 
     def helper(self, images: torch.Tensor) -> torch.Tensor:
         return images + 1
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.body(self.helper(self.before(images)) * self.scale + self.shift)
+        return self.body(self.helper(scaled(self.before(images))) * self.scale + self.shift + self.offset)
 
 
 class Edited(Net):
@@ -73,7 +83,16 @@ def _patched(net: Net, how: Callable[[torch.Tensor], torch.Tensor]) -> None:
     net.forward = how
 
 
+class OtherOffset(Net):
+    offset = 0.6
+
+
+OtherOffset.__qualname__ = "Net"
+
+
 CHANGES = {
+    "whole numbers in a list": lambda: _change(lambda net: net.order.reverse()),
+    "value of the class": OtherOffset,
     "weight": lambda: _change(lambda net: net.body.weight.data.add_(1e-3)),
     "plain tensor": lambda: _change(lambda net: net.shift.add_(1e-3)),
     "buffer that is not saved": lambda: _change(lambda net: net.scale.mul_(1.5)),
@@ -95,6 +114,22 @@ CHANGES = {
 def test_every_change_gives_another_key() -> None:
     keys = {name: describe_module(make()) for name, make in {"as it was": Net, **CHANGES}.items()}
     assert len(set(keys.values())) == len(keys)
+
+
+@pytest.mark.parametrize(("name", "value"), [("SCALE", 2.5), ("scaled", triple)])
+def test_what_forward_looks_up_counts_too(name: str, value: object, monkeypatch) -> None:
+    before = describe_module(Net())
+    monkeypatch.setitem(globals(), name, value)
+    assert describe_module(Net()) != before
+
+
+def test_an_edit_of_a_base_class_counts(monkeypatch) -> None:
+    class Leaf(Net):
+        pass
+
+    before = describe_module(Leaf())
+    monkeypatch.setattr(Net, "helper", EditedHelper.helper)
+    assert describe_module(Leaf()) != before
 
 
 @pytest.mark.parametrize("name", CHANGES)

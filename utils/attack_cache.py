@@ -37,27 +37,39 @@ def describe_module(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, module in model.named_modules():
         own = {key: value for key, value in vars(module).items() if key not in _BOOKKEEPING and "hook" not in key}
-        own = {key: value for key, value in own.items() if not _counts(value)}
         # without their handles' numbers, which differ from process to process
         own["hooks"] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         digest.update(f"{name}{type(module).__module__}{type(module).__qualname__}".encode())
         for entry in (*sorted(own.items()), ("buffers", module._buffers), ("parameters", module._parameters)):
             _add(digest, entry, ())
-        if not type(module).__module__.startswith(_LIBRARIES):
-            _add(digest, [method for method in vars(type(module)).values() if callable(method)], ())
-            _add(digest, type(module).forward, ())
+        for kind in type(module).__mro__:
+            if not _is_library(kind):
+                _add(digest, {key: value for key, value in vars(kind).items() if not key.startswith("__")}, ())
     return digest.hexdigest()[:16]
 
 
 #: What torch keeps in a module for itself; buffers and parameters are added by themselves, and modes do not count.
 _BOOKKEEPING = {"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
 #: Their code is told by the version that the key holds anyway.
-_LIBRARIES = ("torch.", "torchvision.", "timm.")
+_LIBRARIES = ("builtins", "torch", "torchvision", "timm")
+#: What may stand in a global name that a function uses, and change what it answers.
+_PLAIN = (bool, int, float, complex, str, bytes, tuple, type(None))
 
 
-def _counts(value: Any) -> bool:
-    """Whether an attribute is how a module counts its calls: a list of whole numbers, which no answer depends on."""
-    return isinstance(value, list) and all(type(entry) is int for entry in value)
+def _is_library(owner: type | FunctionType) -> bool:
+    return (owner.__module__ or "").split(".")[0] in _LIBRARIES
+
+
+def _names_used(code: CodeType) -> set[str]:
+    """Names that a function and the functions inside it look up."""
+    inner = (_names_used(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _globals_used(function: FunctionType) -> dict[str, Any]:
+    """Functions and plain values behind the global names that a function uses; a library's own are not looked at."""
+    known = {name: function.__globals__.get(name) for name in sorted(_names_used(function.__code__))}
+    return {name: value for name, value in known.items() if isinstance(value, (FunctionType, *_PLAIN))}
 
 
 def _add(digest: Any, value: Any, seen: tuple[int, ...]) -> None:
@@ -79,11 +91,16 @@ def _add(digest: Any, value: Any, seen: tuple[int, ...]) -> None:
         digest.update(repr(sorted(map(repr, value))).encode())
     elif isinstance(value, partial):
         _add_all(digest, [value.func, value.args, value.keywords], seen)
-    elif isinstance(value, MethodType):
+    elif isinstance(value, (MethodType, staticmethod, classmethod)):
         _add(digest, value.__func__, seen)
+    elif isinstance(value, property):
+        _add(digest, value.fget, seen)
+    elif isinstance(value, FunctionType) and _is_library(value):
+        digest.update(f"{value.__module__}{value.__qualname__}".encode())
     elif isinstance(value, FunctionType):
         closure = [cell.cell_contents for cell in value.__closure__ or ()]
-        _add_all(digest, [value.__code__, value.__defaults__, value.__kwdefaults__, closure], seen)
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, closure, _globals_used(value)]
+        _add_all(digest, parts, seen)
     elif isinstance(value, CodeType):
         _add_all(digest, [value.co_code, value.co_names, value.co_consts], seen)
     elif isinstance(value, (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, Path)):
