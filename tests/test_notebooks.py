@@ -696,7 +696,7 @@ def test_what_a_committed_notebook_shows_is_what_ran(path: Path) -> None:
         (["--set-atk", "panel_images=-1"], "panel_images must be a whole number of at least 0"),
         (["--set", "image_size=8"], "image_size must be a whole number of at least 32"),
         (["--set", "seed=-1"], "seed must be a whole number of at least 0"),
-        (["--set", "scanner=1.5"], "scanner must be a number"),
+        (["--set", "scanner=1.5"], "scanner, one of the probabilities, must be a number at least 0 and at most 1"),
         (["--set", "learning_rate=1/0"], "divides by zero"),
     ],
 )

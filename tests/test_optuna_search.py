@@ -194,7 +194,7 @@ def test_a_hopeless_trial_is_pruned(splits, tmp_path: Path, monkeypatch) -> None
 
     monkeypatch.setattr("utils.optuna_search.train", fake)
     space = {"learning_rate": ("log", 1e-4, 1e-2)}
-    found = optuna_search(object, splits, num_epochs=5, n_trials=4, out=tmp_path / "a.json", space=space)
+    found = optuna_search(small_model, splits, num_epochs=5, n_trials=4, out=tmp_path / "a.json", space=space)
     assert found["trials"] == {"complete": 3, "pruned": 1} and epochs_run.count(0.1) < 5
     assert optuna_figures(found, "any")["optuna_history"].axes[0].get_legend_handles_labels()[1][:2] == [
         "complete",

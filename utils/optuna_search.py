@@ -185,8 +185,6 @@ def _start_of_trials(make_model: Callable[[], MRIClassifier], seed: int) -> dict
     """What every trial starts from."""
     seed_everything(seed)
     model = make_model()
-    if not isinstance(model, MRIClassifier):
-        return {"seed": seed}
     return {
         "backbone": model.backbone_name,
         "image_size": model.image_size,
