@@ -26,18 +26,18 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.measure import FOLDER, Measured, bars, progress, save, take_turns, timed
-from utils.attacks import default_alpha, pgd
-from utils.checkpoints import WEIGHTS, load_checkpoint
-from utils.data import DataSplits, ImageSet, load_splits
-from utils.modes import attack_mode
-from utils.paths import read_json, write_json
-from utils.precision import emulates_bf16
-from utils.readme import attack_conditions
-from utils.reproducibility import environment_facts
-from utils.results import HARDENED, display_name
-from utils.suites import GRID, SUITES, Attack
-from utils.workspace import Workspace, pick_device
-from utils.worst_case import predict_batch, robustness_curve
+from utils.attacks.gradient import default_alpha, pgd
+from utils.attacks.suites import GRID, SUITES, Attack
+from utils.core.modes import attack_mode
+from utils.core.paths import read_json, write_json
+from utils.core.precision import emulates_bf16
+from utils.core.reproducibility import environment_facts
+from utils.data.sets import DataSplits, ImageSet, load_splits
+from utils.data.workspace import Workspace, pick_device
+from utils.evaluation.worst_case import predict_batch, robustness_curve
+from utils.experiments.records import HARDENED, display_name
+from utils.reporting.pages import attack_conditions
+from utils.training.checkpoints import WEIGHTS, load_checkpoint
 
 EPS = 2 / 255
 BATCH = 32

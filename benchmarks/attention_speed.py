@@ -18,8 +18,8 @@ import torch.nn.functional as F
 
 from benchmarks.measure import FOLDER, bars, progress, save, take_turns
 from models.def_models import MRIClassifier, build_model
-from utils.precision import autocast
-from utils.workspace import pick_device
+from utils.core.precision import autocast
+from utils.data.workspace import pick_device
 
 WAYS = {"fused": True, "products": False}
 ROUNDED = ("fp32", "bf16")

@@ -22,10 +22,10 @@ from PIL import Image
 
 from benchmarks.measure import FOLDER, progress
 from benchmarks.whole_processes import run_process
-from utils.data import load_splits
-from utils.paths import write_json
-from utils.reproducibility import environment_facts
-from utils.sources import CLASSES
+from utils.core.paths import write_json
+from utils.core.reproducibility import environment_facts
+from utils.data.sets import load_splits
+from utils.data.sources import CLASSES
 
 LEVELS, SIDE = 32, 128
 _GRID = 64

@@ -23,9 +23,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from utils.paths import ROOT, read_json, write_json
-from utils.plots import COLOURS, axes_of, finish, save_figure
-from utils.reproducibility import environment_facts
+from utils.core.paths import ROOT, read_json, write_json
+from utils.core.reproducibility import environment_facts
+from utils.reporting.plots import COLOURS, axes_of, finish, save_figure
 
 FOLDER = ROOT / "benchmarks"
 MIB = 2**20

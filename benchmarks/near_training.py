@@ -17,14 +17,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.measure import FOLDER, save
-from utils.data import DataSplits, ImageSet, load_splits
-from utils.leak_audit import highest_correlations
-from utils.paths import ROOT
-from utils.plots import axes_of, finish, line_style, percent_axis
-from utils.radii import ORIGINAL_EPS, radius_label
-from utils.results import display_name, trained_models
-from utils.workspace import Workspace
-from utils.worst_case import NEVER
+from utils.core.paths import ROOT
+from utils.core.radii import ORIGINAL_EPS, radius_label
+from utils.data.sets import DataSplits, ImageSet, load_splits
+from utils.data.workspace import Workspace
+from utils.evaluation.leak_audit import highest_correlations
+from utils.evaluation.worst_case import NEVER
+from utils.experiments.records import display_name, trained_models
+from utils.reporting.plots import axes_of, finish, line_style, percent_axis
 
 GROUPS = 5
 EPSILONS = (0.0, ORIGINAL_EPS)

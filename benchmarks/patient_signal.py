@@ -23,12 +23,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.measure import FOLDER, progress, save
 from models.def_models import MRIClassifier, build_model
-from utils.baselines import fluid_shares
-from utils.data import ImageSet, load_splits
-from utils.paths import DATASET_VARIABLES
-from utils.plots import axes_of, finish, line_style
-from utils.precision import autocast
-from utils.workspace import pick_device
+from utils.core.paths import DATASET_VARIABLES
+from utils.core.precision import autocast
+from utils.data.sets import ImageSet, load_splits
+from utils.data.workspace import pick_device
+from utils.evaluation.baselines import fluid_shares
+from utils.reporting.plots import axes_of, finish, line_style
 
 #: Every so many slices of a patient one is read.
 STRIDE = 4

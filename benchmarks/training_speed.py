@@ -21,17 +21,17 @@ import torch.nn.functional as F
 
 from benchmarks.measure import FOLDER, bars, gpu_use, progress, save, take_turns, timed
 from models.def_models import BACKBONES, MRIClassifier, build_model
-from utils.attacks import ascent, cross_entropy
-from utils.config import TrainConfig
-from utils.data import DataSplits
-from utils.modes import attack_mode
-from utils.objectives import Adversarial, NFgsm, Standard
-from utils.optimization import make_optimizer
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.precision import PRECISIONS, autocast
-from utils.prepare import group_by_subject, splits_in_memory
-from utils.training import train
-from utils.workspace import pick_device
+from utils.attacks.gradient import ascent, cross_entropy
+from utils.core.modes import attack_mode
+from utils.core.precision import PRECISIONS, autocast
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, splits_in_memory
+from utils.data.sets import DataSplits
+from utils.data.workspace import pick_device
+from utils.training.config import TrainConfig
+from utils.training.loop import train
+from utils.training.objectives import Adversarial, NFgsm, Standard
+from utils.training.optimization import make_optimizer
 
 EPS = 2 / 255
 STEPS = (1, 2, 3, 7)

@@ -24,15 +24,15 @@ import torch
 
 from benchmarks.measure import COLOURS, FOLDER, MIB, axes_of, finish, progress, save, timed
 from models.def_models import BACKBONES, build_model
-from utils.data import ImageSet, load_splits
-from utils.metrics import predict
-from utils.paths import ROOT
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.precision import emulates_bf16
-from utils.prepare import group_by_subject, split_and_save, splits_in_memory
-from utils.sources import RawImages, load_source
-from utils.suites import Attack
-from utils.worst_case import robustness_curve
+from utils.attacks.suites import Attack
+from utils.core.paths import ROOT
+from utils.core.precision import emulates_bf16
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, split_and_save, splits_in_memory
+from utils.data.sets import ImageSet, load_splits
+from utils.data.sources import RawImages, load_source
+from utils.evaluation.metrics import predict
+from utils.evaluation.worst_case import robustness_curve
 
 IMPORT = ["-c", "import utils.utils_funcs"]
 EPS = 2 / 255
@@ -212,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.whole_processes", description=__doc__.splitlines()[0])
-    parser.add_argument("--source", required=True, help="as for utils.prepare")
+    parser.add_argument("--source", required=True, help="as for utils.data.preparation")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 2000, 4000, 8000, 11519], metavar="N")
     parser.add_argument("--processes", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}), metavar="N")
     parser.add_argument("--images", type=int, default=640, help="of the evaluation that processes share")

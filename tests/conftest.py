@@ -13,10 +13,10 @@ from torch import nn
 from models import def_models
 from models.def_models import Backbone, MRIClassifier, build_model
 from tests.toy import toy_images, train_toy
-from utils.data import DataSplits, ImageSet
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.prepare import group_by_subject, splits_in_memory
-from utils.sources import RawImages
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, splits_in_memory
+from utils.data.sets import DataSplits, ImageSet
+from utils.data.sources import RawImages
 
 ROOT = Path(__file__).resolve().parent.parent
 

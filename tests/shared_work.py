@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.def_models import BACKBONES, Backbone, MRIClassifier, build_model
-from utils.config import TrainConfig
-from utils.data import DataSplits, load_splits
-from utils.objectives import Adversarial, Mart, Standard
-from utils.processes import is_main, join_others, rank, shared_batchnorm, world_size
-from utils.training import train
+from utils.core.processes import is_main, join_others, rank, shared_batchnorm, world_size
+from utils.data.sets import DataSplits, load_splits
+from utils.training.config import TrainConfig
+from utils.training.loop import train
+from utils.training.objectives import Adversarial, Mart, Standard
 
 RUNS: dict[str, tuple[Standard, dict[str, Any]]] = {
     "clean": (Standard(), {}),

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import write_class_folders
 
-from utils import archives
-from utils.archives import HARMLESS_BYTES, largest_unpacked, unpack
-from utils.sources import load_source
+from utils.data import archives
+from utils.data.archives import HARMLESS_BYTES, largest_unpacked, unpack
+from utils.data.sources import load_source
 
 
 def _tar(path: Path, *members: tuple[str, bytes, str], content: bytes = b"x") -> Path:

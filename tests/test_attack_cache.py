@@ -14,7 +14,7 @@ from conftest import ROOT
 from torch import nn
 
 from models.def_models import build_model
-from utils.attack_cache import describe_module
+from utils.evaluation.attack_cache import describe_module
 
 
 def double(images: torch.Tensor) -> torch.Tensor:
@@ -146,7 +146,8 @@ def test_modes_and_gradients_do_not_count() -> None:
 @pytest.mark.parametrize("backbone", ["resnet34", "dino_v2"])
 def test_a_fresh_process_comes_to_the_same_key(backbone: str) -> None:
     code = (
-        "import torch; from models.def_models import build_model; from utils.attack_cache import describe_module;"
+        "import torch; from models.def_models import build_model; "
+        "from utils.evaluation.attack_cache import describe_module; "
         f"torch.manual_seed(3); print(describe_module(build_model('{backbone}', image_size=42)))"
     )
     torch.manual_seed(3)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.toy import toy_images
-from utils import library_attacks
-from utils.apgd import apgd, apgd_targeted
-from utils.attacks import cross_entropy, default_alpha, fgsm, margin, pgd
-from utils.library_attacks import auto_attack, square
-from utils.modes import attack_mode
-from utils.suites import Attack
-from utils.worst_case import adversarial_examples, robustness_curve
+from utils.attacks import library as library_attacks
+from utils.attacks.apgd import apgd, apgd_targeted
+from utils.attacks.gradient import cross_entropy, default_alpha, fgsm, margin, pgd
+from utils.attacks.library import auto_attack, square
+from utils.attacks.suites import Attack
+from utils.core.modes import attack_mode
+from utils.evaluation.worst_case import adversarial_examples, robustness_curve
 
 EPS = 8 / 255
 

@@ -14,16 +14,16 @@ from conftest import small_model
 from benchmarks import attack_speed, attention_speed, near_training, patient_signal, training_speed, whole_processes
 from benchmarks.measure import gpu_use, sampled, take_turns
 from models.def_models import build_model
-from utils.checkpoints import save_checkpoint
-from utils.data import DataSplits
-from utils.leak_audit import highest_correlations
-from utils.objectives import Adversarial
-from utils.paths import read_json
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.precision import emulates_bf16
-from utils.prepare import group_by_subject, split_and_save
-from utils.readme import attack_speed_table, attention_speed_table, near_training_table
-from utils.sources import RawImages
+from utils.core.paths import read_json
+from utils.core.precision import emulates_bf16
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.sets import DataSplits
+from utils.data.sources import RawImages
+from utils.evaluation.leak_audit import highest_correlations
+from utils.reporting.pages import attack_speed_table, attention_speed_table, near_training_table
+from utils.training.checkpoints import save_checkpoint
+from utils.training.objectives import Adversarial
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
 

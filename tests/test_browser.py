@@ -17,7 +17,7 @@ import nbformat
 import pytest
 from conftest import ROOT
 
-from utils.reproduce import execute, inject
+from utils.reporting.notebooks import execute, inject
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

@@ -7,7 +7,8 @@ import re
 from conftest import ROOT
 
 from models.def_models import BACKBONES, build_model
-from utils.sources import CLASSES, DATA_SOURCES
+from utils.data.archives import DATA_SOURCES
+from utils.data.sources import CLASSES
 
 SLICES = 32
 

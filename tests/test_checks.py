@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils.augment import Augmentation
-from utils.checks import choice, number, whole
-from utils.command import STOPPED, command
-from utils.config import TrainConfig, parse_assignment
-from utils.objectives import Adversarial, NFgsm, Trades, make_objective
-from utils.phantom import PhantomConfig
-from utils.suites import Attack, Threat
+from utils.attacks.suites import Attack, Threat
+from utils.commands.boundary import STOPPED, command
+from utils.core.checks import choice, number, whole
+from utils.data.phantom import PhantomConfig
+from utils.training.augment import Augmentation
+from utils.training.config import TrainConfig, parse_assignment
+from utils.training.objectives import Adversarial, NFgsm, Trades, make_objective
 
 
 @pytest.mark.parametrize("wrong", [True, 2.0, "3", None, math.nan, 0, 11])
@@ -101,9 +101,8 @@ def test_commands_end_in_one_line(error: BaseException, status: int, said: str, 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is sent otherwise there")
 def test_ctrl_c_ends_a_command_in_one_line(tmp_path: Path) -> None:
     arguments = ["-m", "utils.prepare", "--source", "phantom", "--out", str(tmp_path / "data")]
-    code = (
-        "import utils.prepare as p, time; p.load_source = lambda *_, **__: (print('begun', flush=True), time.sleep(60))"
-    )
+    code = "import utils.commands.prepare as p, time; "
+    code += "p.load_source = lambda *_, **__: (print('begun', flush=True), time.sleep(60))"
     code += "\nimport sys; sys.exit(p.main(sys.argv[1:]))"
     running = subprocess.Popen(
         [sys.executable, "-c", code, *arguments[2:]],

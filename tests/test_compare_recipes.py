@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from utils import compare_recipes
-from utils.compare_recipes import (
+from utils.commands.recipes import main
+from utils.core.paths import read_json, write_json
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.experiments import recipes as compare_recipes
+from utils.experiments.recipes import (
     RECIPE_VARIANTS,
     VARIANTS,
     claim,
     describe_start,
-    main,
+    recipes_figure,
     summarise,
-    summary_figure,
     summary_table,
 )
-from utils.config import TrainConfig
-from utils.objectives import make_objective
-from utils.paths import read_json, write_json
-from utils.prepare import group_by_subject, split_and_save
-from utils.reproduce import parameters_of
+from utils.reporting.notebooks import parameters_of
+from utils.training.config import TrainConfig
+from utils.training.objectives import make_objective
 
 SIZES = {"trainable": "head", "clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
 
@@ -91,7 +91,7 @@ def test_the_winner_is_chosen_on_validation_and_never_on_test(tmp_path: Path) ->
     assert summary["winner"] == "trades" and list(table.index) == ["TRADES *", "MART"]
     sd = np.std([50, 70], ddof=1)
     assert table.loc["TRADES *", "validation balanced, 2/255"] == f"60.0 ± {sd:.1f}"
-    figure = summary_figure(summary)
+    figure = recipes_figure(summary)
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["TRADES (chosen on validation)", "MART"]
     plt.close(figure)

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from utils import cross_validate
-from utils.cross_validate import fold_of, main, summarise, summary_figure
-from utils.data import load_splits
-from utils.intervals import report
-from utils.paths import read_json, write_json
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.prepare import group_by_subject, split_and_save
-from utils.readme import folds_table
-from utils.sources import RawImages
-from utils.splits import fold_sides
+from utils.commands.folds import main
+from utils.core.paths import read_json, write_json
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.sets import load_splits
+from utils.data.sources import RawImages
+from utils.data.splits import fold_sides
+from utils.evaluation.intervals import report
+from utils.experiments import folds as cross_validate
+from utils.experiments.folds import fold_of, summarise
+from utils.reporting.experiment_figures import folds_figure
+from utils.reporting.pages import folds_table
 
 SIZES = {"trainable": "head", "clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
 
@@ -87,7 +89,7 @@ def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> Non
     other = [{"binary": {"patient": {"auroc": 0.1, "interval": {"auroc": [0, 0.2]}}}}]
     summary["rows"]["hardened"]["attacked"]["metrics"][:1] = other  # without attack the table takes all images
     summary["n_images"]["attacked"] = 12
-    figure = summary_figure(summary)
+    figure = folds_figure(summary)
     assert figure.axes[0].get_legend_handles_labels()[1] == ["hardened"]
     drawn = [value for line in figure.axes[0].containers for value in line[0].get_ydata()]
     shown = [summary["rows"]["hardened"]["metrics"][0], *summary["rows"]["hardened"]["attacked"]["metrics"][1:]]

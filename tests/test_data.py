@@ -9,9 +9,11 @@ import pytest
 import torch
 from conftest import ROOT, write_class_folders
 
-from utils.data import MANIFEST, check_no_leak, load_manifest, load_splits
-from utils.paths import atomic_write_all
-from utils.prepare import main, prepare_dataset, read_subjects_csv
+from utils.commands.prepare import main
+from utils.core.paths import atomic_write_all
+from utils.data.preparation import prepare_dataset
+from utils.data.sets import MANIFEST, check_no_leak, load_manifest, load_splits
+from utils.data.subject_ids import read_subjects_csv
 
 FILES = ("train_set.pt", "validation_set.pt", "test_set.pt", MANIFEST)
 
@@ -72,7 +74,7 @@ def test_damaged_files_are_refused_with_what_to_do(prepared: Path, tmp_path: Pat
     else:
         prepare_dataset("phantom", out=tmp_path / "other", seed=5)
         (tmp_path / "other" / "test_set.pt").replace(tmp_path / "test_set.pt")
-    with pytest.raises((ValueError, FileNotFoundError), match="utils.prepare"):
+    with pytest.raises((ValueError, FileNotFoundError), match="utils.data.preparation"):
         load_splits(tmp_path)
 
 

@@ -14,9 +14,8 @@ import pytest
 from conftest import ROOT, write_class_folders
 from PIL import Image
 
-from utils import decode
-from utils.decode import LARGEST_PIXELS, decode_grey, read_header, to_uint8
-from utils.sources import RawImages, load_source
+from utils.data.decode import LARGEST_PIXELS, decode, decode_grey, read_header, to_uint8
+from utils.data.sources import RawImages, load_source
 
 SIDE = 20
 
@@ -282,7 +281,7 @@ def test_more_than_the_memory_is_refused_before_decoding(tmp_path: Path, monkeyp
 
 MEASURE = """
 import resource, sys
-from utils.sources import load_source
+from utils.data.sources import load_source
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 raw = load_source(sys.argv[1], size=32)
 print(len(raw), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

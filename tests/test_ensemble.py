@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from utils.attacks import pgd
-from utils.ensemble import RULES, Vote, fit_weights, mix, validation_weights
-from utils.modes import attack_mode
+from utils.attacks.gradient import pgd
+from utils.core.modes import attack_mode
+from utils.evaluation.ensemble import RULES, Vote, fit_weights, mix, validation_weights
 
 
 class Fixed(nn.Module):

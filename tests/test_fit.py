@@ -16,8 +16,11 @@ from conftest import ROOT, small_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from utils import fit
-from utils.checkpoints import (
+from utils.core.paths import atomic_write, file_digest, read_json, write_json
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.experiments import fit
+from utils.experiments.records import update_record
+from utils.training.checkpoints import (
     RECORD,
     RESUME,
     WEIGHTS,
@@ -27,11 +30,8 @@ from utils.checkpoints import (
     read_record,
     save_checkpoint,
 )
-from utils.config import TrainConfig
-from utils.paths import atomic_write, file_digest, read_json, write_json
-from utils.prepare import group_by_subject, split_and_save
-from utils.results import update_record
-from utils.training import train
+from utils.training.config import TrainConfig
+from utils.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
 SETTINGS = {"num_epochs": 1, "batch_size": 32}

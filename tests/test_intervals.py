@@ -7,8 +7,9 @@ import torch
 from scipy.stats import binom
 
 from tests.toy import toy_images
-from utils.data import ImageSet
-from utils.intervals import (
+from utils.data.sets import ImageSet
+from utils.data.subject_ids import UNKNOWN
+from utils.evaluation.intervals import (
     binary_caption,
     bootstrap_counts,
     compare,
@@ -19,8 +20,7 @@ from utils.intervals import (
     scores_over_draws,
     share_interval,
 )
-from utils.metrics import merge_by_patient, scores
-from utils.subjects import UNKNOWN
+from utils.evaluation.metrics import merge_by_patient, scores
 
 
 def _random(n: int = 240, k: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from tests.toy import EPS, toy_net
-from utils.data import ImageSet
-from utils.masking import masking_panel
-from utils.suites import SUITES, Attack
+from utils.attacks.suites import SUITES, Attack
+from utils.data.sets import ImageSet
+from utils.evaluation.masking import masking_panel
 
 RUN = {"epsilons": [2 / 255, 4 / 255], "eps": EPS, "attacks": SUITES["quick"], "queries": 150}
 #: PGD-20 alone misses one or two images of a plain net, and the panel says so; an honest number takes more.

@@ -8,14 +8,14 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils import figures, plots, robustness_plots
+from utils.attacks.suites import Attack
+from utils.evaluation.leak_audit import audit_splits
+from utils.evaluation.metrics import evaluate, merge_by_patient, scores
+from utils.evaluation.worst_case import AdversarialExample, adversarial_examples, robustness_curve
+from utils.experiments.records import robustness_table, score_table
 from utils.grad_cam import cells_of, explain, pick_layer, with_cells
-from utils.leak_audit import audit_splits
-from utils.metrics import evaluate, merge_by_patient, scores
-from utils.results import robustness_table, score_table
-from utils.suites import Attack
-from utils.widgets import attack_explorer, attack_strip
-from utils.worst_case import AdversarialExample, adversarial_examples, robustness_curve
+from utils.reporting import figures, plots, robustness_plots
+from utils.reporting.widgets import attack_explorer, attack_strip
 
 CLASSES = ["Non", "VeryMild", "Mild", "Moderate"]
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from models import def_models
 from models.def_models import BACKBONES, Backbone, MRIClassifier, build_model
+from utils.core.precision import autocast
+from utils.evaluation.metrics import predict
+from utils.experiments.records import parameter_table
 from utils.grad_cam import explain_rows, grad_cam, pick_layer, right_and_wrong
-from utils.metrics import predict
-from utils.precision import autocast
-from utils.results import parameter_table
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))

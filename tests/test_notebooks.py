@@ -23,12 +23,16 @@ from models import def_models
 from models.def_models import Backbone
 from models.templates import build
 from models.templates.build import notebooks
-from utils import figures, reproduce, utils_funcs, worst_case
-from utils.paths import write_json
-from utils.plots import COLOURS
-from utils.prepare import group_by_subject, split_and_save
-from utils.reproduce import execute, inject, main, parameters_of, plan, run, tidy
-from utils.workspace import Workspace
+from utils import utils_funcs
+from utils.commands.reproduce import main
+from utils.core.paths import write_json
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.workspace import Workspace
+from utils.evaluation import worst_case
+from utils.reporting import figures
+from utils.reporting import notebooks as reproduce
+from utils.reporting.notebooks import execute, inject, parameters_of, plan, run, tidy
+from utils.reporting.plots import COLOURS
 
 COMMITTED = [ROOT / "dataset" / "prepare_dataset.ipynb", *sorted((ROOT / "models").glob("*.ipynb"))]
 PUBLISHED = sorted((ROOT / "benchmarks" / "published" / "notebooks").glob("*.ipynb"))
@@ -607,7 +611,7 @@ def test_a_copied_notebook_serves_a_backbone_of_ones_own(prepared_data: Path, tm
 
 def test_missing_data_and_models_say_what_to_do(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(FileNotFoundError, match="utils.prepare"):
+    with pytest.raises(FileNotFoundError, match="utils.data.preparation"):
         _run_cells("resnet_model", {"out_dir": str(tmp_path), "profile": "quick"})
 
 
@@ -635,7 +639,7 @@ def test_kernels_open_no_port_and_show_the_projects_own_warnings_alone(tmp_path:
         "size = 1",
         "import json, ipykernel",
         "print(json.load(open(ipykernel.get_connection_file()))['transport'])",
-        "from utils.radii import warn_if_negligible",
+        "from utils.core.radii import warn_if_negligible",
         "warn_if_negligible([1e-6])",
         "warn_if_negligible([1e-6])",
         foreign,

@@ -11,10 +11,8 @@ import pytest
 from conftest import ROOT, small_model
 
 from models.def_models import build_model
-from utils.config import TrainConfig
-from utils.figures import optuna_figures
-from utils.objectives import RECIPES, Adversarial, make_objective
-from utils.optuna_journal import at_work
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.experiments.optuna_journal import at_work
 from utils.optuna_search import (
     HARDENING_SPACE,
     RESCORE,
@@ -25,8 +23,10 @@ from utils.optuna_search import (
     optuna_search,
     pick_space,
 )
-from utils.prepare import group_by_subject, split_and_save
-from utils.training import TrainResult
+from utils.reporting.figures import optuna_figures
+from utils.training.config import TrainConfig
+from utils.training.loop import TrainResult
+from utils.training.objectives import RECIPES, Adversarial, make_objective
 
 SPACE = {
     "learning_rate": ("log", 1e-4, 1e-2),
@@ -327,7 +327,7 @@ import os, sys
 from utils import optuna_search
 optuna_search._score = lambda *_: os._exit(9)
 from models.def_models import build_model
-from utils.data import load_splits
+from utils.data.sets import load_splits
 optuna_search.optuna_search(
     lambda: build_model("resnet34", image_size=32), load_splits(sys.argv[1]), num_epochs=1, n_trials=2,
     out="x.json", space={"learning_rate": ("log", 1e-4, 1e-2)}, seed=1, journal=sys.argv[2], worker=3,

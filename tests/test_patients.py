@@ -11,26 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.data import MANIFEST_COLUMNS, data_note, load_manifest, load_splits, protocol_name
-from utils.leak_audit import audit_splits, audit_table
-from utils.neighbours import components, similar_pairs, weakest_links
-from utils.patient_evidence import confirmed, shifted_heads, witness
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.prepare import (
-    audit,
-    group_by_subject,
-    main,
-    patients_note,
-    prepare_dataset,
-    read_subjects_csv,
-    save_audit,
-    split_and_save,
-    splits_in_memory,
-)
-from utils.sources import RawImages
-from utils.subject_ids import UNKNOWN, converted, find_ids
-from utils.subjects import _seriate, find_subjects, find_synthetic, pooled_features
-from utils.workspace import Workspace
+from utils.commands.prepare import main
+from utils.data.neighbours import components, pooled_features, similar_pairs, weakest_links
+from utils.data.patient_evidence import confirmed, shifted_heads, witness
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, patients_note, prepare_dataset, split_and_save, splits_in_memory
+from utils.data.sets import MANIFEST_COLUMNS, data_note, load_manifest, load_splits, protocol_name
+from utils.data.sources import RawImages
+from utils.data.subject_ids import UNKNOWN, converted, find_ids, read_subjects_csv
+from utils.data.subjects import _seriate, find_subjects, find_synthetic
+from utils.data.workspace import Workspace
+from utils.evaluation.leak_audit import audit, audit_splits, audit_table
+from utils.reporting.leak import save_audit
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.leak_audit import audit_splits, audit_table, certified_radii, cross_validated_accuracy, nearest_neighbours
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.prepare import group_by_subject, splits_in_memory
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, splits_in_memory
+from utils.evaluation.leak_audit import (
+    audit_splits,
+    audit_table,
+    certified_radii,
+    cross_validated_accuracy,
+    nearest_neighbours,
+)
 
 
 def test_same_seed_same_images() -> None:

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from utils.masking import verdict_of
-from utils.price import price_of_hardening, price_of_vote, price_sentences, recalls_of, weights_of_vote
-from utils.readme import price
-from utils.results import comparison_table, display_name
+from utils.evaluation.masking import verdict_of
+from utils.experiments.records import comparison_table, display_name
+from utils.reporting.pages import price
+from utils.reporting.price import price_of_hardening, price_of_vote, price_sentences, recalls_of, weights_of_vote
 
 
 def _worst(recall: dict[str, float | None], robust: tuple[float, float] = (0.5, 0.4)) -> dict:

@@ -18,14 +18,14 @@ from nbclient import NotebookClient
 from torch import nn
 
 from models.def_models import build_model
-from utils import fit
-from utils.checkpoints import save_checkpoint
-from utils.data import DataSplits
-from utils.paths import read_json
-from utils.prepare import group_by_subject, split_and_save
-from utils.processes import share_out, shared_batchnorm, total
-from utils.sources import RawImages
-from utils.workspace import pick_device
+from utils.core.paths import read_json
+from utils.core.processes import share_out, shared_batchnorm, total
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.sets import DataSplits
+from utils.data.sources import RawImages
+from utils.data.workspace import pick_device
+from utils.experiments import fit
+from utils.training.checkpoints import save_checkpoint
 
 # without GPUs, too, --multi_gpu is what starts several processes; --cpu starts one
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
@@ -80,7 +80,7 @@ def test_two_processes_attack_as_one(data: Path, clean: Path, tmp_path: Path) ->
     common = ["--model", str(clean), "--data", str(data), "--root", str(tmp_path), "--suite", "smoke"]
     common += ["--batch-size", "5", "--panel-images", "0", "--epsilons", "1/255", "4/255", "--max-images", "18"]
     for processes in (1, 2):
-        _launch(processes, "utils.robustness", *common, "--out", str(tmp_path / f"{processes}.json"))
+        _launch(processes, "utils.experiments.robustness", *common, "--out", str(tmp_path / f"{processes}.json"))
     one, two = (read_json(tmp_path / f"{name}.json") for name in "12")
     assert (one["environment"]["processes"], two["environment"]["processes"]) == (1, 2)
     one["curve"].pop("seconds"), two["curve"].pop("seconds")

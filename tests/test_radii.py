@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.radii import GRIDS, NORMS, check_eps, parse_radius, radius_label, warn_if_negligible
+from utils.core.radii import GRIDS, NORMS, check_eps, parse_radius, radius_label, warn_if_negligible
 
 
 @pytest.mark.parametrize(

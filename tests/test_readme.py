@@ -30,16 +30,16 @@ from utils import (
     spot_check,
     utils_funcs,
 )
-from utils.checkpoints import save_checkpoint
-from utils.compare_recipes import budget_of
-from utils.data import load_splits
-from utils.paths import read_json
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.precision import emulates_bf16
-from utils.prepare import group_by_subject, split_and_save
-from utils.radii import parse_radius
-from utils.suites import SUITES, Attack, Threat
-from utils.worst_case import adversarial_examples
+from utils.attacks.suites import SUITES, Attack, Threat
+from utils.commands.recipes import budget_of
+from utils.core.paths import read_json
+from utils.core.precision import emulates_bf16
+from utils.core.radii import parse_radius
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.sets import load_splits
+from utils.evaluation.worst_case import adversarial_examples
+from utils.training.checkpoints import save_checkpoint
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # a fence's opening is taken with its language, or its closing one would pass for the next opening
@@ -196,7 +196,7 @@ def _launch(command: str) -> Callable[[Path], None]:
 
     def run(folder: Path) -> None:
         launched = launch_command_parser().parse_args(command.split()[2:])
-        module = {"utils.fit": fit, "utils.robustness": robustness}[launched.training_script]
+        module = {"utils.experiments.fit": fit, "utils.experiments.robustness": robustness}[launched.training_script]
         assert launched.multi_gpu and launched.module and module._parse(launched.training_script_args)
 
     return run

@@ -14,12 +14,13 @@ import pytest
 from conftest import ROOT
 
 from benchmarks.whole_processes import WATCH
-from utils.checkpoints import read_record
-from utils.data import load_splits
-from utils.leak_audit import audit_splits
-from utils.prepare import group_by_subject, split_and_save, splits_in_memory
-from utils.sources import DATA_SOURCES, load_source
-from utils.spot_check import IMAGES, check
+from utils.data.archives import DATA_SOURCES
+from utils.data.preparation import group_by_subject, split_and_save, splits_in_memory
+from utils.data.sets import load_splits
+from utils.data.sources import load_source
+from utils.evaluation.leak_audit import audit_splits
+from utils.experiments.spot_check import IMAGES, check
+from utils.training.checkpoints import read_record
 
 #: Folders whose weights are part of the repository; what somebody trained for himself is his own affair.
 PUBLISHED = sorted(

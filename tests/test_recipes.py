@@ -18,15 +18,25 @@ from torch import nn
 
 from models.def_models import build_model
 from tests.toy import toy_images
-from utils.augment import NO_AUGMENTATION, Augmentation
-from utils.baselines import BASELINES, fluid_shares
-from utils.checkpoints import load_resume_state
-from utils.config import SAMPLINGS, TrainConfig
-from utils.data import DataSplits
-from utils.objectives import RECIPES, Adversarial, Hardening, Mart, NFgsm, Step, Trades, divergence, make_objective
-from utils.optimization import make_average, make_optimizer, perturbed_weights
-from utils.sampling import epoch_order, mix
-from utils.training import train
+from utils.data.sets import DataSplits
+from utils.evaluation.baselines import BASELINES, fluid_shares
+from utils.training.augment import NO_AUGMENTATION, Augmentation
+from utils.training.checkpoints import load_resume_state
+from utils.training.config import SAMPLINGS, TrainConfig
+from utils.training.loop import train
+from utils.training.objectives import (
+    RECIPES,
+    Adversarial,
+    Hardening,
+    Mart,
+    NFgsm,
+    Step,
+    Trades,
+    divergence,
+    make_objective,
+)
+from utils.training.optimization import make_average, make_optimizer, perturbed_weights
+from utils.training.sampling import epoch_order, mix
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
 EPS = 4 / 255
@@ -174,8 +184,8 @@ def test_every_recipe_runs_with_every_option(splits, recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_makes_a_model_more_robust(recipe: str) -> None:
-    from utils.suites import Attack
-    from utils.worst_case import robustness_curve
+    from utils.attacks.suites import Attack
+    from utils.evaluation.worst_case import robustness_curve
 
     splits = DataSplits(toy_images(256, seed=1), toy_images(64, seed=3), toy_images(160, seed=4))
     config = replace(FAST, num_epochs=12, batch_size=64, augmentation=NO_AUGMENTATION)

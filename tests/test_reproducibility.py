@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import reproducibility
-from utils.reproducibility import git_commit
+from utils.core import reproducibility
+from utils.core.reproducibility import git_commit
 
 CODE = ["utils/fit.py", "models/def_models.py", "models/templates/model.py", "env/requirements.txt", "pyproject.toml"]
 WRITTEN = [

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from models.def_models import build_model
-from utils import robustness
-from utils.checkpoints import save_checkpoint
-from utils.data import DataSplits, manifest, save_splits
-from utils.radii import GRIDS
-from utils.robustness import evaluate_robustness, main, record_path
-from utils.suites import Attack, Threat
-from utils.worst_case import robustness_curve
+from utils.attacks.suites import Attack, Threat
+from utils.commands.robustness import main
+from utils.core.radii import GRIDS
+from utils.data.sets import DataSplits, manifest, save_splits
+from utils.evaluation.worst_case import robustness_curve
+from utils.experiments import robustness
+from utils.experiments.robustness import evaluate_robustness, record_path
+from utils.training.checkpoints import save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def root(tmp_path_factory, phantoms, splits: DataSplits) -> Path:
     """A workspace with prepared images and one untrained model."""
     import numpy as np
 
-    from utils.prepare import group_by_subject
+    from utils.data.preparation import group_by_subject
 
     folder = tmp_path_factory.mktemp("workspace")
     names = np.full(len(phantoms.paths), "", dtype=object)

@@ -5,14 +5,17 @@ import torch
 from matplotlib.collections import PolyCollection
 
 from tests.toy import EPS, train_toy
-from utils.baselines import majority
-from utils.ensemble import Vote
-from utils.intervals import report
-from utils.paths import write_json
-from utils.readme import KINDS
-from utils.results import display_name
-from utils.robustness import evaluate_robustness
-from utils.robustness_figures import (
+from utils.attacks.suites import Attack
+from utils.core.paths import write_json
+from utils.data.workspace import Workspace
+from utils.evaluation.baselines import majority
+from utils.evaluation.ensemble import Vote
+from utils.evaluation.intervals import report
+from utils.evaluation.transfer import step_size_sweep, transfer_matrix
+from utils.experiments.records import display_name
+from utils.experiments.robustness import evaluate_robustness
+from utils.reporting.pages import KINDS
+from utils.reporting.robustness_figures import (
     comparison_figures,
     draw_all,
     headline_table,
@@ -26,10 +29,7 @@ from utils.robustness_figures import (
     summary_table,
     vote_table,
 )
-from utils.robustness_plots import plot_step_sizes
-from utils.suites import Attack
-from utils.transfer import step_size_sweep, transfer_matrix
-from utils.workspace import Workspace
+from utils.reporting.robustness_plots import plot_step_sizes
 
 
 @pytest.fixture(scope="module")

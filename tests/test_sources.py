@@ -10,8 +10,8 @@ import pytest
 from conftest import write_class_folders
 from PIL import Image
 
-from utils import phantom
-from utils.sources import CLASSES, canonical_class, healthy_class, load_source
+from utils.data import phantom
+from utils.data.sources import CLASSES, canonical_class, healthy_class, load_source
 
 
 def test_class_order_is_by_severity_however_folders_are_called(tmp_path: Path) -> None:

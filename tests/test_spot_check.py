@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import small_model
 
-from utils.checkpoints import load_checkpoint, read_record, save_checkpoint
-from utils.data import load_splits
-from utils.paths import read_json, write_json
-from utils.prepare import group_by_subject, split_and_save
-from utils.results import update_record
-from utils.spot_check import main
-from utils.suites import Attack
-from utils.worst_case import combine, robustness_curve
+from utils.attacks.suites import Attack
+from utils.commands.spot_check import main
+from utils.core.paths import read_json, write_json
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.sets import load_splits
+from utils.evaluation.worst_case import combine, robustness_curve
+from utils.experiments.records import update_record
+from utils.training.checkpoints import load_checkpoint, read_record, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
 
@@ -99,7 +99,7 @@ WHOLE = {"suite": "quick", "epsilons": [0, 1 / 255, 2 / 255], "paths": ["a"], "f
 def test_a_malformed_entry_is_named_before_any_attack(root: Path, monkeypatch, capsys, entry, named: str) -> None:
     folder = root / "checkpoints" / "ResNet34"
     update_record(folder, spot_check=entry)
-    monkeypatch.setattr("utils.spot_check.fates", None)
+    monkeypatch.setattr("utils.experiments.spot_check.fates", None)
     assert main(["--root", str(root)]) == 1
     error = capsys.readouterr().err
     assert named in error and str(folder / "record.json") in error and error.count("\n") == 1

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.splits import SPLITS, assign_splits, check_ratios, patient_folds, split_patients
-from utils.subjects import UNKNOWN, find_duplicates, find_subjects, find_synthetic
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.splits import SPLITS, assign_splits, check_ratios, patient_folds, split_patients
+from utils.data.subject_ids import UNKNOWN
+from utils.data.subjects import find_duplicates, find_subjects, find_synthetic
 
 
 @pytest.fixture(scope="module")

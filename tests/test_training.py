@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models import def_models
-from utils.augment import NO_AUGMENTATION, Augmentation
-from utils.checkpoints import load_checkpoint, load_resume_state, read_record, rounded_to_half, save_checkpoint
-from utils.config import OPTIMIZERS, SCHEDULERS, TrainConfig
-from utils.objectives import Adversarial, Standard, Step
-from utils.optimization import make_criterion, rate_factor
+from utils.experiments.records import check_against_record, save_trained, update_record
 from utils.optuna_search import SEARCH_SPACE
-from utils.results import check_against_record, save_trained, update_record
-from utils.training import train
+from utils.training.augment import NO_AUGMENTATION, Augmentation
+from utils.training.checkpoints import load_checkpoint, load_resume_state, read_record, rounded_to_half, save_checkpoint
+from utils.training.config import OPTIMIZERS, SCHEDULERS, TrainConfig
+from utils.training.loop import train
+from utils.training.objectives import Adversarial, Standard, Step
+from utils.training.optimization import make_criterion, rate_factor
 
 FAST = TrainConfig(num_epochs=2, batch_size=32, learning_rate=3e-3)
 
@@ -76,8 +76,8 @@ def test_every_scheduler_starts_at_most_at_the_peak(scheduler: str) -> None:
 
 
 def test_adversarial_training_makes_a_model_more_robust(splits) -> None:
-    from utils.suites import Attack
-    from utils.worst_case import robustness_curve
+    from utils.attacks.suites import Attack
+    from utils.evaluation.worst_case import robustness_curve
 
     config = replace(FAST, num_epochs=20, batch_size=16, augmentation=NO_AUGMENTATION)
     plain, hardened = small_model(), small_model()
@@ -198,12 +198,12 @@ import sys, json
 sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 torch.set_num_threads(1)
-from utils.augment import Augmentation
-from utils.config import TrainConfig
-from utils.objectives import Adversarial
-from utils.phantom import PhantomConfig, make_phantoms
-from utils.prepare import group_by_subject, splits_in_memory
-from utils.training import train
+from utils.training.augment import Augmentation
+from utils.training.config import TrainConfig
+from utils.training.objectives import Adversarial
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, splits_in_memory
+from utils.training.loop import train
 from models.def_models import build_model
 raw = make_phantoms(PhantomConfig(n_subjects=16, n_levels=2))
 splits = splits_in_memory(raw, group_by_subject(raw), "patient")

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from tests.toy import EPS, toy_images, train_toy
-from utils import worst_case
-from utils.attack_cache import describe_module
-from utils.compiled import Compiled
-from utils.precision import uses_bf16
-from utils.suites import SUITES, Attack, Threat
-from utils.worst_case import NEVER, combine, robustness_curve, round_to_8_bits
+from utils.attacks.suites import SUITES, Attack, Threat
+from utils.core.compiled import Compiled
+from utils.core.precision import uses_bf16
+from utils.evaluation import worst_case
+from utils.evaluation.attack_cache import describe_module
+from utils.evaluation.worst_case import NEVER, combine, robustness_curve, round_to_8_bits
 
 GRID = [1 / 255, 2 / 255, 4 / 255, EPS, 10 / 255]
 
@@ -215,8 +215,8 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(toy_nets, toy_test, tmp_p
         import torch
         torch.set_num_threads(1)
         from tests.toy import EPS, toy_images, toy_net
-        from utils.suites import Attack
-        from utils.worst_case import robustness_curve
+        from utils.attacks.suites import Attack
+        from utils.evaluation.worst_case import robustness_curve
         net = toy_net(0).eval()
         net.load_state_dict(torch.load({str(tmp_path / "net.pt")!r}, weights_only=True))
         attack = [Attack("pgd", steps=100, restarts=2), Attack("pgd", steps=100, loss="margin")]

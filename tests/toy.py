@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from utils.attacks import pgd
-from utils.data import ImageSet
-from utils.sources import CLASSES
+from utils.attacks.gradient import pgd
+from utils.data.sets import ImageSet
+from utils.data.sources import CLASSES
 
 SIDE = 16
 EPS = 6 / 255

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from models.def_models import MRIClassifier
-from utils.data import ImageSet
-from utils.metrics import predict
-from utils.modes import eval_mode
-from utils.reproducibility import generator
-from utils.suites import Attack
-from utils.worst_case import predict_batch, spread_over_classes
+from utils.attacks.suites import Attack
+from utils.core.modes import eval_mode
+from utils.core.reproducibility import generator
+from utils.data.sets import ImageSet
+from utils.evaluation.metrics import predict
+from utils.evaluation.worst_case import predict_batch, spread_over_classes
 
 _FINEST = 7
 
@@ -98,7 +98,7 @@ def explain(
     device: torch.device | str = "cpu",
     attack: tuple[Attack, float] | None = None,
 ) -> tuple:
-    """One row for :func:`utils.plots.plot_grad_cam`: the images at ``index`` and the maps of the model's answers.
+    """One row for :func:`utils.reporting.plots.plot_grad_cam`: the images at ``index``, and maps of the answers.
 
     Args:
         name: label of the row; :func:`with_cells` adds the resolution of the maps.

@@ -1,56 +1,32 @@
 """The one import of every notebook. No logic lives here: each name is defined in the module it comes from."""
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
-from utils.attacks import default_alpha, fgsm, pgd
-from utils.augment import NO_AUGMENTATION, Augmentation
-from utils.baselines import baseline_answers
-from utils.checkpoints import load_checkpoint, load_trainable, read_record, save_checkpoint
-from utils.config import TrainConfig
-from utils.data import DataSplits, ImageSet, load_manifest, load_splits
-from utils.ensemble import RULES, Vote, validation_weights
-from utils.figures import hardening_cams, member_cams, optuna_figures, recipe, show, show_search
-from utils.fit import fit
-from utils.grad_cam import explain_rows, grad_cam
-from utils.intervals import report
-from utils.leak_audit import audit_splits, audit_table
-from utils.metrics import evaluate, predict
-from utils.modes import attack_mode
-from utils.objectives import RECIPES, Adversarial, Standard, make_objective
-from utils.optuna_search import (
-    HARDENING_SPACE,
-    SEARCH_SPACE,
-    apply_hyperparams,
-    apply_to_objective,
-    load_hyperparams,
-    optuna_search,
-    pick_space,
-)
-from utils.plots import (
-    plot_accuracy_curve,
-    plot_adversarial_examples,
-    plot_confusion_matrix,
-    plot_contact_sheet,
-    plot_grad_cam,
-    plot_leak_audit,
-    plot_loss_curve,
-    plot_robustness_curve,
-    save_figure,
-)
-from utils.prepare import (
-    audit,
+from utils.attacks.gradient import default_alpha, fgsm, pgd
+from utils.attacks.suites import Attack, check_suite
+from utils.core.modes import attack_mode
+from utils.core.radii import check_eps, radius_label
+from utils.core.reproducibility import seed_everything
+from utils.data.preparation import (
     describe,
     group_by_subject,
     patients_note,
     prepare_dataset,
-    save_audit,
     slices_of_patients,
     split_and_save,
     splits_in_memory,
 )
-from utils.price import price_sentences
-from utils.radii import check_eps, radius_label
-from utils.reproducibility import seed_everything
-from utils.results import (
+from utils.data.sets import DataSplits, ImageSet, load_manifest, load_splits
+from utils.data.sources import CLASSES, load_source
+from utils.data.workspace import Workspace, pick_device
+from utils.evaluation.baselines import baseline_answers
+from utils.evaluation.ensemble import RULES, Vote, validation_weights
+from utils.evaluation.intervals import report
+from utils.evaluation.leak_audit import audit, audit_splits, audit_table
+from utils.evaluation.metrics import evaluate, predict
+from utils.evaluation.transfer import step_size_sweep, transfer_matrix
+from utils.evaluation.worst_case import adversarial_examples, combine, robustness_curve
+from utils.experiments.fit import fit
+from utils.experiments.records import (
     ENSEMBLE,
     check_against_record,
     comparison_table,
@@ -65,8 +41,32 @@ from utils.results import (
     trained_models,
     update_record,
 )
-from utils.robustness import evaluate_robustness, judge
-from utils.robustness_figures import (
+from utils.experiments.robustness import evaluate_robustness, judge
+from utils.grad_cam import explain_rows, grad_cam
+from utils.optuna_search import (
+    HARDENING_SPACE,
+    SEARCH_SPACE,
+    apply_hyperparams,
+    apply_to_objective,
+    load_hyperparams,
+    optuna_search,
+    pick_space,
+)
+from utils.reporting.figures import hardening_cams, member_cams, optuna_figures, recipe, show, show_search
+from utils.reporting.leak import save_audit
+from utils.reporting.plots import (
+    plot_accuracy_curve,
+    plot_adversarial_examples,
+    plot_confusion_matrix,
+    plot_contact_sheet,
+    plot_grad_cam,
+    plot_leak_audit,
+    plot_loss_curve,
+    plot_robustness_curve,
+    save_figure,
+)
+from utils.reporting.price import price_sentences
+from utils.reporting.robustness_figures import (
     comparison_figures,
     headline_table,
     model_figures,
@@ -77,13 +77,12 @@ from utils.robustness_figures import (
     vote_table,
     worst_cases,
 )
-from utils.sources import CLASSES, load_source
-from utils.suites import Attack, check_suite
-from utils.training import print_epoch, print_training, train
-from utils.transfer import step_size_sweep, transfer_matrix
-from utils.widgets import attack_explorer, attack_strip
-from utils.workspace import Workspace, pick_device
-from utils.worst_case import adversarial_examples, combine, robustness_curve
+from utils.reporting.widgets import attack_explorer, attack_strip
+from utils.training.augment import NO_AUGMENTATION, Augmentation
+from utils.training.checkpoints import load_checkpoint, load_trainable, read_record, save_checkpoint
+from utils.training.config import TrainConfig
+from utils.training.loop import print_epoch, print_training, train
+from utils.training.objectives import RECIPES, Adversarial, Standard, make_objective
 
 __all__ = [
     "BACKBONES",

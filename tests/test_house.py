@@ -1,0 +1,126 @@
+"""The house: which package may import which, and the names under which users know its parts."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from utils.commands.verbs import VERBS, main
+
+FLOORS = ("core", "data", "attacks", "evaluation", "training", "experiments", "reporting", "commands")
+#: Modules beside the packages, which users know by these names, and the floor of each.
+BESIDE = {"grad_cam": "evaluation", "optuna_search": "experiments", "utils_funcs": "commands", "__main__": "commands"}
+#: Earlier names of the verbs, kept runnable.
+EARLIER = {
+    "prepare": "prepare",
+    "fit": "train",
+    "robustness": "robustness",
+    "spot_check": "spot-check",
+    "compare_recipes": "recipes",
+    "cross_validate": "folds",
+    "reproduce": "reproduce",
+    "figures": "figures",
+    "readme": "pages",
+    "optuna_search": "search",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of all modules of the project's packages."""
+    files = [path for folder in ("utils", "models") for path in sorted((ROOT / folder).rglob("*.py"))]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files}
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """Modules of the project that a file imports anywhere, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & known
+
+
+def floor(module: str) -> int:
+    """Number of a module's floor, from 0."""
+    first = module.split(".")[1]
+    if first in FLOORS:
+        return FLOORS.index(first)
+    return FLOORS.index("commands" if first in EARLIER and first not in BESIDE else BESIDE[first])
+
+
+def upward(graph: dict[str, set[str]]) -> list[str]:
+    """Imports of a higher floor, as ``from -> to``."""
+    pairs = [(one, other) for one, others in graph.items() for other in sorted(others)]
+    inside = [(one, other) for one, other in pairs if one.startswith("utils.") and other.startswith("utils.")]
+    named = [(one, other) for one, other in inside if not other.endswith("__init__")]
+    return [f"{one} -> {other}" for one, other in named if floor(other) > floor(one)]
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> modules that it imports."""
+    known = {name: path for name, path in modules().items() if not name.endswith("__init__")}
+    return {name: imports(path, set(known)) - {name} for name, path in known.items()}
+
+
+def test_no_module_imports_a_higher_floor() -> None:
+    # the search's file is its earlier command as well, and calls the verb only when it is run
+    allowed = {"utils.optuna_search -> utils.commands.search"}
+    assert set(upward(graph())) <= allowed
+
+
+def test_an_import_of_a_higher_floor_would_be_seen() -> None:
+    assert upward({"utils.data.sets": {"utils.reporting.plots"}}) == ["utils.data.sets -> utils.reporting.plots"]
+    assert upward({"utils.reporting.plots": {"utils.data.sets"}}) == []
+
+
+def test_no_circles() -> None:
+    links = graph()
+    links["utils.optuna_search"].discard("utils.commands.search")
+    assert list(TopologicalSorter(links).static_order())  # raises CycleError
+
+
+def test_models_need_nothing_of_utils() -> None:
+    used = {name: others for name, others in graph().items() if name in ("models.def_models", "models.weight_files")}
+    assert not [other for others in used.values() for other in others if other.startswith("utils")]
+
+
+def test_each_package_says_what_lives_there() -> None:
+    for name in FLOORS:
+        assert ast.get_docstring(ast.parse((ROOT / "utils" / name / "__init__.py").read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(("module", "verb"), EARLIER.items())
+def test_earlier_names_lead_to_the_same_command(module: str, verb: str) -> None:
+    command = import_module(f"utils.commands.{VERBS[verb][0]}").main
+    if module != "optuna_search":
+        assert import_module(f"utils.{module}").main is command
+    text = (ROOT / "utils" / f"{module}.py").read_text(encoding="utf-8")
+    assert f"utils.commands.{VERBS[verb][0]} import main" in text and "sys.exit(main())" in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0 and f"usage: python -m utils {verb}" in capsys.readouterr().out
+
+
+def test_verbs_are_listed_and_unknown_ones_refused(capsys) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(verb in said for verb in VERBS)
+    assert main(["predikt"]) == 1 and "no verb 'predikt'; there are prepare" in capsys.readouterr().err
+
+
+def test_the_package_is_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "utils"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "python -m utils VERB" in done.stdout

@@ -1,0 +1,389 @@
+"""White-box, untargeted L-infinity and L2 attacks on models that take images in [0, 1].
+
+Only the gradient of the input is computed: parameters are frozen while an attack runs, which
+leaves their ``.grad`` alone and saves a third of the work.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils.core.modes import attack_mode
+from utils.core.radii import check_eps
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+#: CPU generator of a batch, or one for each of its samples: then a sample's start does not depend on the others.
+Draws = torch.Generator | Sequence[torch.Generator] | None
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy a sample. Shapes N x K and N to N."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Best wrong logit minus the right one (Carlini and Wagner, 2017, f6). Positive when fooled.
+
+    Unlike cross-entropy its gradient does not vanish where the model is very sure.
+    """
+    right = logits.gather(1, labels[:, None]).squeeze(1)
+    wrong = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return wrong - right
+
+
+def negative_score(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Minus the right class's output: for models that give sums of log-probabilities instead of logits."""
+    return -logits.gather(1, labels[:, None]).squeeze(1)
+
+
+#: Pixels. An image of one pixel has no neighbours, and resizing and random search fail on it in words of their own.
+SMALLEST_SIDE = 2
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "nll": negative_score}
+
+
+def project(shift: torch.Tensor, eps: float, norm: str) -> torch.Tensor:
+    """The point of the ball of radius ``eps`` that is nearest to ``shift``, N x C x H x W."""
+    return shift.clamp(-eps, eps) if norm == "linf" else shift * (eps / _length(shift)).clamp(max=1)
+
+
+def steepest(gradient: torch.Tensor, norm: str) -> torch.Tensor:
+    """Direction of length 1 in which a linear loss grows most: the sign, or the scaled gradient for L2."""
+    return gradient.sign() if norm == "linf" else gradient / _length(gradient)
+
+
+def distance(shift: torch.Tensor, norm: str) -> torch.Tensor:
+    """Length of each sample of ``shift``, N x C x H x W to N."""
+    return shift.flatten(1).abs().amax(1) if norm == "linf" else shift.flatten(1).norm(dim=1)
+
+
+def random_point(images: torch.Tensor, eps: float, norm: str, draws: Draws) -> torch.Tensor:
+    """A random image in the ball of radius ``eps``: uniform for L-infinity; for L2 a uniform direction and length."""
+    if norm == "linf":
+        noise = _draw(torch.rand, images.shape, draws).to(images)
+        return (images + eps * (2 * noise - 1)).clamp(0, 1)
+    if isinstance(draws, Sequence) and len(draws):
+        # one sample after the other: a generator may stand for several of them, and gives each its two draws in turn
+        return torch.cat([random_point(image[None], eps, norm, own) for image, own in zip(images, draws)])
+    noise = _draw(torch.randn, images.shape, draws).to(images)
+    length = _draw(torch.rand, torch.Size([len(images), 1, 1, 1]), draws).to(images)
+    return (images + eps * length * noise / _length(noise)).clamp(0, 1)
+
+
+def _draw(kind: Callable[..., torch.Tensor], shape: torch.Size, draws: Draws) -> torch.Tensor:
+    if draws is None or isinstance(draws, torch.Generator):
+        return kind(shape, generator=draws)
+    return torch.stack([kind(shape[1:], generator=one) for one in draws]) if len(draws) else kind(shape)
+
+
+def _length(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+
+
+def default_alpha(eps: float, steps: int) -> float:
+    """Step size 2.5 * eps / steps (Madry et al., 2018): the ball's edge is reached, then searched."""
+    return 2.5 * eps / steps
+
+
+def check_batch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Check what an attack is given.
+
+    Raises:
+        TypeError: images are not float32 or float64, labels not int64, or the model is in half precision.
+        ValueError: not N x C x H x W, a side below ``SMALLEST_SIDE``, a value outside [0, 1] or NaN, or not N labels.
+    """
+    if next((p.dtype for p in model.parameters()), torch.float32) in (torch.float16, torch.bfloat16):
+        raise TypeError("the model is in half precision, in which gradients underflow; use model.float()")
+    if images.dtype not in (torch.float32, torch.float64) or labels.dtype != torch.int64:
+        raise TypeError(f"images must be float32 and labels int64, not {images.dtype} and {labels.dtype}")
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(f"expected N x C x H x W and N, not {tuple(images.shape)} and {tuple(labels.shape)}")
+    if min(images.shape[-2:]) < SMALLEST_SIDE:
+        raise ValueError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels are too small to be attacked")
+    if len(images) and not (images.amin() >= 0 and images.amax() <= 1):
+        raise ValueError("images must lie in [0, 1]; normalise inside the model, not before the attack")
+
+
+def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Check what a model answers to images that are not meant to break it.
+
+    Args:
+        logits: N x K.
+        labels: int64 tensor N.
+
+    Raises:
+        ValueError: not N x K with K of at least 2, NaN, probabilities instead of logits, or a label outside 0..K-1.
+    """
+    if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
+        raise ValueError(f"the model must give N x K logits with K of at least 2, not {tuple(logits.shape)}")
+    if logits.isnan().any():
+        raise ValueError("the model gives NaN logits, and its input gradient is NaN; its weights are damaged")
+    if len(labels) and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
+        raise ValueError(
+            f"labels must be in 0..{logits.shape[1] - 1}, the classes of the model, "
+            f"not {int(labels.min())}..{int(labels.max())}"
+        )
+    if len(logits) and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all():
+        raise ValueError(
+            "the model gives probabilities, whose gradient vanishes where it is sure: an attack on them overstates "
+            "robustness. Take the softmax off the end of the model; a logarithm of probabilities is fine."
+        )
+
+
+@dataclass
+class Ascent:
+    """What one forward and backward pass tells of N images.
+
+    Attributes:
+        gradient: of the loss with respect to each image, N x C x H x W, in the images' dtype.
+        loss: N.
+        fooled: bool tensor N, whether the model's answer is wrong.
+    """
+
+    gradient: torch.Tensor
+    loss: torch.Tensor
+    fooled: torch.Tensor
+
+
+def ascent(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: Loss, *, check: bool = False) -> Ascent:
+    """One forward and one backward pass to the images; parameters' ``.grad`` stays as it is.
+
+    Args:
+        check: look at the answers with :func:`check_logits` before anything is made of them.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = images.detach().clone().requires_grad_(True)
+        logits = model(leaf).float()
+        if check:
+            check_logits(logits.detach(), labels)
+        # what was made in inference mode cannot be kept for the gradient
+        values = loss(logits, labels.clone() if labels.is_inference() else labels)
+        gradient = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0]
+    # a model that cuts its gradient off, by rounding for instance, leaves none at all
+    gradient = torch.zeros_like(images) if gradient is None else gradient
+    return Ascent(gradient, values.detach(), logits.detach().argmax(1) != labels)
+
+
+def check_gradient(gradient: torch.Tensor) -> None:
+    """A NaN gradient would leave the image where it is and pass for robustness."""
+    if not gradient.isfinite().all():
+        raise ValueError("the model's input gradient is NaN or infinite; its weights or logits are damaged")
+
+
+def fgsm(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    eps: float,
+    loss: str = "ce",
+    norm: str = "linf",
+    assume_checked: bool = False,
+) -> torch.Tensor:
+    """Fast Gradient Sign Method (Goodfellow et al., 2015, arXiv:1412.6572); with L2 the gradient is scaled instead.
+
+    Args:
+        model: maps images to logits, normalisation inside.
+        images: float tensor N x C x H x W in [0, 1].
+        labels: int64 tensor N, the true classes.
+        eps: radius, in [0, 1] for L-infinity.
+        loss: a key of ``LOSSES``.
+        norm: ``linf`` or ``l2``.
+        assume_checked: the model is known to give logits of all classes of ``labels``, as in training.
+
+    Returns:
+        adversarial images of the same shape, in [0, 1] and within ``eps``.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_batch`, :func:`check_logits` and :func:`check_eps`; also a NaN gradient.
+    """
+    check_eps(eps, norm)
+    check_batch(model, images, labels)
+    with attack_mode(model):
+        gradient = ascent(model, images, labels, LOSSES[loss], check=not assume_checked).gradient
+    check_gradient(gradient)
+    return (images + eps * steepest(gradient, norm)).clamp(0, 1).detach()
+
+
+def pgd(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    eps: float,
+    alpha: float | None = None,
+    steps: int = 10,
+    restarts: int = 1,
+    random_start: bool = True,
+    loss: str | Loss = "ce",
+    norm: str = "linf",
+    stop_when_fooled: bool = False,
+    batch_size: int | None = None,
+    generator: Draws = None,
+    assume_checked: bool = False,
+) -> torch.Tensor:
+    """Projected Gradient Descent (Madry et al., 2018, arXiv:1706.06083).
+
+    Args:
+        model: maps images to logits, normalisation inside.
+        images: float tensor N x C x H x W in [0, 1].
+        labels: int64 tensor N, the true classes.
+        eps: radius, in [0, 1] for L-infinity.
+        alpha: step size; None takes :func:`default_alpha`. A size that cannot reach the
+            edge of the ball (alpha * steps < eps) warns: it measures the step size, not the model.
+        steps: number of gradient steps, at least 1.
+        restarts: number of independent starts, at least 1. Of several, each sample keeps the one
+            that fools the model, or else the one with the highest loss.
+        random_start: start at random in the ball; otherwise at the image.
+        loss: a key of ``LOSSES``, or a function of logits N x K and labels N that gives N values to climb.
+        norm: ``linf`` or ``l2``.
+        stop_when_fooled: leave a sample at the first iterate that fools the model and spend no more
+            steps or starts on it. For measuring, where one such image is enough; never for training.
+        batch_size: with ``stop_when_fooled``, images a pass: where one is done, the next sample or start takes its
+            place, so that passes stay full. None takes as many as there are samples.
+        generator: CPU generator that makes random starts reproducible, or one for each sample.
+        assume_checked: see :func:`fgsm`.
+
+    Returns:
+        adversarial images of the same shape, in [0, 1] and within ``eps``.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_batch`, :func:`check_logits` and :func:`check_eps`; also steps or
+            restarts below 1, a step size that is not positive, or a NaN gradient.
+    """
+    check_eps(eps, norm)
+    if steps < 1 or restarts < 1:
+        raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
+    check_batch(model, images, labels)
+    if alpha is None:
+        alpha = default_alpha(eps, steps)
+    elif not (0 < alpha <= (1 if norm == "linf" else float("inf")) or eps == 0):
+        raise ValueError(f"alpha must be in (0, 1] pixel units, not {alpha}")
+    warn_if_short(eps, alpha, steps)
+    climb = _Climb(model, eps, alpha, steps, LOSSES[loss] if isinstance(loss, str) else loss, norm, not assume_checked)
+    begin = partial(_start, eps=eps, norm=norm, random_start=random_start)
+    images = images.detach()
+    with attack_mode(model):
+        if stop_when_fooled:
+            return _until_fooled(climb, images, labels, begin, restarts, batch_size or len(images), generator)
+        best = _ascend(climb, images, labels, begin(images, draws=generator))
+        best_score = _score(*_answer(climb, best, labels)) if restarts > 1 else None
+        for _ in range(restarts - 1):
+            found = _ascend(climb, images, labels, begin(images, draws=generator))
+            score = _score(*_answer(climb, found, labels))
+            best[score > best_score] = found[score > best_score]
+            best_score = torch.maximum(score, best_score)
+    return best
+
+
+def warn_if_short(eps: float, alpha: float, steps: int) -> None:
+    """Warn if ``steps`` steps of ``alpha`` cannot cross the ball of radius ``eps``."""
+    if alpha * steps < eps * (1 - 1e-6):
+        warnings.warn(
+            f"alpha * steps = {alpha * steps:.2g} is less than eps = {eps:.2g}: the attack cannot reach "
+            "the edge of the ball and will overstate robustness. Use alpha >= 2.5 * eps / steps.",
+            stacklevel=3,
+        )
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """Settings of one PGD."""
+
+    model: nn.Module
+    eps: float
+    alpha: float
+    steps: int
+    loss: Loss
+    norm: str
+    check: bool
+
+    def step(self, here: torch.Tensor, clean: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The next iterate."""
+        shift = project(here + self.alpha * steepest(gradient, self.norm) - clean, self.eps, self.norm)
+        return (clean + shift).clamp(0, 1)
+
+
+def _start(images: torch.Tensor, *, eps: float, norm: str, random_start: bool, draws: Draws) -> torch.Tensor:
+    return random_point(images, eps, norm, draws) if random_start else images.clone()
+
+
+def _ascend(climb: _Climb, images: torch.Tensor, labels: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+    finite = torch.ones((), dtype=torch.bool, device=images.device)
+    for step in range(climb.steps):
+        gradient = ascent(climb.model, here, labels, climb.loss, check=climb.check and step == 0).gradient
+        finite &= gradient.isfinite().all()
+        here = climb.step(here, images, gradient)
+    # read once, for a GPU would wait at every step
+    check_gradient(torch.where(finite, 0.0, torch.nan))
+    return here
+
+
+def _until_fooled(
+    climb: _Climb,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    begin: Callable[..., torch.Tensor],
+    restarts: int,
+    batch_size: int,
+    draws: Draws,
+) -> torch.Tensor:
+    """PGD whose passes are filled up from a queue of rows: every sample's first start, then every second one, ...
+
+    A row leaves the pass after its last step, or when one of its sample's rows has fooled the model.
+    """
+    result, best = images.clone(), [-math.inf] * len(images)
+    standing = torch.ones(len(images), dtype=torch.bool)
+    waiting = torch.arange(len(images)).repeat(restarts)
+    # of each row in the pass: its sample and the steps it has made, both on the CPU, and the point it has reached
+    owner, age, here, check = waiting[:0], waiting[:0], images[:0], climb.check
+
+    def settle(rows: torch.Tensor, score: torch.Tensor, fooled: torch.Tensor) -> None:
+        for row, sample, value in zip(rows.tolist(), owner[rows].tolist(), score.tolist()):
+            if value > best[sample]:
+                best[sample], result[sample] = value, here[row]
+        standing[owner[rows[fooled]]] = False
+
+    while True:
+        waiting = waiting[standing[waiting]]
+        room = batch_size - len(owner)
+        fresh, waiting = waiting[:room], waiting[room:]
+        if len(fresh):
+            own = [draws[sample] for sample in fresh.tolist()] if isinstance(draws, Sequence) else draws
+            owner, age = torch.cat([owner, fresh]), torch.cat([age, torch.zeros_like(fresh)])
+            here = torch.cat([here, begin(images[fresh], draws=own)])
+        if not len(owner):
+            return result
+        found, check = ascent(climb.model, here, labels[owner], climb.loss, check=check), False
+        check_gradient(found.gradient)
+        fooled = found.fooled.cpu()
+        rows = torch.nonzero(fooled)[:, 0]
+        settle(rows, _score(found.loss, found.fooled)[rows], fooled[rows])
+        here, age = climb.step(here, images[owner], found.gradient), age + 1
+        last = torch.nonzero(standing[owner] & (age == climb.steps))[:, 0]
+        if restarts == 1:
+            result[owner[last]] = here[last]
+        elif len(last):
+            loss, fooled = _answer(climb, here[last], labels[owner[last]])
+            settle(last, _score(loss, fooled), fooled.cpu())
+        keep = standing[owner] & (age < climb.steps)
+        owner, age, here = owner[keep], age[keep], here[keep]
+
+
+@torch.no_grad()
+def _answer(climb: _Climb, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each image, and whether the model is fooled."""
+    logits = climb.model(images).float()
+    return climb.loss(logits, labels), logits.argmax(1) != labels
+
+
+def _score(loss: torch.Tensor, fooled: torch.Tensor) -> torch.Tensor:
+    """The loss, raised beyond any finite loss where the model is fooled."""
+    return loss.nan_to_num(posinf=1e30) + 1e6 * fooled

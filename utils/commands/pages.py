@@ -1,0 +1,21 @@
+"""Write the tables of the pages anew, from their records."""
+
+from __future__ import annotations
+
+import argparse
+
+from utils.commands.boundary import command
+from utils.core.paths import ROOT, atomic_write_all
+from utils.reporting.pages import DOCUMENTS, rebuilt
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    names = ", ".join(str(path.relative_to(ROOT)) for path in DOCUMENTS)
+    argparse.ArgumentParser(
+        prog="python -m utils pages", description=f"Write the tables of {names} anew, from their records."
+    ).parse_args(arguments)
+    texts = {path: rebuilt(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
+    atomic_write_all({path: lambda target, text=text: target.write_text(text, "utf-8") for path, text in texts.items()})
+    return 0

@@ -1,0 +1,84 @@
+"""What class folders of any data set mean, and the order of classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+#: Dementia stages by severity. Every label, table and confusion matrix uses this order.
+CLASSES = ("Non", "VeryMild", "Mild", "Moderate")
+
+
+#: What class folders are called, by severity: letters only, without an ending such as "demented".
+_HEALTHY = (
+    "non no not noad nonad noalzheimers nonalzheimer nonalzheimers cn nc nl hc ctrl normal normals control controls "
+    "healthy healthycontrol healthycontrols normalcontrol normalcontrols normalcognition cognitivelynormal"
+)
+
+
+_SEVERITY = (
+    set(_HEALTHY.split()),
+    {"smc", "scd", "significantmemoryconcern", "subjectivememorycomplaint", "subjectivecognitivedecline"},
+    {"emci", "earlymci", "earlymildcognitive"},
+    {"mci", "mildcognitive"},
+    {"lmci", "latemci", "latemildcognitive"},
+    {"converted"},
+    {"verymild"},
+    {"mild"},
+    {"moderate"},
+    {"severe"},
+    {"ad", "dementia", "demented", "alzheimer", "alzheimers", "alzheimerdisease", "alzheimersdisease"},
+)
+
+
+def canonical_class(folder_name: str) -> str:
+    """The name of ``CLASSES`` that a folder name means, or the folder name itself.
+
+    >>> canonical_class("Very_Mild_Demented"), canonical_class("No Impairment"), canonical_class("CN")
+    ('VeryMild', 'Non', 'CN')
+    """
+    known = {"no": "Non", **{name.lower(): name for name in CLASSES}}
+    return known.get(_class_key(folder_name), folder_name)
+
+
+def healthy_class(classes: Sequence[str]) -> str | None:
+    """The one class that means no dementia, such as Non, CN, NC, Normal or Control; None where none or several do.
+
+    >>> healthy_class(("AD", "CN", "MCI")), healthy_class(("apple", "pear"))
+    ('CN', None)
+    """
+    found = [name for name in classes if severity(name) == 0]
+    return found[0] if len(found) == 1 else None
+
+
+def _class_key(name: str) -> str:
+    letters = re.sub(r"[^a-z]", "", name.lower())
+    return re.sub(r"(demented|dementia|impairment|impaired)$", "", letters) or letters
+
+
+def severity(name: str) -> int | None:
+    """Rank of a class name, 0 for no dementia; None where it is not known."""
+    key = _class_key(name)
+    return next((rank for rank, known in enumerate(_SEVERITY) if key in known), None)
+
+
+def class_order(names: set[str]) -> tuple[str, ...]:
+    """Class names by severity where all are known, else by the alphabet."""
+    ranks = {name: severity(name) for name in names}
+    if None in ranks.values():
+        return tuple(sorted(names))
+    return tuple(sorted(names, key=lambda name: (ranks[name], name)))
+
+
+def chosen_order(found: tuple[str, ...], chosen: Sequence[str] | None) -> tuple[str, ...]:
+    """The order that somebody chose, or the one found.
+
+    Raises:
+        ValueError: not the same names.
+    """
+    if chosen is None:
+        return found
+    order = tuple(name if name in found else canonical_class(name) for name in chosen)
+    if sorted(order) != sorted(found):
+        raise ValueError(f"classes must be {', '.join(found)} in an order of your choice, not {', '.join(chosen)}")
+    return order

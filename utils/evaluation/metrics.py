@@ -1,0 +1,93 @@
+"""Predictions and what they are worth, at image and at patient level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from utils.core.modes import eval_mode
+from utils.data.sets import ImageSet
+from utils.data.subject_ids import UNKNOWN
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> torch.Tensor:
+    """Logits of all images in order, in eval mode. Shape N x K, float32 on the CPU."""
+    batches = images.batches(batch_size, device)
+    total = -(-len(images) // batch_size)
+    bar = tqdm(batches, total=total, desc="predict", disable=not progress, leave=False)
+    with eval_mode(model):
+        return torch.cat([model(batch).float().cpu() for batch, _ in bar])
+
+
+def merge_by_patient(probabilities: torch.Tensor, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean probability over the slices of each patient.
+
+    Args:
+        probabilities: N x K, rows sum to 1.
+
+    Returns:
+        P x K probabilities and P labels (each patient's most frequent one). Images of unknown
+        patients are left out.
+    """
+    patients = images.subjects[images.subjects != UNKNOWN].unique()
+    groups = [images.subjects == patient for patient in patients]
+    if not groups:
+        return probabilities[:0], images.labels[:0]
+    means = torch.stack([probabilities[group].mean(0) for group in groups])
+    return means, torch.stack([images.labels[group].mode().values for group in groups])
+
+
+def scores(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str]) -> dict[str, Any]:
+    """Accuracy, balanced accuracy, macro F1, AUROC, calibration error, recall a class, confusion.
+
+    Balanced accuracy, macro F1 and AUROC are means over the classes that ``labels`` contain, so
+    that an absent class neither helps nor hurts.
+
+    Args:
+        probabilities: N x K, rows sum to 1.
+        labels: int64 tensor N.
+        classes: K names.
+
+    Returns:
+        plain floats; ``recall`` by class name; ``confusion`` as K rows (true) of K counts
+        (predicted).
+    """
+    import torchmetrics.functional.classification as tm  # slow to import
+
+    k = len(classes)
+    present = labels.bincount(minlength=k) > 0
+    predicted = probabilities.argmax(1)
+    recall = tm.multiclass_recall(predicted, labels, k, average=None)
+    f1 = tm.multiclass_f1_score(predicted, labels, k, average=None)
+    auroc = torch.stack([tm.binary_auroc(probabilities[:, c], (labels == c).long()) for c in range(k) if present[c]])
+    return {
+        "n": len(labels),
+        "accuracy": (predicted == labels).double().mean().item(),
+        "balanced_accuracy": recall[present].mean().item(),
+        "macro_f1": f1[present].mean().item(),
+        "auroc": auroc.mean().item() if present.sum() > 1 else None,
+        "calibration_error": tm.multiclass_calibration_error(probabilities, labels, k, n_bins=15).item(),
+        "recall": {name: recall[c].item() if present[c] else None for c, name in enumerate(classes)},
+        "confusion": tm.multiclass_confusion_matrix(predicted, labels, k).tolist(),
+    }
+
+
+def evaluate(logits: torch.Tensor, images: ImageSet) -> dict[str, Any]:
+    """:func:`scores` of logits N x K, once over images and once over patients."""
+    probabilities = logits.softmax(1)
+    by_patient = merge_by_patient(probabilities, images)
+    return {
+        "image": scores(probabilities, images.labels, images.classes),
+        "patient": scores(*by_patient, images.classes) if len(by_patient[1]) else None,
+    }

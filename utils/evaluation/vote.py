@@ -1,0 +1,140 @@
+"""A vote attacked as the one system that it is: one image for all members, judged by the vote's own rule.
+
+A vote has no single best gradient: a hard vote has none at all, and the mean of probabilities saturates. So
+several smooth stand-ins are attacked, and each member, and the outputs alone; an image counts as robust only if
+it stands all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.attacks.suites import SUITES, Attack, Threat
+from utils.data.sets import ImageSet
+from utils.evaluation.ensemble import Vote, mix
+from utils.evaluation.metrics import predict
+from utils.evaluation.worst_case import NEVER, RobustnessCurve, combine, predict_batch, robustness_curve, share_standing
+
+PROBABILITIES, LOGITS, LOSSES_SUM = "mean probability", "mean logits", "sum of member losses"
+
+
+class _Surrogate(nn.Module):
+    """A smooth stand-in for a vote: ``kind`` is one of the three names above."""
+
+    def __init__(self, vote: Vote, kind: str) -> None:
+        super().__init__()
+        self.vote, self.kind = vote, kind
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits = torch.stack([member(images) for member in self.vote.members])
+        if self.kind == PROBABILITIES:
+            return mix(logits.log_softmax(-1), self.vote.shares)
+        shares = self.vote.shares[:, None, None]
+        return (shares * (logits if self.kind == LOGITS else logits.log_softmax(-1))).sum(0)
+
+
+def surrogates(vote: Vote, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Stand-ins by name: the three smooth ones, and each member under its own name."""
+    smooth = {kind: _Surrogate(vote, kind).eval() for kind in (PROBABILITIES, LOGITS, LOSSES_SUM)}
+    return smooth | dict(zip(names, vote.members))
+
+
+def vote_attacks(suite: str, names: Sequence[str]) -> tuple[list[Attack], list[Attack], list[Attack]]:
+    """Attacks on the stand-ins, transfers from the members, and attacks on the outputs alone.
+
+    Args:
+        suite: key of :data:`utils.attacks.suites.SUITES`; budgets of PGD and Square are those of that suite.
+        names: of the members.
+    """
+    pgd = next(attack for attack in SUITES[suite] if attack.name == "pgd")
+    # what fools a stand-in need not fool the vote, so no sample may be left early
+    pgd = replace(pgd, stop_when_fooled=False)
+    joint = [replace(pgd, surrogate=kind, loss="ce") for kind in (PROBABILITIES, LOGITS)]
+    joint += [
+        replace(pgd, surrogate=LOSSES_SUM, loss="nll"),
+        replace(pgd, surrogate=LOGITS, loss="margin"),
+        replace(pgd, surrogate=PROBABILITIES, loss="margin"),
+    ]
+    black = [attack for attack in SUITES[suite] if attack.name == "square"] or [Attack("square", steps=200)]
+    return joint, [replace(pgd, surrogate=name) for name in names], black
+
+
+def attack_vote(
+    vote: Vote,
+    images: ImageSet,
+    *,
+    epsilons: Sequence[float],
+    suite: str = "standard",
+    names: Sequence[str] = (),
+    seed: int = 0,
+    threat: Threat | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    cache: Path | None = None,
+) -> tuple[RobustnessCurve, dict[str, Any]]:
+    """Attack a vote by every stand-in, every member and Square, each on all images, and take the worst case.
+
+    Args:
+        names: of the members; () numbers them.
+        images, epsilons, seed, threat, batch_size, device, precision, cache: see
+            :func:`utils.evaluation.worst_case.robustness_curve`.
+
+    Returns:
+        the worst case over all attacks, and plain values: ``alone``, attack title -> robust accuracy by radius;
+        ``transfer only`` and ``joint`` over the attacks of that kind; ``members``, each attacked on its own by the
+        suite; ``best member``; ``oracle``, the share of images that at least one member still gets right on every
+        image that broke the vote.
+    """
+    names = list(names) or [f"member {number}" for number in range(1, len(vote.members) + 1)]
+    stand_ins = surrogates(vote, names)
+    joint, transfer, black = vote_attacks(suite, names)
+    options = {"seed": seed, "threat": threat, "batch_size": batch_size, "device": device}
+    options |= {"precision": precision, "cache": cache}
+    oracle = _Oracle(vote, images, device)
+    curves = {
+        attack.title: robustness_curve(
+            vote, images, attack=attack, epsilons=epsilons, surrogates=stand_ins, on_broken=oracle, **options
+        )
+        for attack in (*joint, *transfer, *black)
+    }
+    own = {
+        name: robustness_curve(member, images, attack=SUITES[suite], epsilons=epsilons, **options)
+        for name, member in zip(names, vote.members)
+    }
+    worst = combine(list(curves.values()))
+    kinds = {
+        kind: combine([curves[attack.title] for attack in attacks], title=kind).robust_accuracy
+        for kind, attacks in (("joint", joint), ("transfer only", transfer))
+    }
+    members = {name: curve.robust_accuracy for name, curve in own.items()}
+    table = {
+        "rule": vote.rule,
+        "alone": {title: curve.robust_accuracy for title, curve in curves.items()},
+        **kinds,
+        "members": members,
+        "best member": [max(values) for values in zip(*members.values())],
+        "oracle": [share_standing(oracle.first_lost, step) for step in range(len(worst.epsilons))],
+    }
+    return worst, table
+
+
+class _Oracle:
+    """The first radius at which all members were wrong at once, on an attacked image that broke the vote."""
+
+    def __init__(self, vote: Vote, images: ImageSet, device: torch.device | str) -> None:
+        self.vote, self.labels, self.device = vote, images.labels, device
+        clean = torch.stack([predict(member, images, device=device).argmax(1) for member in vote.members])
+        self.first_lost = torch.where((clean == images.labels).any(0), NEVER, 0)
+
+    def __call__(self, index: torch.Tensor, attacked: torch.Tensor, step: int) -> None:
+        pixels, labels = attacked.to(self.device), self.labels[index]
+        answers = torch.stack([predict_batch(member, pixels).argmax(1).cpu() for member in self.vote.members])
+        lost, before = (answers != labels).all(0), self.first_lost[index]
+        self.first_lost[index] = torch.where(lost & ((before == NEVER) | (before > step)), step, before)

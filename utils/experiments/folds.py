@@ -1,0 +1,288 @@
+"""Every patient tested once, by a model that never saw them: cross-validation grouped by patient.
+
+    python -m utils.cross_validate --backbone resnet34 --image-size 64 --out FOLDER
+
+For each fold a clean model is trained and hardened by the default recipe. Each fold leaves a JSON file with its answers
+in FOLDER and is not done again; several processes may work on different folds. ``summary.json`` and ``summary.png`` are
+made from these files over the patients of all folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.attacks.suites import SUITES, describe
+from utils.core.paths import need, write_json
+from utils.core.reproducibility import environment_facts
+from utils.data.sets import DataSplits, ImageSet, resplit
+from utils.data.splits import SPLITS, fold_sides
+from utils.data.workspace import pick_device
+from utils.evaluation.baselines import baseline_answers
+from utils.evaluation.intervals import report
+from utils.evaluation.metrics import predict
+from utils.evaluation.worst_case import robustness_curve
+from utils.experiments.recipes import (
+    EPSILONS,
+    SUITE,
+    VARIANTS,
+    Budget,
+    claim,
+    harden,
+    specification,
+    train_clean,
+    weights_name,
+)
+from utils.experiments.specification import differing, images_fingerprint, read_part, refuse_other
+from utils.training.checkpoints import is_trained, load_checkpoint
+
+#: The default recipe, see ``benchmarks/recipes``.
+RECIPE = "adversarial_full"
+PLAIN, HARD = "not hardened", "hardened"
+SUMMARY = "summary.json"
+_ANOTHER = "give an --out of another name"
+#: What every fold's file holds.
+_FOLD = ("data.source", "data.fold", "data.n_folds", "data.fold_seed", "budget", "model", "seed", "epsilons", "attacks")
+_FOLD += ("classes", "test.labels", "test.subjects", "attacked.labels", "attacked.subjects", "baselines", "models")
+
+
+def fold_of(splits: DataSplits, fold: int, n_folds: int, seed: int) -> DataSplits:
+    """One fold over all images of a patient split.
+
+    Raises:
+        ValueError: another split, no such fold, or too few patients.
+    """
+    if splits.info["protocol"] != "patient":
+        raise ValueError(f"cross-validation is by patient; prepare with --split patient, not {splits.info['protocol']}")
+    subjects, labels = (
+        torch.cat([getattr(part, name) for _, part in splits]).numpy() for name in ("subjects", "labels")
+    )
+    if n_folds >= 2 and not 0 <= fold < n_folds:
+        raise ValueError(f"there are folds 0 to {n_folds - 1}, not {fold}")
+    sides = _sides(subjects, labels, fold, n_folds, seed)
+    if sides is None:
+        raise ValueError(_too_few(subjects, labels, n_folds, seed))
+    return resplit(splits, sides, fold=fold, n_folds=n_folds, fold_seed=seed)
+
+
+def _sides(subjects: np.ndarray, labels: np.ndarray, fold: int, n_folds: int, seed: int) -> np.ndarray | None:
+    """As :func:`fold_sides`, or None where there are too few patients for so many folds, or for so few."""
+    if not 2 <= n_folds <= len(np.unique(subjects)):
+        return None
+    try:
+        sides = fold_sides(subjects, labels, fold=fold, n_folds=n_folds, seed=seed)
+    except ValueError:  # fewer images of each class than folds
+        return None
+    return sides if set(SPLITS) <= set(sides) else None
+
+
+def _too_few(subjects: np.ndarray, labels: np.ndarray, n_folds: int, seed: int) -> str:
+    """The message for that, with numbers of folds that work."""
+
+    def works(n: int) -> bool:
+        return all(_sides(subjects, labels, fold, n, seed) is not None for fold in range(n))
+
+    n_patients = len(np.unique(subjects))
+    able = [str(n) for n in range(2, min(n_patients, 10) + 1) if works(n)]
+    return (
+        f"{n_patients} patients cannot be tested in {n_folds} folds: each fold needs patients to train on, to test, "
+        "and in one class four that are not tested, of whom one validates; "
+        + (f"give --n-folds {' or '.join(able)}" if able else "no number of folds works, prepare more patients")
+    )
+
+
+def fold_specification(splits: DataSplits, backbone: str, n_folds: int, seed: int, budget: Budget) -> dict[str, Any]:
+    """Everything that the folds of one experiment share, as plain values; ``fingerprint`` is of each fold's own sides.
+
+    Args:
+        splits: the prepared data, not a fold.
+    """
+    shared = specification(splits, backbone, budget)
+    del shared["fingerprint"]
+    folds = {"n_folds": n_folds, "fold_seed": seed, "seed": seed, "recipe": RECIPE}
+    return shared | folds | {"images": images_fingerprint(splits)}
+
+
+def read_fold(path: Path) -> dict[str, Any]:
+    """The file of one fold.
+
+    Raises:
+        ValueError: it is not whole; the message names it.
+    """
+    return read_part(path, _FOLD)
+
+
+def _facts_of(fold: Mapping[str, Any]) -> dict[str, Any]:
+    """The :func:`fold_specification` of a stored fold, as far as older files tell it."""
+    told = {name: fold["data"][name] for name in ("n_folds", "fold_seed")}
+    told |= {name: fold[name] for name in ("seed", "epsilons", "attacks")}
+    told |= {"backbone": fold["model"].get("backbone")}
+    return {**fold["budget"], **told, **fold.get("specification", {})}
+
+
+def refuse_other_folds(out: Path, splits: DataSplits, wanted: Mapping[str, Any]) -> None:
+    """Refuse folds in ``out`` that another experiment left there.
+
+    Args:
+        splits: the prepared data.
+        wanted: of :func:`fold_specification`.
+
+    Raises:
+        ValueError: a fold of other settings or other data, or a file that is not whole; the message names it.
+    """
+    for path in sorted(out.glob("fold*.json")):
+        stored = read_fold(path)
+        refuse_other(path, _facts_of(stored), wanted, _ANOTHER)
+        own = fold_of(splits, stored["data"]["fold"], wanted["n_folds"], wanted["fold_seed"])
+        refuse_other(path, stored["data"], {"fingerprint": own.fingerprint}, _ANOTHER)
+
+
+def run_fold(
+    splits: DataSplits,
+    *,
+    backbone: str,
+    seed: int,
+    budget: Budget,
+    target: Path,
+    work: Path,
+    shared: Mapping[str, Any],
+) -> None:
+    """Train, harden and score one fold, as far as that is not done yet.
+
+    Args:
+        splits: of :func:`fold_of`.
+        target: JSON file to write.
+        work: folder of weights and unfinished runs.
+        shared: of :func:`fold_specification`.
+    """
+    claim(work, {**shared, "fingerprint": splits.fingerprint})
+    folders = {PLAIN: work / "plain", HARD: work / "hardened"}
+    if not is_trained(folders[PLAIN]):
+        train_clean(splits, backbone, seed, budget, folders[PLAIN])
+    if not is_trained(folders[HARD]):
+        harden(splits, VARIANTS[RECIPE], seed, budget, folders[PLAIN], folders[HARD])
+    few = splits.test.balanced_subset(budget.max_images)
+    record: dict[str, Any] = {
+        "data": splits.info,
+        "specification": dict(shared),
+        "budget": asdict(budget) | {"weights": weights_name(budget.weights)},
+        "seed": seed,
+        "epsilons": [0.0, *EPSILONS],
+        "attacks": [attack["title"] for attack in describe(SUITES[SUITE])],
+        "classes": splits.classes,
+        "test": _whose(splits.test),
+        "attacked": _whose(few),
+        "baselines": {name: _rounded(logits) for name, logits in baseline_answers(splits).items()},
+        "models": {},
+        "environment": environment_facts(),
+    }
+    device = pick_device()
+    for name, folder in folders.items():
+        model, own = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        need(own, ("training.history",), folder / "record.json", "delete this folder, and the model is trained again")
+        model.to(device)
+        options = {"attack": SUITES[SUITE], "epsilons": EPSILONS, "seed": seed, "device": device}
+        curve = robustness_curve(model, few, **options, cache=work / "attack_cache")
+        record["model"] = own["model"]
+        record["models"][name] = {
+            "training": own["training"],
+            "logits": _rounded(predict(model, splits.test, device=device)),
+            "attacked": [_rounded(logits) for logits in curve.logits],
+        }
+    write_json(target, record)
+
+
+def _whose(images: ImageSet) -> dict[str, list[int]]:
+    return {"labels": images.labels.tolist(), "subjects": images.subjects.tolist()}
+
+
+def _rounded(logits: torch.Tensor) -> list[list[float]]:
+    return [[round(value, 4) for value in row] for row in logits.tolist()]
+
+
+def summarise(out: Path) -> dict[str, Any]:
+    """All metrics over the patients of all folds in ``out``, and AUROC by fold.
+
+    Answers of different folds come from different models, so a ranking over all patients also asks that their scales
+    agree; the mean over folds does not.
+
+    Raises:
+        FileNotFoundError: no folds there.
+        ValueError: folds of other data, models or budgets, or one patient tested twice.
+    """
+    folds = [read_fold(path) for path in sorted(out.glob("fold*.json"))]
+    if not folds:
+        raise FileNotFoundError(f"no finished folds in {out}")
+    same = ("source", "n_folds", "fold_seed")
+    facts = [
+        {name: fold["data"][name] for name in same}
+        | {"budget": fold["budget"], "model": fold["model"], "classes": fold["classes"], **_facts_of(fold)}
+        for fold in folds
+    ]
+    other = [name for one in facts[1:] for name in differing(facts[0], one)]
+    if other:
+        raise ValueError(f"{out} holds folds with other {', '.join(dict.fromkeys(other))}; use a folder for each")
+    patients = [set(fold["test"]["subjects"]) for fold in folds]
+    if len(set().union(*patients)) != sum(map(len, patients)):
+        raise ValueError(f"{out} holds folds that test the same patient")
+    first = folds[0]
+    rows = {name: _pooled(folds, "test", [[fold["baselines"][name] for fold in folds]]) for name in first["baselines"]}
+    for name in first["models"]:
+        own = [fold["models"][name] for fold in folds]
+        rows[name] = _pooled(folds, "test", [[one["logits"] for one in own]])
+        rows[name]["attacked"] = _pooled(
+            folds, "attacked", [[one["attacked"][step] for one in own] for step in range(len(first["epsilons"]))]
+        )
+    return {
+        "folds": [fold["data"]["fold"] for fold in folds],
+        "rows": rows,
+        **{key: first[key] for key in ("epsilons", "attacks", "classes", "budget", "model", "seed")},
+        "n_images": {side: sum(len(fold[side]["labels"]) for fold in folds) for side in ("test", "attacked")},
+        "n_subjects": sum(map(len, patients)),
+        "data": {key: first["data"][key] for key in ("source", "protocol", *same[1:])},
+        "environment": environment_facts(),
+    }
+
+
+def _pooled(folds: Sequence[Mapping[str, Any]], side: str, steps: Sequence[Sequence[list]]) -> dict[str, Any]:
+    """``metrics`` over all folds for each radius, and the binary patient AUROC of each fold.
+
+    Args:
+        side: ``test`` or ``attacked``, the images of ``steps``.
+        steps: for each radius the logits of each fold.
+    """
+    sets = [_bare(fold[side], fold["classes"]) for fold in folds]
+    everyone = sets[0]
+    for part in sets[1:]:
+        everyone = everyone.join(part)
+    alone = [[report(torch.tensor(own), part) for own, part in zip(logits, sets)] for logits in steps]
+    return {
+        "metrics": [report(torch.cat([torch.tensor(own) for own in logits]), everyone) for logits in steps],
+        "auroc_by_fold": [[binary_by_patient(one)["auroc"] for one in found] for found in alone],
+    }
+
+
+def binary_by_patient(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of two classes by patient; of all classes where these are others."""
+    return found.get("binary", next(iter(found.values())))["patient"]
+
+
+def _bare(whose: Mapping[str, list[int]], classes: list[str]) -> ImageSet:
+    """Labels and patients without their images."""
+    n = len(whose["labels"])
+    labels, subjects = torch.tensor(whose["labels"]), torch.tensor(whose["subjects"])
+    unknown = torch.full((n,), -1)
+    return ImageSet(
+        torch.zeros((n, 1, 1, 1), dtype=torch.uint8),
+        labels,
+        subjects,
+        unknown,
+        torch.zeros(n, dtype=torch.bool),
+        [""] * n,
+        list(classes),
+    )

@@ -1,0 +1,1 @@
+"""Floor 7: figures, tables, pages and notebooks, all made from records."""

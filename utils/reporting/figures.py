@@ -1,0 +1,426 @@
+"""The figures of a model, drawn from its record: ``python -m utils.figures`` draws all of them again.
+
+Curves and matrices need the record alone. Pictures of attacked slices and heat maps also need the
+weights and the images, and are left as they are where one of the two is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from models.def_models import MRIClassifier
+from utils.attacks.suites import Attack
+from utils.core.paths import read_json, write_json
+from utils.core.radii import radius_label
+from utils.core.reproducibility import environment_facts, generator
+from utils.data.sets import DataSplits, ImageSet, patients_verified
+from utils.data.workspace import Workspace, pick_device
+from utils.evaluation.worst_case import adversarial_examples, predict_batch
+from utils.experiments.records import HARDENED, display_name, load_vote, title_of
+from utils.grad_cam import explain, explain_rows, right_and_wrong, with_cells
+from utils.reporting.plots import (
+    plot_accuracy_curve,
+    plot_adversarial_examples,
+    plot_confusion_matrix,
+    plot_grad_cam,
+    plot_hero,
+    plot_loss_curve,
+    plot_member_curves,
+    plot_optuna_history,
+    plot_optuna_importance,
+    plot_optuna_pareto,
+    plot_robustness_curve,
+    save_figure,
+)
+from utils.reporting.robustness_figures import show_all
+from utils.reporting.robustness_plots import plot_heat_map, plot_step_sizes
+from utils.training.checkpoints import RECORD, WEIGHTS, load_checkpoint
+
+Record = dict[str, Any]
+
+
+def loss_curve(record: Record) -> Figure:
+    """Losses over epochs; of a vote, the validation losses of its members."""
+    title = f"{_name(record)}: training"
+    if "vote" in record:
+        unit = "validation loss (cross-entropy, nats)"
+        return plot_member_curves(_histories(record), "validation_loss", title=title, unit=unit, note=record["note"])
+    training = record["training"]
+    return plot_loss_curve(
+        training["history"],
+        title=title,
+        best_epoch=training["best_epoch"],
+        training=_trained_on(training["objective"]),
+        note=record["note"],
+    )
+
+
+def _trained_on(objective: Record) -> str:
+    """What the loss of a training is of."""
+    name, weight = objective["name"], objective.get("adv_weight", 1)
+    if name == "standard":
+        return "clean images"
+    if name == "adversarial" and weight < 1:
+        return f"{1 - weight:.0%} clean,\n{weight:.0%} attacked images"
+    if name in ("trades", "mart"):
+        return f"clean and attacked,\n{name.upper()}'s own loss"
+    return "attacked images"
+
+
+def accuracy_curve(record: Record) -> Figure:
+    """Accuracies over epochs; of a vote, the robust validation accuracies of its members."""
+    title = f"{_name(record)}: training"
+    if "vote" in record:
+        unit = "validation accuracy, balanced, PGD-10 (%)"
+        return plot_member_curves(
+            _histories(record), "validation_robust_accuracy", title=title, unit=unit, note=record["note"]
+        )
+    training = record["training"]
+    n = training["config"].get("validation_images")
+    robust = "validation_robust_accuracy" in training["history"][0]
+    told = f"attacked on at most {n} validation images" if robust and n else ""
+    note = "; ".join(filter(None, [told, record["note"]]))
+    return plot_accuracy_curve(training["history"], title=title, best_epoch=training["best_epoch"], note=note)
+
+
+def _histories(record: Record) -> dict[str, list[dict[str, float]]]:
+    return {display_name(title): training["history"] for title, training in record["vote"]["training"].items()}
+
+
+def _name(record: Record) -> str:
+    return display_name(title_of(record))
+
+
+def confusion_matrix(record: Record) -> Figure:
+    """Of the test images, without attack."""
+    title = f"{_name(record)}: {record['test']['image']['n']} test images, without attack"
+    return plot_confusion_matrix(
+        record["test"]["image"]["confusion"], record["classes"], title=title, note=record["note"]
+    )
+
+
+def robustness_curve(record: Record, base: Record | None = None) -> Figure:
+    """Robust accuracy over radii.
+
+    Args:
+        base: record of the model before hardening, drawn beside it.
+    """
+    lines = {}
+    for one in (base, record) if base else (record,):
+        for name, curve in one["robustness"].items():
+            lines[f"{_name(one)}, {name}"] = (curve["epsilons"], curve["robust_accuracy"])
+    for name, curve in record.get("vote", {}).get("robustness", {}).items():
+        lines[display_name(name)] = (curve["epsilons"], curve["robust_accuracy"])
+    rows = record["test"]["image"]["confusion"]
+    title = f"{_name(base)} before and after hardening" if base else f"{_name(record)} under attack"
+    chance = max(map(sum, rows)) / sum(map(sum, rows))
+    note = "; ".join(filter(None, [f"{sum(map(sum, rows))} test images", record["note"]]))
+    return plot_robustness_curve(lines, title=title, chance=chance, note=note)
+
+
+def step_size(record: Record) -> Figure:
+    """Accuracy under PGD over its step size."""
+    title = f"{_name(record)}: accuracy under PGD by its step size"
+    made, n = record["step_size"], record["test"]["image"]["n"]
+    # records of before the number was kept are of a quarter of the test images, as their notebooks say
+    sample = {"n_images": made.get("n_images", n // 4)}
+    told = f"the tables' numbers are of {n}" if sample["n_images"] != n else ""
+    note = "; ".join(filter(None, [told, record["note"]]))
+    return plot_step_sizes(**made | sample, title=title, note=note)
+
+
+def transfer_matrix(record: Record) -> Figure:
+    """Accuracy of each member of a vote on images that were made to fool each other one."""
+    made = record["transfer"]
+    title = f"{_name(record)}: {made['attack']} carried from member to member, eps {radius_label(made['eps'])}"
+    accuracy = {
+        display_name(source): {display_name(target): value for target, value in row.items()}
+        for source, row in made["accuracy"].items()
+    }
+    n = made.get("n_images", record.get("worst_case", {}).get("curve", {}).get("n_images"))
+    told = f"{n} of {record['test']['image']['n']} test images" if n else ""
+    note = "; ".join(filter(None, [told, record["note"]]))
+    return plot_heat_map(accuracy, title=title, rows="made to fool", columns="shown to", note=note)
+
+
+#: Figures that a record alone suffices for, by file name.
+FROM_RECORD: dict[str, Callable[[Record], Figure]] = {
+    "loss_curve": loss_curve,
+    "accuracy_curve": accuracy_curve,
+    "confusion_matrix": confusion_matrix,
+    "robustness_curve": robustness_curve,
+    "step_size": step_size,
+    "transfer_matrix": transfer_matrix,
+}
+#: What a record must hold for some of them.
+_NEEDS = {"robustness_curve": "robustness", "step_size": "step_size", "transfer_matrix": "transfer"}
+
+
+#: Of so many finished trials on, importances of hyperparameters are drawn.
+FEWEST_TRIALS = 10
+
+
+def optuna_figures(study: Record, title: str, note: str = "") -> dict[str, Figure]:
+    """History and importance of a search, from the file that it wrote; nothing for what the file does not tell.
+
+    Importance takes ``FEWEST_TRIALS`` finished trials: of fewer it says nothing.
+    """
+    figures, title = {}, display_name(title)
+    finished = [trial for trial in study.get("history", []) if trial["state"] == "complete"]
+    if study.get("history"):
+        unit = study["selected_by"].replace("_", " ")
+        figures["optuna_history"] = plot_optuna_history(
+            study["history"], title=f"{title}: Optuna search", unit=unit, note=note
+        )
+    if study.get("importance") and len(finished) >= FEWEST_TRIALS:
+        figures["optuna_importance"] = plot_optuna_importance(
+            study["importance"], title=f"{title}: what mattered in the search", note=note
+        )
+    hardened = [trial for trial in study.get("history", []) if "robust" in trial]
+    if hardened:
+        attack = f"worst case at {radius_label(study['objective']['eps'])}"
+        facts = {"chosen": study["chosen"], "floor": study["clean_floor"], "attack": attack}
+        figures["optuna_pareto"] = plot_optuna_pareto(
+            hardened, **facts, title=f"{title}: with and without attack", note=note
+        )
+    return figures
+
+
+def show(record: Record, name: str, folder: Path, *, base: Record | None = None) -> Figure:
+    """Draw one of ``FROM_RECORD``, save it in ``folder``, and return it.
+
+    Args:
+        base: for ``robustness_curve``, the record before hardening.
+    """
+    figure = FROM_RECORD[name](record, base) if base else FROM_RECORD[name](record)
+    save_figure(figure, folder / f"{name}.png")
+    return figure
+
+
+def show_search(path: Path, title: str, folder: Path, *, note: str = "") -> list[Figure]:
+    """Draw the figures of a search, save them in ``folder``, and return them."""
+    return show_all(optuna_figures(read_json(path), title, note), folder)
+
+
+def recipe(
+    attacks: Sequence[tuple[Attack, float]], values: Sequence[float] = (), parameter_type: str = "Epsilon"
+) -> dict[str, Any]:
+    """How a picture of attacked slices was made, as plain values for a record."""
+    budgets = [[asdict(attack), eps] for attack, eps in attacks]
+    return {"values": list(values), "parameter_type": parameter_type, "attacks": budgets}
+
+
+def pictures(record: Record, model: torch.nn.Module, test: ImageSet, cams: list[tuple]) -> dict[str, Figure]:
+    """Attacked examples as the record says that they were made, and heat maps of ``cams`` where there are any."""
+    device = pick_device()
+    figures = {}
+    for kind, made in record.get("examples", {}).items():
+        attacks = [(Attack(**budget), eps) for budget, eps in made["attacks"]]
+        examples = adversarial_examples(model.to(device), test, attacks=attacks, device=device)
+        figures[f"adversarial_examples_{kind}"] = plot_adversarial_examples(
+            made["values"],
+            examples,
+            kind,
+            made["parameter_type"],
+            classes=record["classes"],
+            model=f"{_name(record)}, {record['vote']['rule']} vote" if "vote" in record else _name(record),
+            note=record["note"],
+        )
+    if cams:
+        title = f"{_name(record)}: Grad-CAM of the model's own answer"
+        figures["grad_cam"] = plot_grad_cam(cams, title=title, note=record["note"])
+    return figures
+
+
+def hardening_cams(
+    clean: MRIClassifier, hardened: MRIClassifier, test: ImageSet, attack: tuple[Attack, float], device: Any = "cpu"
+) -> list[tuple]:
+    """Heat maps on the same slices: the clean model's without and under attack, the hardened model's under attack."""
+    right, _ = right_and_wrong([clean], test, device=device)
+    return [
+        explain(clean, test, right, name=with_cells("plain", clean, test), device=device),
+        explain(clean, test, right, name=with_cells("plain,\nattacked", clean, test), device=device, attack=attack),
+        explain(
+            hardened, test, right, name=with_cells("hardened,\nattacked", hardened, test), device=device, attack=attack
+        ),
+    ]
+
+
+def member_cams(members: Mapping[str, MRIClassifier], test: ImageSet, device: Any = "cpu") -> list[tuple]:
+    """One row of heat maps a member, all on the same slices, that all members get right where there are such."""
+    right, _ = right_and_wrong(list(members.values()), test, device=device)
+    named = {display_name(name).replace(", ", ",\n"): member for name, member in members.items()}
+    return [
+        explain(member, test, right, name=with_cells(name, member, test), device=device)
+        for name, member in named.items()
+    ]
+
+
+#: How the slice of the picture is chosen, written into its record.
+HERO_RULE = (
+    "of {n} test images spread over patients, those that all shown models get right without attack and of which "
+    "{attack} at {eps} fools the plain model{but}; of these {found} the one in the middle by how much probability the "
+    "true class loses"
+)
+
+
+def hero(models: Mapping[str, torch.nn.Module], test: ImageSet, eps: float) -> tuple[ImageSet, Record]:
+    """The test slice of the picture, and what each model says of it before and after PGD-20 made to fool that model.
+
+    Args:
+        models: title -> model, the plain one first; a second one is to be right still.
+        eps: radius in [0, 1].
+
+    Returns:
+        a set of this one image, and what is shown beside it, with the attacked images (1 x H x W) in ``attacked``.
+
+    Raises:
+        ValueError: the attack turns no diagnosis at this radius.
+    """
+    attack, device = Attack(), pick_device()
+    few = test.balanced_subset(64)
+    pixels, labels = few.pixels(slice(None), device), few.labels.to(device)
+    attacked = {
+        title: attack(model.to(device), pixels, labels, eps=eps, draws=generator("hero"))
+        for title, model in models.items()
+    }
+    answers = {
+        title: [predict_batch(model, images).softmax(1).cpu() for images in (pixels, attacked[title])]
+        for title, model in models.items()
+    }
+    plain, *others = models
+    suited = torch.stack([before.argmax(1) == few.labels for before, _ in answers.values()]).all(0)
+    suited &= answers[plain][1].argmax(1) != few.labels
+    for title in others:
+        suited &= answers[title][1].argmax(1) == few.labels
+    if not suited.any():
+        only = " alone" if others else ""
+        raise ValueError(f"{attack.title} turns no right diagnosis of {plain}{only} at {radius_label(eps)}")
+    place = torch.nonzero(suited)[:, 0]
+    lost = torch.stack([answers[plain][turn][place, few.labels[place]] for turn in (0, 1)])
+    middle = int(place[(lost[0] - lost[1]).argsort()[len(place) // 2]])
+    but = f" and not {display_name(others[0])}" if others else ""
+    shown = {
+        "rule": HERO_RULE.format(
+            n=len(few), attack=attack.title, eps=radius_label(eps), but=but, found=f"{len(place)} images"
+        ),
+        "attack": {"title": attack.title, "eps": eps},
+        "image": few.paths[middle],
+        "label": int(few.labels[middle]),
+        "probabilities": {title: [chances[middle].tolist() for chances in own] for title, own in answers.items()},
+        "attacked": {title: images[middle].cpu() for title, images in attacked.items()},
+    }
+    return few.subset(torch.tensor([middle])), shown
+
+
+def hero_figure(image: ImageSet, shown: Record, record: Record) -> Figure:
+    """The picture of :func:`hero`.
+
+    Args:
+        record: of the plain model.
+    """
+    rows = {
+        display_name(title).replace(", ", ",\n"): (shown["attacked"][title], chances)
+        for title, chances in shown["probabilities"].items()
+    }
+    unseen = record["data"]["protocol"] == "patient" and patients_verified(record["data"])
+    told = "a slice of a patient that no model has seen" if unseen else ""
+    eps = shown["attack"]["eps"]
+    whose = " and its hardened twin, each" if len(rows) > 1 else ""
+    title = f"{_name(record)}{whose} attacked by {shown['attack']['title']} at {radius_label(eps)}"
+    note = "; ".join(filter(None, [told, record["note"]]))
+    return plot_hero(
+        image.pixels(slice(None), "cpu")[0],
+        rows,
+        record["classes"],
+        label=shown["label"],
+        eps=eps,
+        title=title,
+        note=note,
+    )
+
+
+def save_hero(workspace: Workspace, title: str, splits: DataSplits, eps: float) -> list[Path]:
+    """Draw :func:`hero` with a trained model, beside its hardened twin where there is one.
+
+    Writes ``assets/hero.png`` and ``assets/hero.json``.
+    """
+    titles = [title, f"{title}{HARDENED}"]
+    titles = titles if (workspace.checkpoint(titles[1]) / WEIGHTS).is_file() else titles[:1]
+    loaded = {
+        name: load_checkpoint(workspace.checkpoint(name), classes=splits.classes, fingerprint=splits.fingerprint)
+        for name in titles
+    }
+    image, shown = hero({name: model for name, (model, _) in loaded.items()}, splits.test, eps)
+    record = loaded[title][1]
+    figure = hero_figure(image, shown, record)
+    told = {
+        name: {
+            "model": {"title": name, **own["model"]},
+            "training": {key: own["training"][key] for key in ("objective", "config", "start", "best_epoch")},
+            "probabilities": shown["probabilities"][name],
+        }
+        for name, (_, own) in loaded.items()
+    }
+    facts = told.pop(title) | ({"hardened": told[titles[1]]} if told else {})
+    facts |= {key: shown[key] for key in ("rule", "attack", "image", "label")}
+    facts |= {key: record[key] for key in ("classes", "data", "note")} | {"environment": environment_facts()}
+    target = workspace.root / "assets" / "hero.json"
+    write_json(target, facts)
+    return [save_figure(figure, target.with_suffix(".png")), target]
+
+
+def redraw(workspace: Workspace, title: str, splits: DataSplits | None) -> list[Path]:
+    """Draw every figure of one model again that its record, and weights and images where there are, allow.
+
+    Args:
+        title: folder in ``checkpoints/`` and ``assets/``.
+        splits: the prepared images; None draws from the record alone.
+
+    Raises:
+        FileNotFoundError, ValueError: the record is missing or damaged, or the images are not those of the record.
+    """
+    record = read_json(workspace.checkpoint(title) / RECORD)
+    base = None
+    if title.endswith(HARDENED):
+        base = read_json(workspace.checkpoint(title.removesuffix(HARDENED)) / RECORD)
+    figures = {}
+    for name, draw in FROM_RECORD.items():
+        if name in _NEEDS and _NEEDS[name] not in record:
+            continue
+        figures[name] = draw(record, base) if name == "robustness_curve" else draw(record)
+    study = workspace.hyperparams(title)
+    if study.is_file():
+        figures |= optuna_figures(read_json(study), title, record["note"])
+    if splits:
+        figures |= _pictures(workspace, title, record, splits)
+    return [save_figure(figure, workspace.assets(title) / f"{name}.png") for name, figure in figures.items()]
+
+
+def _pictures(workspace: Workspace, title: str, record: Record, splits: DataSplits) -> dict[str, Figure]:
+    fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
+    test = splits.test.balanced_subset(record["test"]["image"]["n"])
+    device = pick_device()
+    if "vote" in record:
+        model = load_vote(workspace, record, **fits).to(device)
+        members = dict(zip(record["vote"]["members"], model.members))
+        return pictures(record, model, test, member_cams(members, test, device))
+    if not (workspace.checkpoint(title) / WEIGHTS).is_file():
+        return {}
+    model, _ = load_checkpoint(workspace.checkpoint(title), **fits)
+    model.to(device)
+    if not title.endswith(HARDENED):
+        return pictures(record, model, test, explain_rows(model, test, n=5, device=device))
+    plain = workspace.checkpoint(title.removesuffix(HARDENED))
+    if not (plain / WEIGHTS).is_file():
+        return pictures(record, model, test, [])
+    clean, _ = load_checkpoint(plain, **fits)
+    budget, eps = record["grad_cam_attack"]
+    cams = hardening_cams(clean.to(device), model, test, (Attack(**budget), eps), device)
+    return pictures(record, model, test, cams)

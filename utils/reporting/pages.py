@@ -1,0 +1,407 @@
+"""Tables of the README and the model card, made from the repository's records: ``python -m utils.readme``.
+
+A table stands between ``<!-- table KIND RECORD -->`` and ``<!-- end -->``; a ``*`` in RECORD makes one of several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from utils.attacks.suites import GRID
+from utils.core.paths import ROOT, read_json
+from utils.core.radii import ORIGINAL_EPS, radius_label
+from utils.data.sets import patients_verified, protocol_name
+from utils.evaluation.intervals import binary_caption
+from utils.experiments.recipes import COLUMNS, ENCODERS, describe_start
+from utils.experiments.recipes import summary_table as recipes_summary
+from utils.experiments.records import display_name, known_titles, title_of
+from utils.reporting.price import price_sentences
+from utils.reporting.robustness_figures import (
+    column_of,
+    headline_cells,
+    headline_table,
+    question_table,
+    recall_table,
+    summary_table,
+    worst_cases,
+)
+
+DOCUMENTS = (ROOT / "README.md", ROOT / "checkpoints" / "MODEL_CARD.md")
+_BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.S)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def leak_table(record: Mapping[str, Any]) -> str:
+    """Nearest neighbour on two splits, from ``leak_audit.json``."""
+    rows = {
+        "accuracy on the test images": "accuracy",
+        "what the classes alone give, recognising nobody": "expected",
+        "the nearest training image is of the same patient": "same_patient",
+        "always answering the most frequent class": "majority",
+    }
+    verified = patients_verified(record["data"])
+    names = {"published": "published split", "random": "random split"}
+    names["patient"] = "split by patient" if verified else "split by unverified patients"
+    header = ["raw-pixel 1-nearest-neighbour", *(names[split["protocol"]] for split in record["splits"])]
+    # audits from before this was measured do not tell what the classes alone give
+    known = {label: key for label, key in rows.items() if all(key in split for split in record["splits"])}
+    cells = [[label, *(_share(split[key]) for split in record["splits"])] for label, key in known.items()]
+    for eps in (ORIGINAL_EPS, max(GRID)):
+        label = f"accuracy, proven against every change of up to {radius_label(eps)} a pixel"
+        shares = [split["certified_accuracy"][split["epsilons"].index(eps)] for split in record["splits"]]
+        cells.append([label, *map(_share, shares)])
+    return markdown(header, cells)
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f} %"
+
+
+def recipes_table(summary: Mapping[str, Any]) -> str:
+    """What :mod:`utils.experiments.recipes` found, with how many images, patients and attacks that was."""
+    table = recipes_summary(summary).drop(columns="minutes")
+    rows = [[name, *map(str, row)] for name, row in zip(table.index, table.to_numpy())]
+    said = "baselines on all test images. *: chosen on validation patients"
+    return markdown(["hardening", *table.columns], rows) + f"\n{_budget(summary)}; {said}.\n"
+
+
+def _budget(summary: Mapping[str, Any]) -> str:
+    budget = summary["budget"]
+    return (
+        f"{describe_start(summary)}, {protocol_name(summary['data'])}: "
+        f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening at "
+        f"{radius_label(budget['eps'])} with {budget['train_steps']} steps; {summary['n_images']} test images of "
+        f"{summary['n_subjects']} patients; worst case of {', '.join(summary['attacks'])}; %, mean ± standard "
+        "deviation over seeds"
+    )
+
+
+def trainable_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """One backbone trained in more or fewer blocks: a summary of :mod:`utils.experiments.recipes` for each part."""
+    order, names = {"head": 0, "all": 2}, {"head": "the head", "all": "everything"}
+    columns = ["seeds", *(name for name in COLUMNS if not name.startswith("patient AUROC, 1"))]
+    rows = []
+    for summary in sorted(summaries, key=lambda one: order.get(one["budget"]["trainable"], 1)):
+        part = summary["budget"]["trainable"]
+        table = recipes_summary(summary)[columns].head(len(summary["variants"]))
+        cells = [[title.removesuffix(" *"), *map(str, row)] for title, row in zip(table.index, table.to_numpy())]
+        rows += [[names.get(part, f"the last {part} blocks"), *own] for own in cells]
+    return markdown(["trained", "hardening", *columns], rows) + f"\n{_budget(summaries[0])}.\n"
+
+
+def folds_table(summary: Mapping[str, Any]) -> str:
+    """What :mod:`utils.experiments.folds` found over all folds, beside the baselines."""
+    epsilons, rows = summary["epsilons"], []
+    for name, row in summary["rows"].items():
+        attacked = row["attacked"]["metrics"][1:] if "attacked" in row else [None] * len(epsilons[1:])
+        cells = headline_cells([row["metrics"][0], *attacked], epsilons)
+        by_fold = np.array(row["auroc_by_fold"][0], dtype=float) * 100
+        rows.append([name, *cells.values(), f"{by_fold.mean():.1f} ± {by_fold.std():.1f}"])
+    budget = summary["budget"]
+    said = (
+        f"\n{describe_start(summary)}, {len(summary['folds'])} of {summary['data']['n_folds']} "
+        f"folds, {summary['n_subjects']} patients each tested once: {summary['n_images']['test']} images without "
+        f"attack, {summary['n_images']['attacked']} under the worst case of {', '.join(summary['attacks'])}; "
+        f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening; %, 95 % intervals over "
+        f"patients.{_clean_on_attacked(summary)}\n"
+    )
+    return markdown(["model", *cells, "clean AUROC by fold"], rows) + said
+
+
+def _clean_on_attacked(summary: Mapping[str, Any]) -> str:
+    """What the attacked images alone give without attack, to set beside the columns under attack."""
+    rows = {name: row["attacked"]["metrics"][:1] for name, row in summary["rows"].items() if "attacked" in row}
+    cells = {name: headline_cells(found, [0.0]) for name, found in rows.items()}
+    shown = "; ".join(
+        f"{name}: " + ", ".join(f"{column} {value}" for column, value in own.items()) for name, own in cells.items()
+    )
+    return f" The attacked {summary['n_images']['attacked']} without attack: {shown}." if shown else ""
+
+
+def headline(records: Sequence[Mapping[str, Any]]) -> str:
+    """All models and, where the vote's record holds them, the baselines: the numbers that come first."""
+    worst = _worst(records)
+    baselines = next((record["baselines"] for record in records if "baselines" in record), None)
+    questions = sorted({binary_caption(record["metrics"][0]) for record in worst.values()})
+    said = f"AUROC is by patient, {' or '.join(questions)}"
+    said += "; the lowest rows are baselines on the same test images" if baselines else ""
+    return _of_frame(headline_table(worst, baselines), "model") + _attacks(worst, said)
+
+
+def price(records: Sequence[Mapping[str, Any]]) -> str:
+    """What hardening and voting cost, as a list of sentences."""
+    return "".join(f"- {sentence}\n" for sentence in price_sentences(_titled(records)))
+
+
+def trained(records: Sequence[Mapping[str, Any]]) -> str:
+    """How each model was trained."""
+    rows = {
+        display_name(title): _training(record) for title, record in _titled(records).items() if "training" in record
+    }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    return _of_frame(table, "model") + f"\n{_protocol(records)}; {_trained_on(records)}.\n"
+
+
+def _trained_on(records: Sequence[Mapping[str, Any]]) -> str:
+    """The machine of all models, or each machine with its models."""
+    machines: dict[str, list[str]] = {}
+    for title, record in _titled(records).items():
+        if "training" in record:
+            machines.setdefault(record["environment"]["hardware"], []).append(display_name(title))
+    if len(machines) == 1:
+        return next(iter(machines))
+    return "; ".join(f"{', '.join(titles)}: {machine}" for machine, titles in machines.items())
+
+
+def _training(record: Mapping[str, Any]) -> dict[str, Any]:
+    own, objective = record["training"], record["training"]["objective"]
+    hardened, decay = objective["name"] != "standard", own["config"].get("layer_decay", 1)
+    return {
+        "input": f"{record['model']['image_size']} px",
+        "begins with": ENCODERS.get(Path(own["start"]).name, own["start"]),
+        "attack": f"{radius_label(objective['eps'])}, {_steps(objective['steps'])}" if hardened else "none",
+        "epoch kept": f"{own['best_epoch'] + 1} of {len(own['history'])}",
+        "learning rate": f"{own['config']['learning_rate']:.2g}" + (f", x {decay} a block" if decay != 1 else ""),
+        "precision": own["config"]["precision"],
+        "seed": own["config"]["seed"],
+        "minutes": f"{own['seconds'] / 60:.0f}",
+    }
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count != 1 else ''}"
+
+
+def worst_case_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Robust accuracy of all models at every radius."""
+    worst = _worst(records)
+    return _of_frame(summary_table(worst), "model") + _attacks(worst)
+
+
+def recalls(records: Sequence[Mapping[str, Any]]) -> str:
+    """Recall of each class without attack and at 1/255."""
+    worst = _worst(records)
+    return _of_frame(recall_table(worst), "model") + _attacks(worst, unit="%")
+
+
+def questions(record: Mapping[str, Any]) -> str:
+    """Four, three and two classes, by image and by patient, at every radius, of one model."""
+    worst = _worst([record])
+    table = question_table(next(iter(worst.values()))).reset_index()
+    return markdown(list(table.columns), table.astype(str).to_numpy().tolist()) + _attacks(worst)
+
+
+def sweeps(records: Sequence[Mapping[str, Any]]) -> str:
+    """Robust accuracy of all models under each attack of the notebooks alone, a column a radius."""
+    rows, counts = {}, set()
+    for title, record in _titled(records).items():
+        for attack, curve in sorted(record["robustness"].items()):
+            counts.add(f"{curve['n_images']} test images of {curve['n_subjects']} patients")
+            levels = map(column_of, curve["epsilons"])
+            rows[f"{display_name(title)}, {attack}"] = {
+                level: f"{100 * value:.1f}" for level, value in zip(levels, curve["robust_accuracy"])
+            }
+    table = pd.DataFrame.from_dict(rows, orient="index").fillna("-")
+    return _of_frame(table, "model, attack") + f"\n{_protocol(records)}, {' or '.join(sorted(counts))}; %.\n"
+
+
+def _worst(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Title -> worst case, of records of models or of :mod:`utils.experiments.robustness`."""
+    titled = _titled(records)
+    return {title: record for title, record in titled.items() if "curve" in record} | worst_cases(titled)
+
+
+def _titled(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Title -> record, in the order of all tables; ``python -m utils.robustness`` writes the title into its records."""
+    order = known_titles()
+    named = {record.get("title") or title_of(record): record for record in records}
+    return dict(sorted(named.items(), key=lambda item: order.index(item[0])))
+
+
+def _of_frame(table: pd.DataFrame, first: str) -> str:
+    return markdown(
+        [first, *table.columns], [[name, *map(str, row)] for name, row in zip(table.index, table.to_numpy())]
+    )
+
+
+def _attacks(
+    worst: Mapping[str, Mapping[str, Any]], said: str = "", unit: str = "%, 95 % intervals over patients"
+) -> str:
+    """Which attacks a table's worst cases are over, and on how many images."""
+    by_attacks: dict[str, list[str]] = {}
+    for title, record in worst.items():
+        curve = record["curve"]
+        names = "; ".join(display_name(one["title"]) for one in curve["attacks"])
+        suite = f"suite {record['suite']} ({names})" if "suite" in record else f"the notebooks' attacks ({names})"
+        over = f"{suite} on {curve['n_images']} test images of {curve['n_subjects']} patients"
+        by_attacks.setdefault(over, []).append(display_name(title))
+    most, *others = sorted(by_attacks, key=lambda over: -len(by_attacks[over]))
+    parts = [most, *(f"of {', '.join(by_attacks[over])}: {over}" for over in others)]
+    untargeted = [display_name(title) for title, record in worst.items() if not _targeted(record)]
+    if untargeted:
+        whose = "all" if len(untargeted) == len(worst) else f"those of {', '.join(untargeted)}"
+        parts.append(f"no targeted attack was made, so {whose} are upper bounds, which one can lower")
+    parts += [said] if said else []
+    return f"\n{_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; {unit}.\n"
+
+
+def _targeted(record: Mapping[str, Any]) -> bool:
+    names = [one["title"].lower() for one in record["curve"]["attacks"]]
+    return any("apgd-t" in name or "autoattack" in name or "targeted" in name for name in names)
+
+
+def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
+    data = records[0]["data"]
+    return f"{data['source']}, {protocol_name(data)}"
+
+
+def signal_table(record: Mapping[str, Any]) -> str:
+    """AUROC of simple readers by the number of patients they learnt from, from ``benchmarks/patient_signal.json``."""
+    sizes = list(next(iter(record["readers"].values())))
+    rows = []
+    for name, found in record["readers"].items():
+        values = [100 * np.array(found[size]) for size in sizes]
+        rows.append([name, *(f"{own.mean():.1f} ± {own.std(ddof=1):.1f}" for own in values)])
+    weights = record["encoder"]["weights"]
+    said = (
+        f"\n{record['n_subjects']} patients, {record['folds']} folds, {record['repeats']} times; %, mean ± standard "
+        f"deviation over the times; encoder: {ENCODERS.get(weights, weights)}, {record['encoder']['image_size']} px.\n"
+    )
+    return markdown(["reader", *(f"{size} patients" for size in sizes)], rows) + said
+
+
+def attack_speed_table(record: Mapping[str, Any]) -> str:
+    """Our attacks beside the slow way, from ``benchmarks/attack_speed.json``."""
+    first = next(iter(record["models"].values()))["rows"]
+    ways = [way for way in next(iter(first.values())) if way in OWN_WAYS]
+    rows = []
+    for title, model in record["models"].items():
+        for attack, row in model["rows"].items():
+            slow = row["torchattacks" if "torchattacks" in row else "ours, every image"]
+            own = [*(row[way] for way in ways), slow]
+            cells = [f"{way['seconds']:.2f} s" + _memory(way) for way in own]
+            cells += [" / ".join(f"{way['times_faster']:.1f}" for way in own[:-1])]
+            cells += [" / ".join(f"{100 * way['robust_accuracy']:.1f}" for way in own) + " %"]
+            rows.append([display_name(title), attack, *cells])
+    header = ["model", "attack", *ways, "slow way", "times faster", "accuracy left"]
+    return markdown(header, rows) + _machine(record, attack_conditions(record))
+
+
+def attack_conditions(record: Mapping[str, Any]) -> str:
+    """Data, radius and numbers of images of ``benchmarks/attack_speed.json``, for a note below a table or figure."""
+    images = next(iter(record["models"].values()))["images"]
+    numbers = ", ".join(f"{n} images for {display_name(title)}" for title, n in images.items())
+    radius = "" if all("eps" in title for title in images) else f"eps {radius_label(record['eps'])}, "
+    return f"{record['data']['source']}, {radius}{numbers}"
+
+
+def _memory(way: Mapping[str, Any]) -> str:
+    return "" if way["peak_mib"] is None else f", {way['peak_mib']:.0f} MiB"
+
+
+def training_speed_table(record: Mapping[str, Any]) -> str:
+    """Epochs of hardening as multiples of clean ones and of their floor, from ``benchmarks/training_speed.json``."""
+    rows = []
+    for title, own in record["backbones"].items():
+        cells = [f"{own['times_clean'][name]:.1f} ({own['times_floor'][name]:.2f})" for name in own["times_clean"]]
+        rows.append([title, f"{own['seconds']['clean']:.1f} s", *cells])
+    names = list(next(iter(record["backbones"].values()))["times_clean"])
+    first = next(iter(record["backbones"].values()))
+    said = f"{first['train_images']} images, batches of {record['batch_size']}, {record['precision']}"
+    return markdown(["backbone", "clean epoch", *names], rows) + _machine(record, said)
+
+
+def attention_speed_table(record: Mapping[str, Any]) -> str:
+    """Fused attention beside plain products, from ``benchmarks/attention_speed.json``."""
+    rows = []
+    for own in record["sizes"]:
+        for precision, ratio in own["times_fused"].items():
+            names = [f"{precision}, {way}" for way in ("fused", "products")]
+            cells = [f"{own['seconds'][name]:.2f} s, {own['peak_mib'][name]:.0f} MiB" for name in names]
+            rows.append([f"{own['image_size']} px", precision, *cells, f"{ratio:.2f}"])
+    said = f"a pass of {record['batch_size']} images forward and back, gradients of images and weights"
+    return markdown(["input", "precision", "fused", "products", "times faster"], rows) + _machine(record, said)
+
+
+def near_training_table(record: Mapping[str, Any]) -> str:
+    """Accuracy by resemblance to a training image, from ``benchmarks/near_training_*.json``."""
+    rows = []
+    for title, found in record["models"].items():
+        for eps, shares in found.items():
+            shown = display_name(title)
+            name = shown if float(eps) == 0 else f"{shown}, {radius_label(float(eps))}"
+            rows.append([name, *("-" if share is None else f"{100 * share:.1f}" for share in shares)])
+    header = ["model", *(f"{group['name']} (n = {group['n']})" for group in record["groups"])]
+    said = "groups by the highest correlation with a training image, and by the next slices of the same patient; %"
+    return markdown(header, rows) + f"\n{_protocol([record])}; {said}.\n"
+
+
+def memory_table(record: Mapping[str, Any]) -> str:
+    """Peak memory of whole training processes, from ``benchmarks/whole_processes.json``."""
+    found, kept = record["memory_mib"], ", kept for the backward pass"
+    titles = [name.removesuffix(kept) for name in found if name.endswith(kept)]
+    ways = [name.removeprefix(titles[0] + ", ") for name in found if name.startswith(titles[0] + ", ")]
+    rows = [[title, *(f"{found[f'{title}, {way}']:,.0f} MiB" for way in ways)] for title in titles]
+    facts = record["environment"]
+    said = f"224 px, batches of 32; Python with torch alone {found['Python with torch']:,.0f} MiB, preparation of "
+    said += f"{record['source']} {found['prepare']:,.0f}; {facts['hardware']}, torch {facts['versions']['torch']}"
+    return markdown(["backbone", *ways], rows) + f"\n{said}.\n"
+
+
+def _machine(record: Mapping[str, Any], said: str) -> str:
+    facts = record["environment"]
+    return f"\n{said}; {facts['hardware']}, torch {facts['versions']['torch']}, medians of turns in one process.\n"
+
+
+#: Of those in the record; the others are slow ways.
+OWN_WAYS = ("ours", "ours, bf16", "ours, compiled")
+KINDS: dict[str, Callable[[Any], str]] = {
+    "leak": leak_table,
+    "recipes": recipes_table,
+    "folds": folds_table,
+    "signal": signal_table,
+    "headline": headline,
+    "trained": trained,
+    "worst_case": worst_case_table,
+    "sweeps": sweeps,
+    "recalls": recalls,
+    "price": price,
+    "questions": questions,
+    "trainable": trainable_table,
+    "attack_speed": attack_speed_table,
+    "training_speed": training_speed_table,
+    "attention_speed": attention_speed_table,
+    "memory": memory_table,
+    "near_training": near_training_table,
+}
+
+
+def rebuilt(text: str, root: Path = ROOT) -> str:
+    """``text`` with each of its tables made again from its record.
+
+    Raises:
+        ValueError: a kind of table that does not exist.
+        FileNotFoundError: a record that does not.
+    """
+
+    def replace(block: re.Match[str]) -> str:
+        begin, kind, record, _, end = block.groups()
+        if kind not in KINDS:
+            raise ValueError(f"no table {kind!r}; known: {', '.join(KINDS)}")
+        found = [read_json(path) for path in sorted(root.glob(record))]
+        if not found:
+            raise FileNotFoundError(f"no record {record} in {root}")
+        return begin + KINDS[kind](found if "*" in record else found[0]) + end
+
+    return _BLOCK.sub(replace, text)
