@@ -3,7 +3,7 @@
     python -m benchmarks.large_set
 
 Draws smooth random heads of as many people as asked for, every slice of each, files them as JPEGs whose names say
-nothing of the people, and runs ``python -m utils.prepare`` on the folder in a process of its own.
+nothing of the people, and runs ``python -m utils prepare`` on the folder in a process of its own.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         source, target = Path(name) / "heads", Path(name) / "prepared"
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             list(progress(pool.map(partial(write_head, folder=source), range(args.people), chunksize=16), "draw"))
-        seconds, peak = run_process(["-m", "utils.prepare", "--source", str(source), "--out", str(target)])
+        seconds, peak = run_process(["-m", "utils", "prepare", "--source", str(source), "--out", str(target)])
         splits = load_splits(target)
         content = {
             "images": LEVELS * args.people,

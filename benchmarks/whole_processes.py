@@ -82,10 +82,10 @@ def memory(source: str, folder: Path) -> dict[str, float]:
     gradients, the optimiser's two moments, and Python with torch.
     """
     out, small = folder / "data", folder / "small"
-    found = {"prepare": run_process(["-m", "utils.prepare", "--source", source, "--out", str(out)])[1]}
+    found = {"prepare": run_process(["-m", "utils", "prepare", "--source", source, "--out", str(out)])[1]}
     phantoms = make_phantoms(PhantomConfig(n_subjects=20, n_levels=8))
     split_and_save(phantoms, group_by_subject(phantoms), out=small)
-    common = ["-m", "utils.fit", "--data", str(small), "--set", "num_epochs=1", "--set", "batch_size=32"]
+    common = ["-m", "utils", "train", "--data", str(small), "--set", "num_epochs=1", "--set", "batch_size=32"]
     common += ["--set", "validation_images=8"]
     for backbone in sorted(BACKBONES):
         clean = ["--backbone", backbone, "--out", str(folder / backbone)]
@@ -155,9 +155,9 @@ def _all_images(raw: RawImages, subjects: Any) -> ImageSet:
 def growth_by_processes(folder: Path, counts: list[int], images: int) -> dict[int, float]:
     """Seconds of one evaluation shared by so many processes of one thread each."""
     splits = load_splits(folder / "data")
-    fit = ["-m", "utils.fit", "--backbone", "resnet34", "--data", str(folder / "data"), "--image-size", "64"]
+    fit = ["-m", "utils", "train", "--backbone", "resnet34", "--data", str(folder / "data"), "--image-size", "64"]
     run_process([*fit, "--out", str(folder / "grown"), "--set", "num_epochs=1", "--set", "batch_size=64"])
-    command = ["-m", "utils.robustness", "--model", str(folder / "grown"), "--data", str(folder / "data")]
+    command = ["-m", "utils", "robustness", "--model", str(folder / "grown"), "--data", str(folder / "data")]
     command += ["--suite", "quick", "--epsilons", "0.5/255", "--panel-images", "0", "--batch-size", "32"]
     command += ["--max-images", str(min(images, len(splits.test)))]
     found = {}

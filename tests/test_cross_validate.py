@@ -40,7 +40,7 @@ def test_each_patient_is_tested_once_and_folds_are_not_done_again(
     assert read_json(tmp_path / "out" / "summary.json")["folds"] == [1]
     assert main(command) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(cross_validate, "run_fold", None)
+        patch.setattr("utils.commands.folds.run_fold", None)
         assert main(command) == 0
     summary, splits = read_json(tmp_path / "out" / "summary.json"), load_splits(tmp_path / "data")
     everyone = splits.train.join(splits.validation).join(splits.test)
@@ -170,7 +170,7 @@ def _store_folds(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyP
         }
         write_json(target, record | {"test": whose, "attacked": whose})
 
-    monkeypatch.setattr(cross_validate, "run_fold", score)
+    monkeypatch.setattr("utils.commands.folds.run_fold", score)
     assert main(command) == 0
 
 

@@ -16,6 +16,7 @@ from conftest import ROOT, small_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from utils.commands import train as train_command
 from utils.core.paths import atomic_write, file_digest, read_json, write_json
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.experiments import fit
@@ -230,7 +231,10 @@ def test_a_diverging_training_ends_in_one_line(
         raise FloatingPointError("the training loss became nan in epoch 1; lower learning_rate")
 
     monkeypatch.setattr(fit, "train", diverge)
-    assert fit.main(["--backbone", "small", "--data", str(data), "--out", str(tmp_path), "--image-size", "32"]) == 1
+    assert (
+        train_command.main(["--backbone", "small", "--data", str(data), "--out", str(tmp_path), "--image-size", "32"])
+        == 1
+    )
     error = capsys.readouterr().err
     assert error == "error: the training loss became nan in epoch 1; lower learning_rate\n"
 

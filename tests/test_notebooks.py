@@ -24,12 +24,13 @@ from models.def_models import Backbone
 from models.templates import build
 from models.templates.build import notebooks
 from utils import utils_funcs
+from utils.commands import figures as figures_command
+from utils.commands import reproduce as reproduce_command
 from utils.commands.reproduce import main
 from utils.core.paths import write_json
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.workspace import Workspace
 from utils.evaluation import worst_case
-from utils.reporting import figures
 from utils.reporting import notebooks as reproduce
 from utils.reporting.notebooks import execute, inject, parameters_of, plan, run, tidy
 from utils.reporting.plots import COLOURS
@@ -179,21 +180,21 @@ def test_command_line_refuses_what_it_does_not_know(capsys) -> None:
 
 
 def test_plan_runs_preparation_first_unless_the_data_are_prepared(tmp_path: Path) -> None:
-    steps = plan(reproduce._arguments(["--out", str(tmp_path), "--split", "published"]))
+    steps = plan(reproduce_command._arguments(["--out", str(tmp_path), "--split", "published"]))
     names = [path.stem for path, _ in steps]
     assert names[0] == "prepare_dataset" and names[-1] == "results" and len(names) == 8
     assert all(names.index(name) < names.index(f"{name}_atk") for name in names if name.endswith("_model"))
     assert steps[0][1]["ratios"] == [0.8, 0.2, 0.0] and steps[0][1]["source"] == "phantom"
     (tmp_path / "train_set.pt").touch()
-    steps = plan(reproduce._arguments(["--data", str(tmp_path), "--profile", "full", "--set", "Epsilon=0.01"]))
+    steps = plan(reproduce_command._arguments(["--data", str(tmp_path), "--profile", "full", "--set", "Epsilon=0.01"]))
     assert len(steps) == 7 and steps[0][1]["data_dir"] == str(tmp_path) and steps[1][1]["Epsilon"] == 0.01
-    steps = plan(reproduce._arguments(["--data", str(tmp_path), "--models", "resnet", "--skip-results"]))
+    steps = plan(reproduce_command._arguments(["--data", str(tmp_path), "--models", "resnet", "--skip-results"]))
     assert [path.stem for path, _ in steps] == ["resnet_model", "resnet_model_atk"]
-    steps = plan(reproduce._arguments(["--data", str(tmp_path), "--only-results"]))
+    steps = plan(reproduce_command._arguments(["--data", str(tmp_path), "--only-results"]))
     assert [path.stem for path, _ in steps] == ["results"]
     for wrong in (["--models", "resnet"], ["--skip-results"], ["--data", "phantom"]):
         with pytest.raises(ValueError, match="--only-results"):
-            plan(reproduce._arguments(["--data", str(tmp_path), "--only-results", *wrong]))
+            plan(reproduce_command._arguments(["--data", str(tmp_path), "--only-results", *wrong]))
 
 
 @pytest.mark.parametrize(
@@ -221,10 +222,10 @@ def test_settings_that_would_stop_a_notebook_later_are_refused_now(setting: str,
 
 def test_settings_may_be_fractions() -> None:
     steps = plan(
-        reproduce._arguments(["--set", "epsilons=[0, 1/255]", "--set", "Epsilon=2/255", "--set", "trainable=2"])
+        reproduce_command._arguments(["--set", "epsilons=[0, 1/255]", "--set", "Epsilon=2/255", "--set", "trainable=2"])
     )
     assert steps[-1][1]["epsilons"] == [0, 1 / 255] and steps[-1][1]["Epsilon"] == 2 / 255
-    steps = plan(reproduce._arguments(["--models", "resnet", "--skip-results", "--set-atk", "Alpha=0.5/255"]))
+    steps = plan(reproduce_command._arguments(["--models", "resnet", "--skip-results", "--set-atk", "Alpha=0.5/255"]))
     assert steps[-1][1]["Alpha"] == 0.5 / 255
 
 
@@ -232,12 +233,14 @@ def test_paths_among_the_settings_are_from_where_the_command_is_given(tmp_path: 
     (tmp_path / "encoder.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     for given, passed in (("encoder.safetensors", str(tmp_path / "encoder.safetensors")), ("scratch", "scratch")):
-        steps = plan(reproduce._arguments(["--models", "dino_v2", "--skip-results", "--set", f"weights={given}"]))
+        steps = plan(
+            reproduce_command._arguments(["--models", "dino_v2", "--skip-results", "--set", f"weights={given}"])
+        )
         assert steps[1][1]["weights"] == passed
 
 
 def test_settings_of_the_hardening_notebooks_leave_the_others_alone() -> None:
-    steps = plan(reproduce._arguments(["--set", "num_epochs=20", "--set-atk", "num_epochs=5"]))
+    steps = plan(reproduce_command._arguments(["--set", "num_epochs=20", "--set-atk", "num_epochs=5"]))
     epochs = {path.stem: values["num_epochs"] for path, values in steps}
     assert epochs["resnet_model"] == 20 and epochs["resnet_model_atk"] == 5
 
@@ -255,7 +258,7 @@ def test_data_and_folders_are_checked_before_anything_runs(tmp_path: Path, monke
     (tmp_path / "train_set.pt").touch()
     assert main(["--profile", "full", "--split", "random"]) == 1 and "split already" in capsys.readouterr().err
     assert main(["--jobs", "0"]) == 1 and "at least 1" in capsys.readouterr().err
-    assert "prepare_dataset" not in {path.stem for path, _ in plan(reproduce._arguments(["--profile", "full"]))}
+    assert "prepare_dataset" not in {path.stem for path, _ in plan(reproduce_command._arguments(["--profile", "full"]))}
 
 
 def test_a_second_run_does_not_see_the_settings_of_the_first() -> None:
@@ -447,22 +450,22 @@ def test_figures_are_drawn_again_from_records(quick: Path, capsys) -> None:
     before = {path: pixels for path, pixels in before.items() if path.parent.name != "Dataset"}
     for path in before:
         path.unlink()
-    assert figures.main(["--root", str(quick), "--data", str(quick / "data")]) == 0
+    assert figures_command.main(["--root", str(quick), "--data", str(quick / "data")]) == 0
     assert {line for line in capsys.readouterr().out.splitlines() if line} == {str(path) for path in before}
     for path, pixels in before.items():
         # pictures come from a forward pass, which rounds otherwise with another number of threads
         drawn_by_model = path.stem == "grad_cam" or path.stem.startswith("adversarial_examples")
         assert np.abs(plt.imread(path) - pixels).mean() <= (0.02 if drawn_by_model else 0), path
     (quick / "assets" / "ResNet34" / "loss_curve.png").unlink()
-    assert figures.main(["--root", str(quick), "--models", "ResNet34"]) == 0
+    assert figures_command.main(["--root", str(quick), "--models", "ResNet34"]) == 0
     assert (quick / "assets" / "ResNet34" / "loss_curve.png").is_file()
 
 
 def test_hero_figure_comes_with_its_record(quick: Path, capsys) -> None:
     arguments = ["--root", str(quick), "--hero", "ResNet34"]
-    assert figures.main(arguments) == 1 and "--data" in capsys.readouterr().err
+    assert figures_command.main(arguments) == 1 and "--data" in capsys.readouterr().err
     arguments += ["--data", str(quick / "data"), "--eps", "16/255"]
-    found = figures.main(arguments)
+    found = figures_command.main(arguments)
     if found:  # a model that is right nowhere cannot be turned
         assert "turns no right diagnosis" in capsys.readouterr().err
         return
@@ -473,7 +476,7 @@ def test_hero_figure_comes_with_its_record(quick: Path, capsys) -> None:
 
 
 def test_a_radius_in_grey_levels_is_refused(capsys) -> None:
-    assert figures.main(["--hero", "ResNet34", "--data", "x", "--eps", "2"]) == 1
+    assert figures_command.main(["--hero", "ResNet34", "--data", "x", "--eps", "2"]) == 1
     assert "k/255" in capsys.readouterr().err
 
 
@@ -611,7 +614,7 @@ def test_a_copied_notebook_serves_a_backbone_of_ones_own(prepared_data: Path, tm
 
 def test_missing_data_and_models_say_what_to_do(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(FileNotFoundError, match="utils.data.preparation"):
+    with pytest.raises(FileNotFoundError, match="python -m utils prepare"):
         _run_cells("resnet_model", {"out_dir": str(tmp_path), "profile": "quick"})
 
 
@@ -707,7 +710,7 @@ def test_what_a_committed_notebook_shows_is_what_ran(path: Path) -> None:
 def test_settings_are_checked_before_the_first_notebook_runs(
     settings: list[str], named: str, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(reproduce, "run", lambda *_, **__: pytest.fail("a notebook was started"))
+    monkeypatch.setattr(reproduce_command, "run", lambda *_, **__: pytest.fail("a notebook was started"))
     assert main(["--profile", "quick", *settings]) == 1
     said = capsys.readouterr().err
     assert named in said and said.startswith("error: ") and len(said.splitlines()) == 1

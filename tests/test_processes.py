@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 from torch import nn
 
 from models.def_models import build_model
+from utils.commands import train
 from utils.core.paths import read_json
 from utils.core.processes import share_out, shared_batchnorm, total
 from utils.data.preparation import group_by_subject, split_and_save
@@ -149,7 +150,7 @@ def test_bad_settings_are_refused_before_anything_is_read(settings: dict, start:
 
 def test_a_finished_model_is_not_replaced_unasked(data: Path, clean: Path, capsys: pytest.CaptureFixture) -> None:
     before = (clean / "record.json").read_bytes()
-    assert fit.main(["--backbone", "resnet34", "--data", str(data), "--out", str(clean)]) == 1
+    assert train.main(["--backbone", "resnet34", "--data", str(data), "--out", str(clean)]) == 1
     assert "finished model" in capsys.readouterr().err and (clean / "record.json").read_bytes() == before
     assert json.loads(before)["model"]["backbone"] == "resnet34"
 

@@ -17,20 +17,9 @@ from conftest import ROOT
 
 from models.def_models import build_model
 from models.templates import build
-from utils import (
-    compare_recipes,
-    cross_validate,
-    figures,
-    fit,
-    optuna_search,
-    prepare,
-    readme,
-    reproduce,
-    robustness,
-    spot_check,
-    utils_funcs,
-)
+from utils import utils_funcs
 from utils.attacks.suites import SUITES, Attack, Threat
+from utils.commands import figures, folds, pages, prepare, recipes, reproduce, robustness, search, spot_check, train
 from utils.commands.recipes import budget_of
 from utils.core.paths import read_json
 from utils.core.precision import emulates_bf16
@@ -39,6 +28,7 @@ from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.sets import load_splits
 from utils.evaluation.worst_case import adversarial_examples
+from utils.reporting.pages import trained
 from utils.training.checkpoints import save_checkpoint
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -48,11 +38,12 @@ COMMANDS = sorted({line for language, block in FENCES if not language for line i
 ONE_LINE = "python3 -m venv .venv && .venv/bin/pip install -q -r env/requirements.txt && .venv/bin/"
 SMALL = ["image_size=32", "num_epochs=1", "max_test_images=8", "num_iter=2", "epsilons=[0, 2/255]", "alphas=[0.002]"]
 SMALL += ["panel_images=2", "panel_queries=10", "vote_images=2", "attacked_rules=[]"]
-FULL = "python -m utils.reproduce --profile full --data PATH"
+FULL = "python -m utils reproduce --profile full --data PATH"
 
 
 def _arguments(command: str, source: str = "phantom") -> list[str]:
-    return shlex.split(command.replace("PATH", source))[3:]
+    words = shlex.split(command.replace("PATH", source))
+    return words[4:] if words[2] == "utils" else words[3:]
 
 
 def _shell(*command: str) -> None:
@@ -97,7 +88,7 @@ def _uv(folder: Path) -> None:
     if not shutil.which("uv"):
         pytest.skip("uv is not on this machine")
     _shell("uv", "--version")
-    _shell(sys.executable, "-m", "utils.reproduce", "--help")
+    _shell(sys.executable, "-m", "utils", "reproduce", "--help")
 
 
 def _prepare(command: str) -> Callable[[Path], None]:
@@ -121,7 +112,7 @@ def _full(folder: Path) -> None:
     assert figures.main(["--root", str(folder), "--data", str(folder / "data")]) == 0
     for kind, rows in (("headline", 3 + 3), ("trained", 2), ("worst_case", 3), ("sweeps", 3 * 2)):
         block = f"<!-- table {kind} checkpoints/*/record.json -->\n<!-- end -->"
-        assert readme.rebuilt(block, folder).count("\n| ") == rows + 2
+        assert pages.rebuilt(block, folder).count("\n| ") == rows + 2
 
 
 def _train_one(command: str, clean_epochs: int, atk_epochs: int) -> Callable[[Path], None]:
@@ -154,7 +145,7 @@ def _search(command: str) -> Callable[[Path], None]:
             "--n-trials 20 --num-epochs 3", "--n-trials 1 --num-epochs 1"
         )
         options = ["--data", str(_phantom_data(folder)), "--out", str(folder / "found.json"), "--image-size", "32"]
-        assert optuna_search.main([*arguments.split()[3:], *options]) == 0
+        assert search.main([*arguments.split()[4:], *options]) == 0
         assert (folder / "found.json").is_file() and (folder / "resnet34.log").is_file()
 
     return run
@@ -168,7 +159,7 @@ def _search_hardening(folder: Path) -> None:
     arguments = HARDEN.replace("checkpoints/ResNet34", str(folder / "ResNet34"))
     arguments = arguments.replace("--n-trials 20", "--n-trials 1 --num-epochs 1 --space learning_rate beta")
     options = ["--data", str(_phantom_data(folder)), "--out", str(folder / "found.json")]
-    assert optuna_search.main([*arguments.split()[3:], *options]) == 0
+    assert search.main([*arguments.split()[4:], *options]) == 0
     found = read_json(folder / "found.json")
     assert found["objective"]["name"] == "trades" and found["clean_floor"] == 0.45 and "beta" in found["params"]
 
@@ -184,8 +175,8 @@ def _compare(command: str) -> Callable[[Path], None]:
         small += ["--data", str(folder / "data"), "--work", str(folder / "work")]
         small += ["--precision", "fp32"] if emulates_bf16("cpu") else []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(compare_recipes, "SUITE", "smoke")
-            assert compare_recipes.main([*_arguments(command), *small, "--out", str(folder / "recipes")]) == 0
+            patch.setattr("utils.experiments.recipes.SUITE", "smoke")
+            assert recipes.main([*_arguments(command), *small, "--out", str(folder / "recipes")]) == 0
         assert (folder / "recipes" / "summary.json").is_file()
 
     return run
@@ -196,8 +187,10 @@ def _launch(command: str) -> Callable[[Path], None]:
 
     def run(folder: Path) -> None:
         launched = launch_command_parser().parse_args(command.split()[2:])
-        module = {"utils.experiments.fit": fit, "utils.experiments.robustness": robustness}[launched.training_script]
-        assert launched.multi_gpu and launched.module and module._parse(launched.training_script_args)
+        verb, *arguments = launched.training_script_args
+        module = {"train": train, "robustness": robustness}[verb]
+        assert launched.training_script == "utils" and launched.multi_gpu and launched.module
+        assert module._parse(arguments)
 
     return run
 
@@ -206,7 +199,7 @@ def _folds(command: str) -> Callable[[Path], None]:
     """Its parser takes it; tests/test_cross_validate.py runs it, smaller."""
 
     def run(folder: Path) -> None:
-        parsed = cross_validate._parse(_arguments(command))
+        parsed = folds._parse(_arguments(command))
         assert (ROOT / parsed.out / "summary.json").is_file() and budget_of(parsed).epochs > 0
 
     return run
@@ -225,7 +218,7 @@ def _benchmark(command: str) -> Callable[[Path], None]:
 def _slurm(folder: Path) -> None:
     """tests/test_processes.py runs it with stand-ins for Slurm's commands."""
     _shell("bash", "-n", "env/train.slurm")
-    assert fit._parse(SLURM.split()[2:]).backbone == "resnet34"
+    assert train._parse(SLURM.split()[2:]).backbone == "resnet34"
 
 
 def _figures(command: str) -> Callable[[Path], None]:
@@ -269,33 +262,33 @@ def _build(folder: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-HERO = "python -m utils.figures --data dataset/dataset_variables --hero ResNet34 --eps 2/255"
-REDRAW = "python -m utils.figures --data dataset/dataset_variables"
+HERO = "python -m utils figures --data dataset/dataset_variables --hero ResNet34 --eps 2/255"
+REDRAW = "python -m utils figures --data dataset/dataset_variables"
 ONE = f"{FULL} --models resnet --set image_size=64 --set num_epochs=20 --set-atk num_epochs=10"
-ROBUSTNESS = "python -m utils.robustness --model ResNet34 --suite standard"
-PREPARE = "python -m utils.prepare --source PATH --split patient"
-PREPARE_PUBLISHED = "python -m utils.prepare --source PATH --split published --out runs/published"
-SEARCH = "python -m utils.optuna_search --backbone resnet34 --n-trials 20 --num-epochs 3"
+ROBUSTNESS = "python -m utils robustness --model ResNet34 --suite standard"
+PREPARE = "python -m utils prepare --source PATH --split patient"
+PREPARE_PUBLISHED = "python -m utils prepare --source PATH --split published --out runs/published"
+SEARCH = "python -m utils search --backbone resnet34 --n-trials 20 --num-epochs 3"
 SEARCH += " --journal runs/resnet34.log --worker 0"
-HARDEN = "python -m utils.optuna_search --backbone resnet34 --start checkpoints/ResNet34 --recipe trades"
+HARDEN = "python -m utils search --backbone resnet34 --start checkpoints/ResNet34 --recipe trades"
 HARDEN += " --n-trials 20 --clean-floor 0.45"
 SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
 #: Read from the README itself: what matters is that whatever stands there is understood.
 BENCHMARKS = [command for command in COMMANDS if command.startswith("python -m benchmarks.")]
-COMPARES = [command for command in COMMANDS if command.startswith("python -m utils.compare_recipes ")]
-FOLDS = [command for command in COMMANDS if command.startswith("python -m utils.cross_validate ")]
-RESULTS = [command for command in COMMANDS if re.match(r"python -m utils.reproduce .*--(skip|only)-results", command)]
+COMPARES = [command for command in COMMANDS if command.startswith("python -m utils recipes ")]
+FOLDS = [command for command in COMMANDS if command.startswith("python -m utils folds ")]
+RESULTS = [command for command in COMMANDS if re.match(r"python -m utils reproduce .*--(skip|only)-results", command)]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
-MEASURED = [command for command in COMMANDS if command.startswith("python -m utils.robustness --model Eff")]
+MEASURED = [command for command in COMMANDS if command.startswith("python -m utils robustness --model Eff")]
 RUNNERS: dict[str, Callable[[Path], None]] = {
-    f"{ONE_LINE}python -m utils.reproduce --profile quick": _quick,
+    f"{ONE_LINE}python -m utils reproduce --profile quick": _quick,
     f"{ONE_LINE}python -m pytest": _all_tests,
     "python3 -m venv .venv": _install,
     "source .venv/bin/activate": lambda folder: None,
     "pip install -r env/requirements.txt": _install,
     "conda env create -f env/project_env.yaml": _conda,
     "conda activate project_env": _conda,
-    "uv run python -m utils.reproduce --profile quick": _uv,
+    "uv run python -m utils reproduce --profile quick": _uv,
     "python -m models.templates.build": _build,
     PREPARE: _prepare(PREPARE),
     PREPARE_PUBLISHED: _prepare(PREPARE_PUBLISHED),
@@ -312,8 +305,8 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     **{command: _benchmark(command) for command in BENCHMARKS},
     ROBUSTNESS: _robustness,
     **{command: _measured(command) for command in MEASURED},
-    "python -m utils.spot_check": _spot_check,
-    "python -m utils.spot_check --root benchmarks/published --data runs/published": _spot_check,
+    "python -m utils spot-check": _spot_check,
+    "python -m utils spot-check --root benchmarks/published --data runs/published": _spot_check,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
 }
@@ -337,9 +330,9 @@ def test_training_table_names_each_machine_and_the_rates_of_the_blocks() -> None
         own = {"training": training | {"history": [{}], "seconds": 60.0}, "environment": {"hardware": machine}}
         return {"model": model, "data": data} | own
 
-    alike = readme.trained([record("resnet34", "CPU A", 1), record("efficientnet_b0", "CPU A", 1)])
+    alike = trained([record("resnet34", "CPU A", 1), record("efficientnet_b0", "CPU A", 1)])
     assert alike.endswith("; CPU A.\n") and " x " not in alike
-    mixed = readme.trained([record("dino_v2", "CPU A", 0.75), record("resnet34", "CPU B", 1)])
+    mixed = trained([record("dino_v2", "CPU A", 0.75), record("resnet34", "CPU B", 1)])
     assert mixed.endswith("; DINOv2: CPU A; ResNet34: CPU B.\n")
     assert "| 0.0002, x 0.75 a block |" in mixed
 
@@ -386,13 +379,13 @@ def test_the_first_picture_is_of_committed_models_and_unseen_patients() -> None:
 
 
 def test_every_table_is_what_its_record_says() -> None:
-    for path in readme.DOCUMENTS:
+    for path in pages.DOCUMENTS:
         text = path.read_text(encoding="utf-8")
-        assert readme.rebuilt(text) == text, path
+        assert pages.rebuilt(text) == text, path
     assert README.count("<!-- table ") == README.count("<!-- end -->") >= 1
 
 
 def test_a_changed_number_would_be_noticed() -> None:
-    assert readme.rebuilt(README.replace("| 99.9 % |", "| 99.8 % |", 1)) == README
+    assert pages.rebuilt(README.replace("| 99.9 % |", "| 99.8 % |", 1)) == README
     with pytest.raises(ValueError, match="no table 'nothing'"):
-        readme.rebuilt("<!-- table nothing assets/Dataset/leak_audit.json -->\n<!-- end -->")
+        pages.rebuilt("<!-- table nothing assets/Dataset/leak_audit.json -->\n<!-- end -->")

@@ -66,7 +66,18 @@ def test_leak_of_the_published_split(mri_root: Path) -> None:
 
 def test_command_line_and_its_memory(mri_root: Path, tmp_path: Path) -> None:
     source, peak = str(mri_root / "best_alzheimer_mri.tar.xz"), tmp_path / "peak"
-    command = [sys.executable, "-m", "utils.prepare", "--source", source, "--split", "patient", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "utils",
+        "prepare",
+        "--source",
+        source,
+        "--split",
+        "patient",
+        "--out",
+        str(tmp_path),
+    ]
     # a process between, for the peak of all children of this one would be that of some other test's
     watched = [sys.executable, "-c", WATCH, str(peak), *command]
     output = subprocess.run(watched, cwd=ROOT, check=True, capture_output=True, text=True).stdout

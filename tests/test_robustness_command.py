@@ -8,11 +8,11 @@ import torch
 
 from models.def_models import build_model
 from utils.attacks.suites import Attack, Threat
+from utils.commands import robustness
 from utils.commands.robustness import main
 from utils.core.radii import GRIDS
 from utils.data.sets import DataSplits, manifest, save_splits
 from utils.evaluation.worst_case import robustness_curve
-from utils.experiments import robustness
 from utils.experiments.robustness import evaluate_robustness, record_path
 from utils.training.checkpoints import save_checkpoint
 

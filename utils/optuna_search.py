@@ -1,6 +1,6 @@
 """Hyperparameter search with Optuna: seeded, pruned, resumable, chosen by validation alone.
 
-``python -m utils.optuna_search --backbone resnet34 --n-trials 20`` searches from the command line; started several
+``python -m utils search --backbone resnet34 --n-trials 20`` searches from the command line; started several
 times with the same ``--journal`` and different ``--worker``, the processes share one study.
 """
 

@@ -135,7 +135,7 @@ uf.show(record, "robustness_curve", workspace.assets(title))
 # which fools some that cross-entropy leaves. It meets only what the other two left. With 95 % intervals over patients,
 # and with gradient checks, which a model fails that only hides its gradients: how many it passed, and which it failed,
 # stands beside the number wherever it is shown. They say nothing of how good the classifier is. None of these attacks
-# aims at a class, and targeted ones break more: what stands here is an upper bound. `python -m utils.robustness --suite
+# aims at a class, and targeted ones break more: what stands here is an upper bound. `python -m utils robustness --suite
 # standard` attacks with more.
 
 # %%
@@ -217,7 +217,7 @@ uf.attack_explorer(model, test, note=note)
 # was better without attack by more than the seeds differ. Of twelve changes to the winner only one stood out: on
 # validation patients `sampling = "class"` trades eleven points of accuracy for four of balanced accuracy under attack,
 # and not on every seed, so it stays a choice. All this on a ResNet34 at 32 pixels; another backbone or size may order
-# them otherwise, and `python -m utils.compare_recipes` tells. A transformer has to be trained as a whole (`trainable =
+# them otherwise, and `python -m utils recipes` tells. A transformer has to be trained as a whole (`trainable =
 # "all"`): on a frozen DINOv2 encoder, hardening found only the answer that is always the same.
 
 # %%

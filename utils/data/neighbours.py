@@ -7,13 +7,14 @@ nearly all pairs are passed over without a look at their pixels and none above t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import scipy  # loads its parts at their first use
 import torch
 
 POOLED_SIDE = 64
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE, _COLUMNS_AT_ONCE = 512, 8192
 _PAIRS_AT_ONCE = 8192
 _SAMPLE, _DIRECTIONS = 1024, 512
 #: Candidates an image beyond which pairs inside a group are left out.
@@ -132,10 +133,11 @@ def _candidates(
     """Pairs of one block of rows with all later images whose correlation may exceed ``threshold``."""
     places, rest = plain[0][start : start + _ROWS_AT_ONCE], plain[1][start : start + _ROWS_AT_ONCE]
     may = np.zeros((len(places), len(plain[0]) - start), dtype=bool)
-    for others, left in (plain, flipped):
+    for (others, left), begin in product((plain, flipped), range(start, len(plain[0]), _COLUMNS_AT_ONCE)):
+        part = slice(begin, begin + _COLUMNS_AT_ONCE)
         # what two images share beyond the basis is at most the product of what it leaves out of each
-        bound = places @ others[start:].T + rest[:, None] * left[None, start:]
-        may |= bound > threshold - _ROUNDING
+        bound = places @ others[part].T + rest[:, None] * left[None, part]
+        may[:, begin - start : begin - start + _COLUMNS_AT_ONCE] |= bound > threshold - _ROUNDING
     rows, columns = np.nonzero(np.triu(may, k=1))
     return rows + start, columns + start
 

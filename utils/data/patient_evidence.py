@@ -248,9 +248,11 @@ def witness(pixels: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple
         return float("nan"), float("nan"), 0
     test = np.random.default_rng(0).permutation(test)[:_WITNESS_TEST]
     small = _small(pixels)
-    nearest = np.concatenate(
-        [_nearest(small[train], small[part]) for part in np.array_split(test, -(-len(test) // 256))]
-    )
+    known = small[train]
+    lengths = np.einsum("nd,nd->n", known, known)
+    parts = np.array_split(test, -(-len(test) // 256))
+    nearest = np.concatenate([(lengths - 2 * small[part] @ known.T).argmin(1) for part in parts])
+    del known
     found = float((labels[train][nearest] == labels[test]).mean())
     return found, _alone(small, labels, train, test), len(np.unique(groups[test]))
 
@@ -274,16 +276,11 @@ def _alone(small: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.nd
 
 def _small(pixels: np.ndarray) -> np.ndarray:
     """Raw grey values pooled to a small side, float32 N x D in [0, 1]."""
-    parts = np.array_split(pixels, -(-len(pixels) // 2048))
-    pooled = [
-        torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(part).float() / 255, _WITNESS_SIDE).flatten(1).numpy()
-        for part in parts
-    ]
-    return np.concatenate(pooled)
-
-
-def _nearest(train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    return ((train**2).sum(1) - 2 * test @ train.T).argmin(1)
+    small = np.empty((len(pixels), _WITNESS_SIDE**2), dtype=np.float32)
+    for start in range(0, len(pixels), 2048):
+        part = torch.from_numpy(pixels[start : start + 2048]).float() / 255
+        small[start : start + len(part)] = torch.nn.functional.adaptive_avg_pool2d(part, _WITNESS_SIDE).flatten(1)
+    return small
 
 
 def _linear_accuracy(small: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Prepare a data set: ``python -m utils.prepare --source PATH --split patient --out DIR``."""
+"""Prepare a data set: ``python -m utils prepare --source PATH --split patient --out DIR``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Train or harden one model without a notebook, in one process or in many.
 
-    python -m utils.fit --backbone resnet34 --set num_epochs=20
-    accelerate launch --multi_gpu --num_processes 4 -m utils.fit --backbone resnet34 --start checkpoints/ResNet34
+    python -m utils train --backbone resnet34 --set num_epochs=20
+    accelerate launch --multi_gpu --num_processes 4 -m utils train --backbone resnet34 --start checkpoints/ResNet34
 
 Processes share each batch, so the result is that of one process with the same ``batch_size``, up to rounding and
 dropout. A killed run goes on where it stopped, also where only its test is missing.

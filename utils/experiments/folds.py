@@ -1,6 +1,6 @@
 """Every patient tested once, by a model that never saw them: cross-validation grouped by patient.
 
-    python -m utils.cross_validate --backbone resnet34 --image-size 64 --out FOLDER
+    python -m utils folds --backbone resnet34 --image-size 64 --out FOLDER
 
 For each fold a clean model is trained and hardened by the default recipe. Each fold leaves a JSON file with its answers
 in FOLDER and is not done again; several processes may work on different folds. ``summary.json`` and ``summary.png`` are

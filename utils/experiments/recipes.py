@@ -1,6 +1,6 @@
 """Which way of hardening holds best on unknown patients, over several seeds, chosen by validation patients alone.
 
-    python -m utils.compare_recipes --data dataset/dataset_variables --image-size 32 --seeds 0 1 2 --out FOLDER
+    python -m utils recipes --data dataset/dataset_variables --image-size 32 --seeds 0 1 2 --out FOLDER
 
 For each seed a clean model is trained, and each variant hardens it. Every run leaves a small JSON file in FOLDER and is
 not done again; several processes may work on different seeds or variants of one FOLDER. ``summary.json`` and

@@ -1,6 +1,6 @@
 """Robustness of a trained model with everything that a reader needs to believe it, as one JSON file.
 
-    python -m utils.robustness --model ResNet34 --data dataset/dataset_variables --suite standard
+    python -m utils robustness --model ResNet34 --data dataset/dataset_variables --suite standard
 
 The worst case of each image over a suite of attacks at growing radii, all metrics with intervals over patients,
 and the gradient checks. A killed run goes on where it stopped.

@@ -1,6 +1,6 @@
 """Whether a trained model still stands and falls on the images on which its record says so.
 
-    python -m utils.spot_check --model ResNet34_atk
+    python -m utils spot-check --model ResNet34_atk
 
 attacks 64 test images and compares each one's fate with the record; the first time it writes the record instead. With
 ``--worst-case`` it measures the record's worst case again, with its attacks, radii and images.

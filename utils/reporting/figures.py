@@ -1,4 +1,4 @@
-"""The figures of a model, drawn from its record: ``python -m utils.figures`` draws all of them again.
+"""The figures of a model, drawn from its record: ``python -m utils figures`` draws all of them again.
 
 Curves and matrices need the record alone. Pictures of attacked slices and heat maps also need the
 weights and the images, and are left as they are where one of the two is missing.

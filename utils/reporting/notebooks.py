@@ -1,4 +1,4 @@
-"""Run the notebooks in order: ``python -m utils.reproduce --profile quick``."""
+"""Run the notebooks in order: ``python -m utils reproduce --profile quick``."""
 
 from __future__ import annotations
 

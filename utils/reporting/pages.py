@@ -1,4 +1,4 @@
-"""Tables of the README and the model card, made from the repository's records: ``python -m utils.readme``.
+"""Tables of the README and the model card, made from the repository's records: ``python -m utils pages``.
 
 A table stands between ``<!-- table KIND RECORD -->`` and ``<!-- end -->``; a ``*`` in RECORD makes one of several.
 """
@@ -223,7 +223,7 @@ def _worst(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]
 
 
 def _titled(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Title -> record, in the order of all tables; ``python -m utils.robustness`` writes the title into its records."""
+    """Title -> record, in the order of all tables; ``python -m utils robustness`` writes the title into its records."""
     order = known_titles()
     named = {record.get("title") or title_of(record): record for record in records}
     return dict(sorted(named.items(), key=lambda item: order.index(item[0])))

@@ -1,4 +1,4 @@
-"""Tables and figures of the records that notebooks and ``python -m utils.robustness`` write, and of nothing else."""
+"""Tables and figures of the records that notebooks and ``python -m utils robustness`` write, and of nothing else."""
 
 from __future__ import annotations
 
