@@ -36,7 +36,7 @@ from utils.data.sets import DataSplits, ImageSet, load_splits
 from utils.data.workspace import Workspace, pick_device
 from utils.evaluation.worst_case import predict_batch, robustness_curve
 from utils.experiments.records import HARDENED, display_name
-from utils.reporting.pages import attack_conditions
+from utils.reporting.benchmark_tables import attack_conditions
 from utils.training.checkpoints import WEIGHTS, load_checkpoint
 
 EPS = 2 / 255

@@ -24,8 +24,8 @@ from benchmarks.measure import FOLDER, progress
 from benchmarks.whole_processes import run_process
 from utils.core.paths import write_json
 from utils.core.reproducibility import environment_facts
+from utils.data.classes import CLASSES
 from utils.data.sets import load_splits
-from utils.data.sources import CLASSES
 
 LEVELS, SIDE = 32, 128
 _GRID = 64

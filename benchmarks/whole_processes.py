@@ -29,8 +29,9 @@ from utils.core.paths import ROOT
 from utils.core.precision import emulates_bf16
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, split_and_save, splits_in_memory
+from utils.data.raw_images import RawImages
 from utils.data.sets import ImageSet, load_splits
-from utils.data.sources import RawImages, load_source
+from utils.data.sources import load_source
 from utils.evaluation.metrics import predict
 from utils.evaluation.worst_case import robustness_curve
 

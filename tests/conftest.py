@@ -15,8 +15,8 @@ from models.def_models import Backbone, MRIClassifier, build_model
 from tests.toy import toy_images, train_toy
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, splits_in_memory
+from utils.data.raw_images import RawImages
 from utils.data.sets import DataSplits, ImageSet
-from utils.data.sources import RawImages
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -18,10 +18,10 @@ from utils.core.paths import read_json
 from utils.core.precision import emulates_bf16
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.raw_images import RawImages
 from utils.data.sets import DataSplits
-from utils.data.sources import RawImages
 from utils.evaluation.leak_audit import highest_correlations
-from utils.reporting.pages import attack_speed_table, attention_speed_table, near_training_table
+from utils.reporting.benchmark_tables import attack_speed_table, attention_speed_table, near_training_table
 from utils.training.checkpoints import save_checkpoint
 from utils.training.objectives import Adversarial
 

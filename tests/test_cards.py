@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from models.def_models import BACKBONES, build_model
 from utils.data.archives import DATA_SOURCES
-from utils.data.sources import CLASSES
+from utils.data.classes import CLASSES
 
 SLICES = 32
 

@@ -15,15 +15,8 @@ from utils.commands.recipes import main
 from utils.core.paths import read_json, write_json
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.experiments import recipes as compare_recipes
-from utils.experiments.recipes import (
-    RECIPE_VARIANTS,
-    VARIANTS,
-    claim,
-    describe_start,
-    recipes_figure,
-    summarise,
-    summary_table,
-)
+from utils.experiments.recipes import RECIPE_VARIANTS, VARIANTS, claim, describe_start, summarise, summary_table
+from utils.reporting.experiment_figures import recipes_figure
 from utils.reporting.notebooks import parameters_of
 from utils.training.config import TrainConfig
 from utils.training.objectives import make_objective

@@ -13,8 +13,8 @@ from utils.commands.folds import main
 from utils.core.paths import read_json, write_json
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.raw_images import RawImages
 from utils.data.sets import load_splits
-from utils.data.sources import RawImages
 from utils.data.splits import fold_sides
 from utils.evaluation.intervals import report
 from utils.experiments import folds as cross_validate

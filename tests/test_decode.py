@@ -15,7 +15,8 @@ from conftest import ROOT, write_class_folders
 from PIL import Image
 
 from utils.data.decode import LARGEST_PIXELS, decode, decode_grey, read_header, to_uint8
-from utils.data.sources import RawImages, load_source
+from utils.data.raw_images import RawImages
+from utils.data.sources import load_source
 
 SIDE = 20
 

@@ -16,8 +16,8 @@ from utils.data.neighbours import components, pooled_features, similar_pairs, we
 from utils.data.patient_evidence import confirmed, shifted_heads, witness
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, patients_note, prepare_dataset, split_and_save, splits_in_memory
+from utils.data.raw_images import RawImages
 from utils.data.sets import MANIFEST_COLUMNS, data_note, load_manifest, load_splits, protocol_name
-from utils.data.sources import RawImages
 from utils.data.subject_ids import UNKNOWN, converted, find_ids, read_subjects_csv
 from utils.data.subjects import _seriate, find_subjects, find_synthetic
 from utils.data.workspace import Workspace

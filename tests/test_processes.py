@@ -22,8 +22,8 @@ from utils.commands import train
 from utils.core.paths import read_json
 from utils.core.processes import share_out, shared_batchnorm, total
 from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.raw_images import RawImages
 from utils.data.sets import DataSplits
-from utils.data.sources import RawImages
 from utils.data.workspace import pick_device
 from utils.experiments import fit
 from utils.training.checkpoints import save_checkpoint
@@ -91,7 +91,9 @@ def test_two_processes_attack_as_one(data: Path, clean: Path, tmp_path: Path) ->
 
 def test_notebook_launcher_trains_from_a_notebook(data: Path, tmp_path: Path) -> None:
     """The README's cell, made small."""
-    block = re.search(r"```python\n(from accelerate.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)[1]
+    block = re.search(
+        r"```python\n(from accelerate.*?)```", (ROOT / "utils" / "README.md").read_text(encoding="utf-8"), re.S
+    )[1]
     small = f'"resnet34", {str(data)!r}, {str(tmp_path / "model")!r}, image_size=32, '
     block = block.replace('"resnet34", ', small).replace('"num_epochs": 20', '"num_epochs": 1')
     block = block.replace("num_processes=2", f"num_processes=2, use_port='{_free_port()}'")

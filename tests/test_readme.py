@@ -31,9 +31,13 @@ from utils.evaluation.worst_case import adversarial_examples
 from utils.reporting.pages import trained
 from utils.training.checkpoints import save_checkpoint
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    name: (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "assets/RESULTS.md", "models/README.md", "utils/README.md", "benchmarks/README.md")
+}
+README = PAGES["README.md"]
 # a fence's opening is taken with its language, or its closing one would pass for the next opening
-FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+FENCES = [fence for page in PAGES.values() for fence in re.findall(r"^```(\w*)\n(.*?)^```$", page, re.M | re.S)]
 COMMANDS = sorted({line for language, block in FENCES if not language for line in block.splitlines()})
 ONE_LINE = "python3 -m venv .venv && .venv/bin/pip install -q -r env/requirements.txt && .venv/bin/"
 SMALL = ["image_size=32", "num_epochs=1", "max_test_images=8", "num_iter=2", "epsilons=[0, 2/255]", "alphas=[0.002]"]
@@ -262,6 +266,12 @@ def _build(folder: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
+def _pages(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in pages.DOCUMENTS}
+    assert pages.main([]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
 HERO = "python -m utils figures --data dataset/dataset_variables --hero ResNet34 --eps 2/255"
 REDRAW = "python -m utils figures --data dataset/dataset_variables"
 ONE = f"{FULL} --models resnet --set image_size=64 --set num_epochs=20 --set-atk num_epochs=10"
@@ -305,6 +315,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     **{command: _benchmark(command) for command in BENCHMARKS},
     ROBUSTNESS: _robustness,
     **{command: _measured(command) for command in MEASURED},
+    "python -m utils pages": _pages,
     "python -m utils spot-check": _spot_check,
     "python -m utils spot-check --root benchmarks/published --data runs/published": _spot_check,
     HERO: _figures(HERO),
@@ -347,21 +358,44 @@ def test_python_of_the_readme(splits, resnet) -> None:
     assert len(eval(second, space | {"examples": examples}).axes) == 2
 
 
-def test_contents_and_links_lead_somewhere() -> None:
-    headings = {
+def _headings(page: str) -> set[str]:
+    return {
         re.sub(r"[^a-z0-9 -]", "", line.lower()).strip().replace(" ", "-")
-        for line in re.findall(r"^#+ (.*)$", README, re.M)
+        for line in re.findall(r"^#+ (.*)$", page, re.M)
     }
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= headings
-    for target in re.findall(r"\]\((?!#|https?:)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
 
 
-def test_every_named_file_exists() -> None:
-    for name in re.findall(
-        r"`((?:models|utils|env|dataset|assets|checkpoints)/[\w/.]+\.(?:py|ipynb|txt|yaml))`", README
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[name]):
+        path, _, heading = target.partition("#")
+        found = (ROOT / name).parent / path if path else ROOT / name
+        assert found.exists(), target
+        if heading:
+            assert heading in _headings(found.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_named_file_exists(name: str) -> None:
+    for path in re.findall(
+        r"`((?:models|utils|env|dataset|assets|checkpoints)/[\w/.]+\.(?:py|ipynb|txt|yaml|md))`", PAGES[name]
     ):
-        assert (ROOT / name).is_file(), name
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("README.md", 250), ("models/README.md", 150), ("utils/README.md", 120), ("benchmarks/README.md", 150)],
+)
+def test_pages_keep_to_their_length(name: str, most: int) -> None:
+    assert PAGES[name].count("\n") <= most
+
+
+def test_numbers_in_the_readme_are_those_of_the_records() -> None:
+    prose = re.sub(r"<!-- table .*?<!-- end -->", "", README, flags=re.S)
+    published, patient = read_json(ROOT / "assets" / "Dataset" / "leak_audit.json")["splits"]
+    said = re.search(r"scores ([\d.]+) % there, and ([\d.]+) % on patients", " ".join(prose.split()))
+    assert said and [f"{100 * split['accuracy']:.1f}" for split in (published, patient)] == list(said.groups())
 
 
 def test_the_first_picture_is_of_committed_models_and_unseen_patients() -> None:
@@ -382,7 +416,8 @@ def test_every_table_is_what_its_record_says() -> None:
     for path in pages.DOCUMENTS:
         text = path.read_text(encoding="utf-8")
         assert pages.rebuilt(text) == text, path
-    assert README.count("<!-- table ") == README.count("<!-- end -->") >= 1
+    for page in PAGES.values():
+        assert page.count("<!-- table ") == page.count("<!-- end -->")
 
 
 def test_a_changed_number_would_be_noticed() -> None:

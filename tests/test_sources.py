@@ -11,7 +11,8 @@ from conftest import write_class_folders
 from PIL import Image
 
 from utils.data import phantom
-from utils.data.sources import CLASSES, canonical_class, healthy_class, load_source
+from utils.data.classes import CLASSES, canonical_class, healthy_class
+from utils.data.sources import load_source
 
 
 def test_class_order_is_by_severity_however_folders_are_called(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from utils.attacks.gradient import pgd
+from utils.data.classes import CLASSES
 from utils.data.sets import ImageSet
-from utils.data.sources import CLASSES
 
 SIDE = 16
 EPS = 6 / 255

@@ -6,6 +6,7 @@ from utils.attacks.suites import Attack, check_suite
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps, radius_label
 from utils.core.reproducibility import seed_everything
+from utils.data.classes import CLASSES
 from utils.data.preparation import (
     describe,
     group_by_subject,
@@ -16,7 +17,7 @@ from utils.data.preparation import (
     splits_in_memory,
 )
 from utils.data.sets import DataSplits, ImageSet, load_manifest, load_splits
-from utils.data.sources import CLASSES, load_source
+from utils.data.sources import load_source
 from utils.data.workspace import Workspace, pick_device
 from utils.evaluation.baselines import baseline_answers
 from utils.evaluation.ensemble import RULES, Vote, validation_weights

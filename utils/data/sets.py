@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from utils.core.paths import DATASET_VARIABLES, atomic_write_all
-from utils.data.sources import RawImages
+from utils.data.raw_images import RawImages
 from utils.data.splits import SPLITS
 from utils.data.subject_ids import UNKNOWN
 from utils.data.subjects import Subjects

@@ -13,8 +13,8 @@ import numpy as np
 import scipy
 import torch
 
+from utils.data.classes import CLASSES, healthy_class
 from utils.data.sets import ImageSet
-from utils.data.sources import CLASSES, healthy_class
 from utils.data.subject_ids import UNKNOWN
 from utils.evaluation.metrics import merge_by_patient, scores
 

@@ -13,8 +13,8 @@ from utils.attacks.suites import GRID
 from utils.data.neighbours import pooled_features
 from utils.data.patient_evidence import classes_alone
 from utils.data.preparation import splits_in_memory
+from utils.data.raw_images import RawImages
 from utils.data.sets import DataSplits, ImageSet, patients_verified
-from utils.data.sources import RawImages
 from utils.data.splits import patient_folds
 from utils.data.subject_ids import UNKNOWN
 from utils.data.subjects import Subjects

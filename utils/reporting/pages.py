@@ -18,9 +18,19 @@ from utils.core.paths import ROOT, read_json
 from utils.core.radii import ORIGINAL_EPS, radius_label
 from utils.data.sets import patients_verified, protocol_name
 from utils.evaluation.intervals import binary_caption
+from utils.experiments.folds import binary_by_patient
 from utils.experiments.recipes import COLUMNS, ENCODERS, describe_start
 from utils.experiments.recipes import summary_table as recipes_summary
 from utils.experiments.records import display_name, known_titles, title_of
+from utils.reporting.benchmark_tables import (
+    attack_speed_table,
+    attention_speed_table,
+    memory_table,
+    near_training_table,
+    signal_table,
+    training_speed_table,
+)
+from utils.reporting.markdown import data_and_protocol, markdown
 from utils.reporting.price import price_sentences
 from utils.reporting.robustness_figures import (
     column_of,
@@ -32,14 +42,10 @@ from utils.reporting.robustness_figures import (
     worst_cases,
 )
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "checkpoints" / "MODEL_CARD.md")
+DOCUMENTS = tuple(
+    ROOT / name for name in ("README.md", "assets/RESULTS.md", "benchmarks/README.md", "checkpoints/MODEL_CARD.md")
+)
 _BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.S)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def leak_table(record: Mapping[str, Any]) -> str:
@@ -119,6 +125,40 @@ def folds_table(summary: Mapping[str, Any]) -> str:
     return markdown(["model", *cells, "clean AUROC by fold"], rows) + said
 
 
+def by_patient_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """AUROC of two classes by patient, each patient tested once, of several models and the baselines of the first."""
+    rows = []
+    for summary in summaries:
+        trained = {name for name, row in summary["rows"].items() if "attacked" in row}
+        for name, row in summary["rows"].items():
+            if name in trained:
+                title = f"{describe_start(summary)}, {name}"
+                attacked = row["attacked"]["metrics"][1:]
+            elif summary is summaries[0]:
+                title, attacked = name, [None] * len(summary["epsilons"][1:])
+            else:
+                continue
+            rows.append([title, *map(_auroc_by_patient, [row["metrics"][0], *attacked])])
+    first = summaries[0]
+    rows.sort(key=lambda row: "-" not in row)
+    header = ["model", "no attack", *(radius_label(eps) for eps in first["epsilons"][1:])]
+    said = (
+        f"AUROC by patient, {binary_caption(next(iter(first['rows'].values()))['metrics'][0])}, %, with 95 % intervals "
+        f"over patients; {first['n_subjects']} patients, each tested once in {len(first['folds'])} folds; "
+        f"{first['n_images']['test']} images without attack, {first['n_images']['attacked']} under the worst case of "
+        f"{', '.join(first['attacks'])}"
+    )
+    return markdown(header, rows) + f"\n{said}.\n"
+
+
+def _auroc_by_patient(metrics: Mapping[str, Any] | None) -> str:
+    if metrics is None:
+        return "-"
+    found = binary_by_patient(metrics)
+    low, high = found["interval"]["auroc"] or (float("nan"),) * 2
+    return f"{100 * found['auroc']:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
 def _clean_on_attacked(summary: Mapping[str, Any]) -> str:
     """What the attacked images alone give without attack, to set beside the columns under attack."""
     rows = {name: row["attacked"]["metrics"][:1] for name, row in summary["rows"].items() if "attacked" in row}
@@ -150,7 +190,7 @@ def trained(records: Sequence[Mapping[str, Any]]) -> str:
         display_name(title): _training(record) for title, record in _titled(records).items() if "training" in record
     }
     table = pd.DataFrame.from_dict(rows, orient="index")
-    return _of_frame(table, "model") + f"\n{_protocol(records)}; {_trained_on(records)}.\n"
+    return _of_frame(table, "model") + f"\n{data_and_protocol(records)}; {_trained_on(records)}.\n"
 
 
 def _trained_on(records: Sequence[Mapping[str, Any]]) -> str:
@@ -213,7 +253,7 @@ def sweeps(records: Sequence[Mapping[str, Any]]) -> str:
                 level: f"{100 * value:.1f}" for level, value in zip(levels, curve["robust_accuracy"])
             }
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("-")
-    return _of_frame(table, "model, attack") + f"\n{_protocol(records)}, {' or '.join(sorted(counts))}; %.\n"
+    return _of_frame(table, "model, attack") + f"\n{data_and_protocol(records)}, {' or '.join(sorted(counts))}; %.\n"
 
 
 def _worst(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -253,7 +293,7 @@ def _attacks(
         whose = "all" if len(untargeted) == len(worst) else f"those of {', '.join(untargeted)}"
         parts.append(f"no targeted attack was made, so {whose} are upper bounds, which one can lower")
     parts += [said] if said else []
-    return f"\n{_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; {unit}.\n"
+    return f"\n{data_and_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; {unit}.\n"
 
 
 def _targeted(record: Mapping[str, Any]) -> bool:
@@ -261,115 +301,11 @@ def _targeted(record: Mapping[str, Any]) -> bool:
     return any("apgd-t" in name or "autoattack" in name or "targeted" in name for name in names)
 
 
-def _protocol(records: Sequence[Mapping[str, Any]]) -> str:
-    data = records[0]["data"]
-    return f"{data['source']}, {protocol_name(data)}"
-
-
-def signal_table(record: Mapping[str, Any]) -> str:
-    """AUROC of simple readers by the number of patients they learnt from, from ``benchmarks/patient_signal.json``."""
-    sizes = list(next(iter(record["readers"].values())))
-    rows = []
-    for name, found in record["readers"].items():
-        values = [100 * np.array(found[size]) for size in sizes]
-        rows.append([name, *(f"{own.mean():.1f} ± {own.std(ddof=1):.1f}" for own in values)])
-    weights = record["encoder"]["weights"]
-    said = (
-        f"\n{record['n_subjects']} patients, {record['folds']} folds, {record['repeats']} times; %, mean ± standard "
-        f"deviation over the times; encoder: {ENCODERS.get(weights, weights)}, {record['encoder']['image_size']} px.\n"
-    )
-    return markdown(["reader", *(f"{size} patients" for size in sizes)], rows) + said
-
-
-def attack_speed_table(record: Mapping[str, Any]) -> str:
-    """Our attacks beside the slow way, from ``benchmarks/attack_speed.json``."""
-    first = next(iter(record["models"].values()))["rows"]
-    ways = [way for way in next(iter(first.values())) if way in OWN_WAYS]
-    rows = []
-    for title, model in record["models"].items():
-        for attack, row in model["rows"].items():
-            slow = row["torchattacks" if "torchattacks" in row else "ours, every image"]
-            own = [*(row[way] for way in ways), slow]
-            cells = [f"{way['seconds']:.2f} s" + _memory(way) for way in own]
-            cells += [" / ".join(f"{way['times_faster']:.1f}" for way in own[:-1])]
-            cells += [" / ".join(f"{100 * way['robust_accuracy']:.1f}" for way in own) + " %"]
-            rows.append([display_name(title), attack, *cells])
-    header = ["model", "attack", *ways, "slow way", "times faster", "accuracy left"]
-    return markdown(header, rows) + _machine(record, attack_conditions(record))
-
-
-def attack_conditions(record: Mapping[str, Any]) -> str:
-    """Data, radius and numbers of images of ``benchmarks/attack_speed.json``, for a note below a table or figure."""
-    images = next(iter(record["models"].values()))["images"]
-    numbers = ", ".join(f"{n} images for {display_name(title)}" for title, n in images.items())
-    radius = "" if all("eps" in title for title in images) else f"eps {radius_label(record['eps'])}, "
-    return f"{record['data']['source']}, {radius}{numbers}"
-
-
-def _memory(way: Mapping[str, Any]) -> str:
-    return "" if way["peak_mib"] is None else f", {way['peak_mib']:.0f} MiB"
-
-
-def training_speed_table(record: Mapping[str, Any]) -> str:
-    """Epochs of hardening as multiples of clean ones and of their floor, from ``benchmarks/training_speed.json``."""
-    rows = []
-    for title, own in record["backbones"].items():
-        cells = [f"{own['times_clean'][name]:.1f} ({own['times_floor'][name]:.2f})" for name in own["times_clean"]]
-        rows.append([title, f"{own['seconds']['clean']:.1f} s", *cells])
-    names = list(next(iter(record["backbones"].values()))["times_clean"])
-    first = next(iter(record["backbones"].values()))
-    said = f"{first['train_images']} images, batches of {record['batch_size']}, {record['precision']}"
-    return markdown(["backbone", "clean epoch", *names], rows) + _machine(record, said)
-
-
-def attention_speed_table(record: Mapping[str, Any]) -> str:
-    """Fused attention beside plain products, from ``benchmarks/attention_speed.json``."""
-    rows = []
-    for own in record["sizes"]:
-        for precision, ratio in own["times_fused"].items():
-            names = [f"{precision}, {way}" for way in ("fused", "products")]
-            cells = [f"{own['seconds'][name]:.2f} s, {own['peak_mib'][name]:.0f} MiB" for name in names]
-            rows.append([f"{own['image_size']} px", precision, *cells, f"{ratio:.2f}"])
-    said = f"a pass of {record['batch_size']} images forward and back, gradients of images and weights"
-    return markdown(["input", "precision", "fused", "products", "times faster"], rows) + _machine(record, said)
-
-
-def near_training_table(record: Mapping[str, Any]) -> str:
-    """Accuracy by resemblance to a training image, from ``benchmarks/near_training_*.json``."""
-    rows = []
-    for title, found in record["models"].items():
-        for eps, shares in found.items():
-            shown = display_name(title)
-            name = shown if float(eps) == 0 else f"{shown}, {radius_label(float(eps))}"
-            rows.append([name, *("-" if share is None else f"{100 * share:.1f}" for share in shares)])
-    header = ["model", *(f"{group['name']} (n = {group['n']})" for group in record["groups"])]
-    said = "groups by the highest correlation with a training image, and by the next slices of the same patient; %"
-    return markdown(header, rows) + f"\n{_protocol([record])}; {said}.\n"
-
-
-def memory_table(record: Mapping[str, Any]) -> str:
-    """Peak memory of whole training processes, from ``benchmarks/whole_processes.json``."""
-    found, kept = record["memory_mib"], ", kept for the backward pass"
-    titles = [name.removesuffix(kept) for name in found if name.endswith(kept)]
-    ways = [name.removeprefix(titles[0] + ", ") for name in found if name.startswith(titles[0] + ", ")]
-    rows = [[title, *(f"{found[f'{title}, {way}']:,.0f} MiB" for way in ways)] for title in titles]
-    facts = record["environment"]
-    said = f"224 px, batches of 32; Python with torch alone {found['Python with torch']:,.0f} MiB, preparation of "
-    said += f"{record['source']} {found['prepare']:,.0f}; {facts['hardware']}, torch {facts['versions']['torch']}"
-    return markdown(["backbone", *ways], rows) + f"\n{said}.\n"
-
-
-def _machine(record: Mapping[str, Any], said: str) -> str:
-    facts = record["environment"]
-    return f"\n{said}; {facts['hardware']}, torch {facts['versions']['torch']}, medians of turns in one process.\n"
-
-
-#: Of those in the record; the others are slow ways.
-OWN_WAYS = ("ours", "ours, bf16", "ours, compiled")
 KINDS: dict[str, Callable[[Any], str]] = {
     "leak": leak_table,
     "recipes": recipes_table,
     "folds": folds_table,
+    "by_patient": by_patient_table,
     "signal": signal_table,
     "headline": headline,
     "trained": trained,

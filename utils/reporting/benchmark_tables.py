@@ -1,0 +1,115 @@
+"""Tables of the records in ``benchmarks/``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from utils.core.radii import radius_label
+from utils.experiments.recipes import ENCODERS
+from utils.experiments.records import display_name
+from utils.reporting.markdown import data_and_protocol, markdown
+
+
+def signal_table(record: Mapping[str, Any]) -> str:
+    """AUROC of simple readers by the number of patients they learnt from, from ``benchmarks/patient_signal.json``."""
+    sizes = list(next(iter(record["readers"].values())))
+    rows = []
+    for name, found in record["readers"].items():
+        values = [100 * np.array(found[size]) for size in sizes]
+        rows.append([name, *(f"{own.mean():.1f} ± {own.std(ddof=1):.1f}" for own in values)])
+    weights = record["encoder"]["weights"]
+    said = (
+        f"\n{record['n_subjects']} patients, {record['folds']} folds, {record['repeats']} times; %, mean ± standard "
+        f"deviation over the times; encoder: {ENCODERS.get(weights, weights)}, {record['encoder']['image_size']} px.\n"
+    )
+    return markdown(["reader", *(f"{size} patients" for size in sizes)], rows) + said
+
+
+def attack_speed_table(record: Mapping[str, Any]) -> str:
+    """Our attacks beside the slow way, from ``benchmarks/attack_speed.json``."""
+    first = next(iter(record["models"].values()))["rows"]
+    ways = [way for way in next(iter(first.values())) if way in OWN_WAYS]
+    rows = []
+    for title, model in record["models"].items():
+        for attack, row in model["rows"].items():
+            slow = row["torchattacks" if "torchattacks" in row else "ours, every image"]
+            own = [*(row[way] for way in ways), slow]
+            cells = [f"{way['seconds']:.2f} s" + _memory(way) for way in own]
+            cells += [" / ".join(f"{way['times_faster']:.1f}" for way in own[:-1])]
+            cells += [" / ".join(f"{100 * way['robust_accuracy']:.1f}" for way in own) + " %"]
+            rows.append([display_name(title), attack, *cells])
+    header = ["model", "attack", *ways, "slow way", "times faster", "accuracy left"]
+    return markdown(header, rows) + _machine(record, attack_conditions(record))
+
+
+def attack_conditions(record: Mapping[str, Any]) -> str:
+    """Data, radius and numbers of images of ``benchmarks/attack_speed.json``, for a note below a table or figure."""
+    images = next(iter(record["models"].values()))["images"]
+    numbers = ", ".join(f"{n} images for {display_name(title)}" for title, n in images.items())
+    radius = "" if all("eps" in title for title in images) else f"eps {radius_label(record['eps'])}, "
+    return f"{record['data']['source']}, {radius}{numbers}"
+
+
+def _memory(way: Mapping[str, Any]) -> str:
+    return "" if way["peak_mib"] is None else f", {way['peak_mib']:.0f} MiB"
+
+
+def training_speed_table(record: Mapping[str, Any]) -> str:
+    """Epochs of hardening as multiples of clean ones and of their floor, from ``benchmarks/training_speed.json``."""
+    rows = []
+    for title, own in record["backbones"].items():
+        cells = [f"{own['times_clean'][name]:.1f} ({own['times_floor'][name]:.2f})" for name in own["times_clean"]]
+        rows.append([title, f"{own['seconds']['clean']:.1f} s", *cells])
+    names = list(next(iter(record["backbones"].values()))["times_clean"])
+    first = next(iter(record["backbones"].values()))
+    said = f"{first['train_images']} images, batches of {record['batch_size']}, {record['precision']}"
+    return markdown(["backbone", "clean epoch", *names], rows) + _machine(record, said)
+
+
+def attention_speed_table(record: Mapping[str, Any]) -> str:
+    """Fused attention beside plain products, from ``benchmarks/attention_speed.json``."""
+    rows = []
+    for own in record["sizes"]:
+        for precision, ratio in own["times_fused"].items():
+            names = [f"{precision}, {way}" for way in ("fused", "products")]
+            cells = [f"{own['seconds'][name]:.2f} s, {own['peak_mib'][name]:.0f} MiB" for name in names]
+            rows.append([f"{own['image_size']} px", precision, *cells, f"{ratio:.2f}"])
+    said = f"a pass of {record['batch_size']} images forward and back, gradients of images and weights"
+    return markdown(["input", "precision", "fused", "products", "times faster"], rows) + _machine(record, said)
+
+
+def near_training_table(record: Mapping[str, Any]) -> str:
+    """Accuracy by resemblance to a training image, from ``benchmarks/near_training_*.json``."""
+    rows = []
+    for title, found in record["models"].items():
+        for eps, shares in found.items():
+            shown = display_name(title)
+            name = shown if float(eps) == 0 else f"{shown}, {radius_label(float(eps))}"
+            rows.append([name, *("-" if share is None else f"{100 * share:.1f}" for share in shares)])
+    header = ["model", *(f"{group['name']} (n = {group['n']})" for group in record["groups"])]
+    said = "groups by the highest correlation with a training image, and by the next slices of the same patient; %"
+    return markdown(header, rows) + f"\n{data_and_protocol([record])}; {said}.\n"
+
+
+def memory_table(record: Mapping[str, Any]) -> str:
+    """Peak memory of whole training processes, from ``benchmarks/whole_processes.json``."""
+    found, kept = record["memory_mib"], ", kept for the backward pass"
+    titles = [name.removesuffix(kept) for name in found if name.endswith(kept)]
+    ways = [name.removeprefix(titles[0] + ", ") for name in found if name.startswith(titles[0] + ", ")]
+    rows = [[title, *(f"{found[f'{title}, {way}']:,.0f} MiB" for way in ways)] for title in titles]
+    facts = record["environment"]
+    said = f"224 px, batches of 32; Python with torch alone {found['Python with torch']:,.0f} MiB, preparation of "
+    said += f"{record['source']} {found['prepare']:,.0f}; {facts['hardware']}, torch {facts['versions']['torch']}"
+    return markdown(["backbone", *ways], rows) + f"\n{said}.\n"
+
+
+def _machine(record: Mapping[str, Any], said: str) -> str:
+    facts = record["environment"]
+    return f"\n{said}; {facts['hardware']}, torch {facts['versions']['torch']}, medians of turns in one process.\n"
+
+
+#: Of those in the record; the others are slow ways.
+OWN_WAYS = ("ours", "ours, bf16", "ours, compiled")
