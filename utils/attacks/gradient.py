@@ -274,7 +274,9 @@ def pgd(
         if stop_when_fooled:
             return _until_fooled(climb, images, labels, begin, restarts, batch_size or len(images), generator)
         best = _ascend(climb, images, labels, begin(images, draws=generator))
-        best_score = _score(*_answer(climb, best, labels)) if restarts > 1 else None
+        if restarts == 1:
+            return best
+        best_score = _score(*_answer(climb, best, labels))
         for _ in range(restarts - 1):
             found = _ascend(climb, images, labels, begin(images, draws=generator))
             score = _score(*_answer(climb, found, labels))

@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import wraps
+from typing import Protocol
 
 #: Ended by Ctrl-C, as shells count it.
 STOPPED = 130
 
-Main = Callable[[list[str] | None], int]
+
+class Main(Protocol):
+    """Takes a command's words, or those of this process, and returns its exit status."""
+
+    def __call__(self, arguments: list[str] | None = None) -> int: ...  # noqa: D102
 
 
-def command(main: Main) -> Main:
+def command(main: Callable[[list[str] | None], int]) -> Main:
     """Let ``main`` end in one line: status 1 after an error, 130 after Ctrl-C, and never a traceback.
 
     Whatever was finished is stored, and the same command goes on from there.

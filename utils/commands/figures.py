@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise ValueError("--hero needs --data, the folder of the prepared images")
     workspace = Workspace.open("" if args.root == ROOT else str(args.root), data_dir=args.data or "")
     splits = load_splits(workspace.data_dir) if args.data else None
-    if args.hero:
+    if args.hero and splits:
         print(*save_hero(workspace, args.hero, splits, eps), sep="\n")
         return 0
     titles = args.models or [title for title in known if (workspace.checkpoint(title) / RECORD).is_file()]

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from pathlib import Path
 
 from utils.commands.boundary import command
 from utils.core.paths import ROOT, atomic_write_all
 from utils.reporting.pages import DOCUMENTS, rebuilt
+
+
+def _write(text: str, target: Path) -> None:
+    target.write_text(text, "utf-8")
 
 
 @command
@@ -17,5 +23,5 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m utils pages", description=f"Write the tables of {names} anew, from their records."
     ).parse_args(arguments)
     texts = {path: rebuilt(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
-    atomic_write_all({path: lambda target, text=text: target.write_text(text, "utf-8") for path, text in texts.items()})
+    atomic_write_all({path: partial(_write, text) for path, text in texts.items()})
     return 0

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-Job, Result = TypeVar("Job"), TypeVar("Result")
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -85,7 +86,7 @@ def shared_batchnorm(model: nn.Module) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)] if world_size() > 1 else []
     for layer in layers:
-        layer.forward = MethodType(_normalise, layer)
+        layer.forward = MethodType(_normalise, layer)  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -106,10 +107,14 @@ def _normalise(layer: _BatchNorm, batch: torch.Tensor) -> torch.Tensor:
     shape = [1, -1, *[1] * (values.ndim - 2)]
     centred = values - mean.view(shape)
     variance = all_reduce(centred.square().sum(axes)) / count
-    with torch.no_grad():
-        layer.num_batches_tracked += 1
-        share = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-        layer.running_mean.lerp_(mean.detach(), share)
-        layer.running_var.lerp_(variance.detach() * count / (count - 1), share)
-    scaled = centred * (layer.weight * (variance + layer.eps).rsqrt()).view(shape) + layer.bias.view(shape)
+    if layer.running_mean is not None and layer.running_var is not None and layer.num_batches_tracked is not None:
+        with torch.no_grad():
+            layer.num_batches_tracked += 1
+            share = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+            layer.running_mean.lerp_(mean.detach(), share)
+            layer.running_var.lerp_(variance.detach() * count / (count - 1), share)
+    scale = (variance + layer.eps).rsqrt()
+    scaled = centred * (scale if layer.weight is None else layer.weight * scale).view(shape)
+    if layer.bias is not None:
+        scaled = scaled + layer.bias.view(shape)
     return scaled.to(batch.dtype)

@@ -85,6 +85,7 @@ def group_by_subject(
         ValueError: the CSV or the pattern does not name a patient for each image; an unknown rule.
     """
     flagged, notes = _synthetic(raw, synthetic)
+    named: NamedSubjects | None
     if subjects_csv:
         named = NamedSubjects(read_subjects_csv(subjects_csv, raw.paths), f"the table {Path(subjects_csv).name}")
         # in a table -1 is somebody's word that this is an image of nobody
@@ -212,7 +213,8 @@ def slices_of_patients(raw: RawImages, subjects: Subjects, *, columns: int = 8) 
     Returns:
         uint8 array (classes * columns) x H x W, and as many captions.
     """
-    chosen, captions = [], []
+    chosen: list[int] = []
+    captions: list[str] = []
     for label, name in enumerate(raw.classes):
         own = np.flatnonzero((raw.labels == label) & (subjects.subject != UNKNOWN) & ~subjects.duplicate)
         stack = own[subjects.subject[own] == subjects.subject[own[0]]]

@@ -251,7 +251,7 @@ def _split_folders(root: Path, children: list[Path]) -> list[tuple[str, Path]]:
     if unknown or len(set(names)) < len(names):
         odd = ", ".join(unknown) or ", ".join(child.name for child in children)
         raise ValueError(f"{root}: expected one train and one test folder beside each other, but there are also {odd}")
-    return [(name, path) for name, child in zip(names, children) for path in _folders(child)]
+    return [(name, path) for name, child in zip(names, children) if name for path in _folders(child)]
 
 
 def _check_class_folders(root: Path, pairs: list[tuple[str, Path]]) -> None:

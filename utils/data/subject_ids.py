@@ -95,9 +95,10 @@ def find_ids(
     if folders:
         return _number(folders, "one folder a patient")
     numbers = [_NUMBERED.fullmatch(path.rsplit("/", 1)[-1].rsplit(".", 1)[0]) for path in forward]
-    if not all(numbers) or not numbers:
+    numbered = [match[1] for match in numbers if match]
+    if len(numbered) < len(numbers) or not numbers:
         return None
-    return replace(_number([match[1] for match in numbers], "numbers in the names, confirmed by pixels"), guessed=True)
+    return replace(_number(numbered, "numbers in the names, confirmed by pixels"), guessed=True)
 
 
 def _by_own_pattern(paths: list[str], pattern: str) -> NamedSubjects:
@@ -112,7 +113,8 @@ def _by_own_pattern(paths: list[str], pattern: str) -> NamedSubjects:
             f"--subject-pattern {pattern!r} finds no patient in {len(missing)} of {len(paths)} paths, for example "
             f"{missing[0]}"
         )
-    return _number([match[1] if own.groups else match[0] for match in matches], f"names, by the pattern {pattern}")
+    found = [match[1] if own.groups else match[0] for match in matches if match]
+    return _number(found, f"names, by the pattern {pattern}")
 
 
 def _match(paths: list[str], pattern: str) -> list[str | None]:
@@ -159,7 +161,7 @@ def _number(ids: Sequence[str | None], origin: str) -> NamedSubjects:
     unnamed = names == ""
     if unnamed.any():
         subject = np.where(unnamed, UNKNOWN, subject - 1)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if unnamed.any():
         notes = (
             f"{unnamed.sum()} of {len(names)} images carry no patient id, or two, unlike the others "

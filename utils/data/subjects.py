@@ -146,7 +146,7 @@ def find_duplicates(pixels: np.ndarray) -> np.ndarray:
 
 
 def _digests(pixels: np.ndarray) -> list[bytes]:
-    return [hashlib.sha256(np.ascontiguousarray(image)).digest() for image in pixels]
+    return [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in pixels]
 
 
 def find_synthetic(pixels: np.ndarray, *, share: float = CORNER_SHARE) -> tuple[np.ndarray, list[str]]:

@@ -78,7 +78,7 @@ def images_fingerprint(splits: DataSplits) -> str:
     digest = hashlib.sha256(repr((everyone.classes, tuple(everyone.images.shape))).encode())
     for place in order:
         digest.update(f"{everyone.paths[place]}{everyone.labels[place]}{everyone.subjects[place]}".encode())
-        digest.update(everyone.images[place].contiguous().numpy())
+        digest.update(everyone.images[place].contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -68,7 +68,8 @@ def mix(
     blend, first, second = torch.rand(3, generator=generator).tolist()
     mixes = mixup > 0 and (cutmix == 0 or blend < 0.5)
     rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-    share = float(rng.beta(*[mixup if mixes else cutmix] * 2))
+    width = mixup if mixes else cutmix
+    share = float(rng.beta(width, width))
     share = max(share, 1 - share)
     other = torch.randperm(len(images), generator=generator).to(images.device)
     if mixes:
