@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from utils.core.paths import ROOT, read_json, write_json
 from utils.core.reproducibility import environment_facts
-from utils.reporting.plots import COLOURS, axes_of, finish, save_figure
+from utils.reporting.style import COLOURS, axes_of, finish, save_figure
 
 FOLDER = ROOT / "benchmarks"
 MIB = 2**20

@@ -24,7 +24,7 @@ from utils.data.workspace import Workspace
 from utils.evaluation.leak_audit import highest_correlations
 from utils.evaluation.worst_case import NEVER
 from utils.experiments.records import display_name, trained_models
-from utils.reporting.plots import axes_of, finish, line_style, percent_axis
+from utils.reporting.style import axes_of, finish, line_style, percent_axis
 
 GROUPS = 5
 EPSILONS = (0.0, ORIGINAL_EPS)

@@ -28,7 +28,7 @@ from utils.core.precision import autocast
 from utils.data.sets import ImageSet, load_splits
 from utils.data.workspace import pick_device
 from utils.evaluation.baselines import fluid_shares
-from utils.reporting.plots import axes_of, finish, line_style
+from utils.reporting.style import axes_of, finish, line_style
 
 #: Every so many slices of a patient one is read.
 STRIDE = 4

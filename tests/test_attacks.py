@@ -18,7 +18,8 @@ from utils.attacks.gradient import cross_entropy, default_alpha, fgsm, margin, p
 from utils.attacks.library import auto_attack, square
 from utils.attacks.suites import Attack
 from utils.core.modes import attack_mode
-from utils.evaluation.worst_case import adversarial_examples, robustness_curve
+from utils.evaluation.examples import adversarial_examples
+from utils.evaluation.worst_case import robustness_curve
 
 EPS = 8 / 255
 

@@ -9,12 +9,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.attacks.suites import Attack
+from utils.evaluation.examples import AdversarialExample, adversarial_examples
 from utils.evaluation.leak_audit import audit_splits
 from utils.evaluation.metrics import evaluate, merge_by_patient, scores
-from utils.evaluation.worst_case import AdversarialExample, adversarial_examples, robustness_curve
+from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.records import robustness_table, score_table
 from utils.grad_cam import cells_of, explain, pick_layer, with_cells
-from utils.reporting import figures, plots, robustness_plots
+from utils.reporting import figures, plots, robustness_plots, slices, style
 from utils.reporting.widgets import attack_explorer, attack_strip
 
 CLASSES = ["Non", "VeryMild", "Mild", "Moderate"]
@@ -71,10 +72,10 @@ def test_every_plot_is_a_closed_figure_with_its_note(splits, small_net) -> None:
         plots.plot_loss_curve(history, title="t", best_epoch=0, note=note),
         plots.plot_accuracy_curve(history, title="t", note=note),
         plots.plot_robustness_curve({"a": ([0, 0.01], [1, 0.5])}, title="t", chance=0.5, note=note),
-        plots.plot_adversarial_examples([0, 0.05], examples, "fgsm", "Epsilon", classes=CLASSES, note=note),
-        plots.plot_grad_cam(heat, title="t", note=note),
+        slices.plot_adversarial_examples([0, 0.05], examples, "fgsm", "Epsilon", classes=CLASSES, note=note),
+        slices.plot_grad_cam(heat, title="t", note=note),
         plots.plot_leak_audit(audit_splits(splits), note=note),
-        plots.plot_contact_sheet(splits.test.images[:3], ["a", "b", "c"], title="t", note=note),
+        slices.plot_contact_sheet(splits.test.images[:3], ["a", "b", "c"], title="t", note=note),
         attack_strip(small_net, splits.test, 0, epsilons=[0, 0.05], note=note),
     ]
     for figure in figures:
@@ -95,12 +96,12 @@ def test_rows_of_the_confusion_matrix_are_the_true_class() -> None:
 
 def test_examples_need_one_row_a_parameter() -> None:
     with pytest.raises(ValueError, match="2 parameters"):
-        plots.plot_adversarial_examples([0, 1], [], "fgsm", "Epsilon")
+        slices.plot_adversarial_examples([0, 1], [], "fgsm", "Epsilon")
 
 
 def test_saving_a_figure_is_atomic(tmp_path) -> None:
     figure = plots.plot_confusion_matrix([[1, 0], [0, 1]], ["a", "b"], title="t")
-    path = plots.save_figure(figure, tmp_path / "deep" / "figure.png")
+    path = style.save_figure(figure, tmp_path / "deep" / "figure.png")
     assert path.read_bytes()[:4] == b"\x89PNG" and [p.name for p in path.parent.iterdir()] == ["figure.png"]
 
 
@@ -136,16 +137,16 @@ def _curve(label: str, height: float) -> dict[str, tuple]:
 
 def test_a_saved_figure_has_the_styles_resolution_and_no_legend_has_a_frame(tmp_path) -> None:
     figure = robustness_plots.plot_intervals(_curve("a", 0.5), title="t")
-    path = plots.save_figure(figure, tmp_path / "a.png")
+    path = style.save_figure(figure, tmp_path / "a.png")
     with Image.open(path) as picture:
         assert picture.info["dpi"] == pytest.approx((200, 200), abs=0.1)
         assert picture.width == pytest.approx(200 * figure.get_figwidth(), abs=2)
-    framed, axes = plots.axes_of(1, 2, size=(4, 2))
+    framed, axes = style.axes_of(1, 2, size=(4, 2))
     for ax in axes.flat:
         ax.plot([0, 1], label="a")
         ax.legend()
     framed.legend()
-    plots.finish(framed, "t", "")
+    style.finish(framed, "t", "")
     legends = [*framed.legends, *(ax.get_legend() for ax in framed.axes)]
     assert len(legends) == 3 and not any(legend.get_frame_on() for legend in legends)
 
@@ -215,7 +216,7 @@ def test_importances_take_ten_finished_trials() -> None:
 
 def test_heat_maps_have_a_colour_bar_that_says_whose_scale_it_is(splits, resnet) -> None:
     name, images, maps, captions = explain(resnet, splits.test, torch.tensor([0, 1]), name="right")
-    figure = plots.plot_grad_cam([(name, images, maps, captions)], title="t")
+    figure = slices.plot_grad_cam([(name, images, maps, captions)], title="t")
     bar = figure.axes[-1]
     assert "share of the map's maximum" in bar.get_ylabel() and bar.get_ylim() == (0, 1)
     assert "its own maximum" in figure.get_suptitle().replace("\n", " ") and len(figure.axes) == 3
@@ -228,7 +229,7 @@ def test_examples_show_model_attack_radius_and_change(splits, small_net) -> None
     alphas, eps = [0.001, 0.004], 4 / 255
     attacks = [(Attack("pgd", steps=5, alpha=alpha, random_start=False), eps) for alpha in alphas]
     examples = adversarial_examples(small_net, splits.test, attacks=attacks, n=2)
-    figure = plots.plot_adversarial_examples(alphas, examples, "pgd", "Alpha", model="ResNet34, hardened")
+    figure = slices.plot_adversarial_examples(alphas, examples, "pgd", "Alpha", model="ResNet34, hardened")
     assert figure.get_suptitle().startswith("ResNet34, hardened: slices under PGD-5\n")
     assert [ax.get_ylabel().split("\n") for ax in figure.axes[::2]] == [
         ["Alpha", "0.001", "= 0.26/255", "at eps", "4/255"],
@@ -240,6 +241,6 @@ def test_examples_show_model_attack_radius_and_change(splits, small_net) -> None
         assert np.allclose(change, (example.image - example.clean_image)[0])
         assert 0 < np.abs(change).max() <= eps + 1e-6
     bare = [[AdversarialExample(one.image, one.label, one.clean, one.attacked) for one in row] for row in examples]
-    figure = plots.plot_adversarial_examples([0, 0.005], bare, attack_name="fgsm", parameter_type="Epsilon")
+    figure = slices.plot_adversarial_examples([0, 0.005], bare, attack_name="fgsm", parameter_type="Epsilon")
     assert figure.get_suptitle().startswith("FGSM\n") and [len(ax.images) for ax in figure.axes] == [1] * 4
     assert [ax.get_ylabel() for ax in figure.axes[::2]] == ["no attack", "eps\n0.005"]

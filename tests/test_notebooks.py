@@ -33,7 +33,7 @@ from utils.data.workspace import Workspace
 from utils.evaluation import worst_case
 from utils.reporting import notebooks as reproduce
 from utils.reporting.notebooks import execute, inject, parameters_of, plan, run, tidy
-from utils.reporting.plots import COLOURS
+from utils.reporting.style import COLOURS
 
 COMMITTED = [ROOT / "dataset" / "prepare_dataset.ipynb", *sorted((ROOT / "models").glob("*.ipynb"))]
 PUBLISHED = sorted((ROOT / "benchmarks" / "published" / "notebooks").glob("*.ipynb"))

@@ -27,7 +27,7 @@ from utils.core.radii import parse_radius
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.sets import load_splits
-from utils.evaluation.worst_case import adversarial_examples
+from utils.evaluation.examples import adversarial_examples
 from utils.reporting.pages import trained
 from utils.training.checkpoints import save_checkpoint
 

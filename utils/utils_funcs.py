@@ -21,11 +21,12 @@ from utils.data.sources import load_source
 from utils.data.workspace import Workspace, pick_device
 from utils.evaluation.baselines import baseline_answers
 from utils.evaluation.ensemble import RULES, Vote, validation_weights
+from utils.evaluation.examples import adversarial_examples
 from utils.evaluation.intervals import report
 from utils.evaluation.leak_audit import audit, audit_splits, audit_table
 from utils.evaluation.metrics import evaluate, predict
 from utils.evaluation.transfer import step_size_sweep, transfer_matrix
-from utils.evaluation.worst_case import adversarial_examples, combine, robustness_curve
+from utils.evaluation.worst_case import combine, robustness_curve
 from utils.experiments.fit import fit
 from utils.experiments.records import (
     ENSEMBLE,
@@ -57,14 +58,10 @@ from utils.reporting.figures import hardening_cams, member_cams, optuna_figures,
 from utils.reporting.leak import save_audit
 from utils.reporting.plots import (
     plot_accuracy_curve,
-    plot_adversarial_examples,
     plot_confusion_matrix,
-    plot_contact_sheet,
-    plot_grad_cam,
     plot_leak_audit,
     plot_loss_curve,
     plot_robustness_curve,
-    save_figure,
 )
 from utils.reporting.price import price_sentences
 from utils.reporting.robustness_figures import (
@@ -78,6 +75,8 @@ from utils.reporting.robustness_figures import (
     vote_table,
     worst_cases,
 )
+from utils.reporting.slices import plot_adversarial_examples, plot_contact_sheet, plot_grad_cam
+from utils.reporting.style import save_figure
 from utils.reporting.widgets import attack_explorer, attack_strip
 from utils.training.augment import NO_AUGMENTATION, Augmentation
 from utils.training.checkpoints import load_checkpoint, load_trainable, read_record, save_checkpoint

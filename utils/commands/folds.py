@@ -17,7 +17,7 @@ from utils.experiments.folds import (
     summarise,
 )
 from utils.reporting.experiment_figures import folds_figure
-from utils.reporting.plots import save_figure
+from utils.reporting.style import save_figure
 
 
 @command

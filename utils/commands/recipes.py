@@ -21,7 +21,7 @@ from utils.experiments.recipes import (
     summary_table,
 )
 from utils.reporting.experiment_figures import recipes_figure
-from utils.reporting.plots import save_figure
+from utils.reporting.style import save_figure
 from utils.training.config import parse_trainable
 
 

@@ -15,7 +15,7 @@ from utils.experiments.folds import binary_by_patient
 from utils.experiments.recipes import (
     describe_start,
 )
-from utils.reporting.plots import COLOURS, axes_of, finish
+from utils.reporting.style import COLOURS, axes_of, finish
 
 
 def recipes_figure(summary: Mapping[str, Any]) -> Figure:

@@ -21,25 +21,24 @@ from utils.core.radii import radius_label
 from utils.core.reproducibility import environment_facts, generator
 from utils.data.sets import DataSplits, ImageSet, patients_verified
 from utils.data.workspace import Workspace, pick_device
-from utils.evaluation.worst_case import adversarial_examples, predict_batch
+from utils.evaluation.examples import adversarial_examples
+from utils.evaluation.worst_case import predict_batch
 from utils.experiments.records import HARDENED, display_name, load_vote, title_of
 from utils.grad_cam import explain, explain_rows, right_and_wrong, with_cells
 from utils.reporting.plots import (
     plot_accuracy_curve,
-    plot_adversarial_examples,
     plot_confusion_matrix,
-    plot_grad_cam,
-    plot_hero,
     plot_loss_curve,
     plot_member_curves,
     plot_optuna_history,
     plot_optuna_importance,
     plot_optuna_pareto,
     plot_robustness_curve,
-    save_figure,
 )
 from utils.reporting.robustness_figures import show_all
 from utils.reporting.robustness_plots import plot_heat_map, plot_step_sizes
+from utils.reporting.slices import plot_adversarial_examples, plot_grad_cam, plot_hero
+from utils.reporting.style import save_figure
 from utils.training.checkpoints import RECORD, WEIGHTS, load_checkpoint
 
 Record = dict[str, Any]

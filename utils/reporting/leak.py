@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from utils.core.paths import read_json, write_json
 from utils.core.reproducibility import environment_facts
-from utils.reporting.plots import plot_leak_audit, save_figure
+from utils.reporting.plots import plot_leak_audit
+from utils.reporting.style import save_figure
 
 
 def save_audit(found: dict[str, Any], folder: Path, *, note: str = "") -> Figure:

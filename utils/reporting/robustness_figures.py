@@ -19,7 +19,6 @@ from utils.evaluation.intervals import compare
 from utils.evaluation.masking import verdict_of
 from utils.evaluation.worst_case import NEVER
 from utils.experiments.records import HARDENED, display_name, known_titles
-from utils.reporting.plots import save_figure
 from utils.reporting.price import recalls_of
 from utils.reporting.robustness_plots import (
     plot_before_after,
@@ -29,6 +28,7 @@ from utils.reporting.robustness_plots import (
     plot_intervals_apart,
     plot_reliability,
 )
+from utils.reporting.style import save_figure
 from utils.training.checkpoints import RECORD
 
 Record = dict[str, Any]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.core.radii import radius_label
-from utils.reporting.plots import COLOURS, axes_of, finish, legend_of_curves, line_style, mark_radius, percent_axis
+from utils.reporting.style import COLOURS, axes_of, finish, legend_of_curves, line_style, mark_radius, percent_axis
 
 _RADIUS = "eps (/255, L-infinity)"
 _ROBUST = "robust accuracy (%)"

@@ -13,7 +13,7 @@ from utils.attacks.suites import Attack
 from utils.core.reproducibility import generator
 from utils.data.sets import ImageSet
 from utils.evaluation.worst_case import predict_batch
-from utils.reporting.plots import plot_attack_strip
+from utils.reporting.slices import plot_attack_strip
 
 #: Set by ``utils.reporting.notebooks``: outside a browser, a widget's messages can also stall the notebook.
 HEADLESS = "MRI_HEADLESS"
