@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 from models.def_models import BACKBONES, build_model
@@ -11,6 +14,15 @@ from utils.data.archives import DATA_SOURCES
 from utils.data.classes import CLASSES
 
 SLICES = 32
+PAGES = [path for pattern in ("*.md", "*/*.md") for path in sorted(ROOT.glob(pattern))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_pages_import_exists(page: Path) -> None:
+    for module, names in re.findall(r"^from ((?:utils|models)[\w.]*) import (.+)$", page.read_text("utf-8"), re.M):
+        loaded = import_module(module)
+        for name in (word.split(" as ")[0] for word in names.split(", ")):
+            assert hasattr(loaded, name) or import_module(f"{module}.{name}"), (page, name)
 
 
 def test_the_data_card_counts_as_the_sources_do() -> None:

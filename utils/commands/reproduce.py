@@ -11,6 +11,7 @@ from utils.commands.boundary import command
 from utils.core.paths import ROOT
 from utils.data.splits import PROTOCOLS
 from utils.data.workspace import PROFILES
+from utils.reporting.gallery import write_gallery
 from utils.reporting.notebooks import QUICK_FOLDER, model_notebooks, plan, run
 
 
@@ -63,5 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
     run(steps, out=args.out, jobs=args.jobs)
     minutes = (time.perf_counter() - begun) / 60
     folder = args.out or ROOT
-    print(f"done in {minutes:.1f} minutes. Figures: {folder / 'assets'}  notebooks: {args.out or ROOT / 'models'}")
+    page = write_gallery(folder)
+    print(f"done in {minutes:.1f} minutes. Figures: {page}  notebooks: {args.out or ROOT / 'models'}")
     return 0

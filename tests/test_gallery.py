@@ -1,0 +1,38 @@
+"""The page of all figures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from utils.core.paths import write_json
+from utils.reporting.gallery import CAPTIONS, gallery, write_gallery
+
+
+def test_the_committed_page_shows_every_committed_figure_with_words() -> None:
+    page = (ROOT / "assets" / "index.html").read_text(encoding="utf-8")
+    shown = re.findall(r'<img src="([^"]+)" alt="([^"]+)"', page)
+    assert {name for name, _ in shown} == {
+        path.relative_to(ROOT / "assets").as_posix() for path in (ROOT / "assets").rglob("*.png")
+    }
+    assert all(Path(name).stem in CAPTIONS for name, _ in shown)
+    assert page == gallery(ROOT) and "not for clinical use" in page
+
+
+def test_a_folder_of_ones_own_gets_a_page_with_its_notes(tmp_path: Path) -> None:
+    for name in ("ResNet34/loss_curve", "ResNet34_atk/worst_case", "Own<1>/my_plot"):
+        (tmp_path / "assets" / name).parent.mkdir(parents=True)
+        (tmp_path / "assets" / f"{name}.png").write_bytes(b"")
+    write_json(tmp_path / "checkpoints" / "ResNet34" / "record.json", {"note": "phantom demo, no medical meaning"})
+    page = write_gallery(tmp_path).read_text(encoding="utf-8")
+    assert page.index("my plot") < page.index("Loss by epoch") < page.index("ResNet34, hardened</h2>")
+    assert "phantom demo, no medical meaning" in page and "Own&lt;1&gt;" in page and "Own<1>" not in page
+    assert not re.search(r"https?://", page)
+
+
+def test_no_figures_are_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="run the notebooks first"):
+        write_gallery(tmp_path)

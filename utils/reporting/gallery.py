@@ -1,0 +1,97 @@
+"""All figures of a folder ``assets/`` on one page that a browser opens from its path."""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+from utils.core.paths import atomic_write, read_json
+from utils.experiments.records import display_name, known_titles
+
+#: What each figure shows, by file name.
+CAPTIONS = {
+    "hero": "One slice of a patient that no model has seen, its perturbation, and what two models say of it.",
+    "leak_audit": "What a nearest neighbour scores on the usual split and on a split by patient.",
+    "contact_sheet": "Slices of one patient of each class.",
+    "attacks": "Robust accuracy of all models, by attack.",
+    "worst_case_all": "Worst case over all attacks, of all models.",
+    "worst_case": "Robust accuracy over all attacks, with its interval over patients.",
+    "robustness_curve": "Robust accuracy by radius, under each attack alone.",
+    "first_breaking": "At which radius each image is first misclassified, and by which attack.",
+    "reliability": "How often the model is right where it is so sure.",
+    "confusion_matrix": "True class against answer, without attack.",
+    "loss_curve": "Loss by epoch; the epoch that was kept is marked.",
+    "accuracy_curve": "Accuracy by epoch; the epoch that was kept is marked.",
+    "adversarial_examples_fgsm": "Slices attacked by FGSM at each radius, beside their perturbation.",
+    "adversarial_examples_pgd": "Slices attacked by PGD at each step size, beside their perturbation.",
+    "grad_cam": "Where the answer comes from, as far as Grad-CAM can tell.",
+    "step_size": "What a step too small hides: accuracy under PGD by its step size.",
+    "recall": "Recall of each class before and after hardening.",
+    "before_after": "Robust accuracy before and after hardening, on the same images.",
+    "transfer_matrix": "Accuracy of each member on images that were made to fool another.",
+    "optuna_history": "The trials of the hyperparameter search.",
+    "optuna_importance": "Which hyperparameters mattered in the search.",
+    "optuna_pareto": "Trials by accuracy with and without attack.",
+}
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Figures</title>
+<style>
+body {{ font: 16px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
+figure {{ margin: 2rem 0; }}
+img {{ max-width: 100%; height: auto; }}
+figcaption, .note {{ color: #555; }}
+</style>
+<h1>Figures</h1>
+<p>Research code, not for clinical use. Each figure is drawn from a record in this repository; the commands are in
+RESULTS.md, beside this page where the repository itself is shown.</p>
+{contents}
+{sections}
+</html>
+"""
+
+
+def gallery(root: Path) -> str:
+    """The page for all PNG files below ``root / "assets"``, models in the order of all tables.
+
+    Raises:
+        FileNotFoundError: there is no figure.
+    """
+    assets = root / "assets"
+    groups: dict[str, list[Path]] = {}
+    for path in sorted(assets.rglob("*.png")):
+        groups.setdefault(path.parent.relative_to(assets).as_posix(), []).append(path)
+    if not groups:
+        raise FileNotFoundError(f"no figures in {assets}; run the notebooks first")
+    order = known_titles()
+    names = sorted(groups, key=lambda name: (order.index(name) if name in order else -1, name))
+    contents = "".join(f'<li><a href="#{html.escape(name)}">{_title(name)}</a></li>' for name in names)
+    sections = "\n".join(_section(root, name, groups[name]) for name in names)
+    return _PAGE.format(contents=f"<ul>{contents}</ul>", sections=sections)
+
+
+def write_gallery(root: Path) -> Path:
+    """Write :func:`gallery` to ``assets/index.html`` and return its path."""
+    page, target = gallery(root), root / "assets" / "index.html"
+    atomic_write(target, lambda path: path.write_text(page, "utf-8"))
+    return target
+
+
+def _title(name: str) -> str:
+    return html.escape("The finding" if name == "." else display_name(name))
+
+
+def _section(root: Path, name: str, paths: list[Path]) -> str:
+    record = root / "checkpoints" / name / "record.json"
+    note = read_json(record).get("note", "") if record.is_file() else ""
+    said = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    figures = "\n".join(_figure(root / "assets", path) for path in paths)
+    return f'<h2 id="{html.escape(name)}">{_title(name)}</h2>\n{said}\n{figures}'
+
+
+def _figure(assets: Path, path: Path) -> str:
+    caption = html.escape(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
+    source = html.escape(path.relative_to(assets).as_posix())
+    return f'<figure><img src="{source}" alt="{caption}" loading="lazy">\n<figcaption>{caption}</figcaption></figure>'
