@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT, write_class_folders
 from PIL import Image
 
-from utils.data.decode import LARGEST_PIXELS, decode, decode_grey, read_header, to_uint8
+from utils.data import decode
+from utils.data.decode import LARGEST_PIXELS, decode_grey, read_header, to_uint8
 from utils.data.raw_images import RawImages
 from utils.data.sources import load_source
 

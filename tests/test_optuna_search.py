@@ -179,7 +179,7 @@ def test_workers_share_one_study_and_survive_a_killed_one(phantoms, tmp_path: Pa
     assert 4 <= len(done) <= 5 and len({trial["params"]["learning_rate"] for trial in done}) == len(done)
 
 
-def test_a_hopeless_trial_is_pruned(splits, tmp_path: Path, monkeypatch) -> None:
+def test_a_hopeless_trial_is_pruned(splits, tmp_path: Path, small_backbone, monkeypatch) -> None:
     """Three good trials, then one that stays below their median."""
     levels = iter((0.9, 0.9, 0.9, 0.1))
     epochs_run = []

@@ -81,7 +81,7 @@ def test_two_processes_attack_as_one(data: Path, clean: Path, tmp_path: Path) ->
     common = ["--model", str(clean), "--data", str(data), "--root", str(tmp_path), "--suite", "smoke"]
     common += ["--batch-size", "5", "--panel-images", "0", "--epsilons", "1/255", "4/255", "--max-images", "18"]
     for processes in (1, 2):
-        _launch(processes, "utils.experiments.robustness", *common, "--out", str(tmp_path / f"{processes}.json"))
+        _launch(processes, "utils", "robustness", *common, "--out", str(tmp_path / f"{processes}.json"))
     one, two = (read_json(tmp_path / f"{name}.json") for name in "12")
     assert (one["environment"]["processes"], two["environment"]["processes"]) == (1, 2)
     one["curve"].pop("seconds"), two["curve"].pop("seconds")

@@ -81,6 +81,16 @@ def attention_speed_table(record: Mapping[str, Any]) -> str:
     return markdown(["input", "precision", "fused", "products", "times faster"], rows) + _machine(record, said)
 
 
+def large_set_table(record: Mapping[str, Any]) -> str:
+    """Preparing a large set of drawn heads, from ``benchmarks/large_set.json``."""
+    found = f"{record['patients_found']:,} of {record['people']:,}"
+    row = [f"{record['images']:,}", f"{record['side']} px", found]
+    row += [f"{record['seconds'] / 60:.1f} min", f"{record['peak_mib']:,.0f} MiB"]
+    facts = record["environment"]
+    said = f"\nnames tell nothing of the people; {facts['hardware']}, torch {facts['versions']['torch']}.\n"
+    return markdown(["slices", "side", "people found from pixels", "time", "peak memory"], [row]) + said
+
+
 def near_training_table(record: Mapping[str, Any]) -> str:
     """Accuracy by resemblance to a training image, from ``benchmarks/near_training_*.json``."""
     rows = []

@@ -25,6 +25,7 @@ from utils.experiments.records import display_name, known_titles, title_of
 from utils.reporting.benchmark_tables import (
     attack_speed_table,
     attention_speed_table,
+    large_set_table,
     memory_table,
     near_training_table,
     signal_table,
@@ -319,6 +320,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "training_speed": training_speed_table,
     "attention_speed": attention_speed_table,
     "memory": memory_table,
+    "large_set": large_set_table,
     "near_training": near_training_table,
 }
 
