@@ -101,7 +101,9 @@ def test_commands_end_in_one_line(error: BaseException, status: int, said: str, 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is sent otherwise there")
 def test_ctrl_c_ends_a_command_in_one_line(tmp_path: Path) -> None:
     arguments = ["-m", "utils", "prepare", "--source", "phantom", "--out", str(tmp_path / "data")]
-    code = "import utils.commands.prepare as p, time; "
+    # a process that was started in the background would ignore the signal
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "import utils.commands.prepare as p, time; "
     code += "p.load_source = lambda *_, **__: (print('begun', flush=True), time.sleep(60))"
     code += "\nimport sys; sys.exit(p.main(sys.argv[1:]))"
     running = subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -119,6 +120,12 @@ def test_verbs_are_listed_and_unknown_ones_refused(capsys) -> None:
     said = capsys.readouterr().out
     assert all(verb in said for verb in VERBS)
     assert main(["predikt"]) == 1 and "no verb 'predikt'; there are prepare" in capsys.readouterr().err
+
+
+def test_the_page_of_the_code_lists_the_verbs_and_the_packages() -> None:
+    page = (ROOT / "utils" / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w-]+)` \| (.+) \|$", page, re.M) == [(verb, said) for verb, (_, said) in VERBS.items()]
+    assert re.findall(r"^\| \d \| `(\w+)` \|", page, re.M) == list(FLOORS)
 
 
 def test_the_package_is_a_command() -> None:
