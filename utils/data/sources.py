@@ -15,29 +15,12 @@ import numpy as np
 from utils.data.archives import (
     ARCHIVE_SUFFIXES,
     DATA_SOURCES,
-    DataSource,
     as_folder,
-    check_source,
     is_system,
-    kaggle_handle,
 )
-from utils.data.classes import CLASSES, canonical_class, chosen_order, class_order, healthy_class, severity
-from utils.data.decode import IMAGE_SUFFIXES, SMALLEST_SIDE, decode_all, decode_grey
+from utils.data.classes import CLASSES, canonical_class, chosen_order, class_order, severity
+from utils.data.decode import IMAGE_SUFFIXES, SMALLEST_SIDE, decode_all
 from utils.data.raw_images import RawImages
-
-__all__ = [
-    "CLASSES",
-    "DATA_SOURCES",
-    "DataSource",
-    "RawImages",
-    "canonical_class",
-    "check_source",
-    "decode_grey",
-    "healthy_class",
-    "kaggle_handle",
-    "load_source",
-]
-
 
 _SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -230,7 +230,7 @@ def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
     }
     places = np.arange(len(audits))
     for index, (name, values) in enumerate(bars.items()):
-        heights = 100 * np.nan_to_num(values)
+        heights = 100 * np.nan_to_num(np.array(values, dtype=float))
         drawn = axes[0, 0].bar(places + 0.27 * (index - 1), heights, 0.25, color=COLOURS[index], label=name)
         axes[0, 0].bar_label(drawn, fmt="%.1f", fontsize=8)
     axes[0, 0].set(
