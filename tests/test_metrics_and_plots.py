@@ -146,7 +146,8 @@ def test_a_saved_figure_has_the_styles_resolution_and_no_legend_has_a_frame(tmp_
         ax.plot([0, 1], label="a")
         ax.legend()
     framed.legend()
-    style.finish(framed, "t", "")
+    style.finish(framed, "ResNet34_atk: a figure", "")
+    assert framed.get_suptitle().replace("\n", " ") == "ResNet34, hardened: a figure"
     legends = [*framed.legends, *(ax.get_legend() for ax in framed.axes)]
     assert len(legends) == 3 and not any(legend.get_frame_on() for legend in legends)
 

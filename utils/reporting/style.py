@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from utils.core.paths import atomic_write
+from utils.experiments.records import display_name
 
 #: Okabe and Ito's colours, which people with colour-blindness can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -57,9 +58,13 @@ def axes_of(rows: int = 1, columns: int = 1, *, size: tuple[float, float], **opt
 
 
 def finish(figure: Figure, title: str, *notes: str) -> Figure:
-    """Give a figure its title and what must be said of its numbers, each from a line of its own, and close it."""
+    """Give a figure its title and what must be said of its numbers, each from a line of its own, and close it.
+
+    A hardened model is called so, also where the title names its folder.
+    """
     # about eleven characters of this size fit into an inch
-    lines = [part for text in (title, *notes) if text for part in textwrap.wrap(text, int(11 * figure.get_figwidth()))]
+    texts = (display_name(title), *notes)
+    lines = [part for text in texts if text for part in textwrap.wrap(text, int(11 * figure.get_figwidth()))]
     figure.suptitle("\n".join(lines), fontsize=11)
     for legend in [*figure.legends, *filter(None, (ax.get_legend() for ax in figure.axes))]:
         legend.set_frame_on(False)
