@@ -10,12 +10,14 @@ from utils.core.paths import write_json
 from utils.data.sets import load_splits
 from utils.experiments.folds import (
     SUMMARY,
+    VARIANT,
     fold_of,
     fold_specification,
     refuse_other_folds,
     run_fold,
     summarise,
 )
+from utils.experiments.recipes import VARIANTS
 from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.style import save_figure
 
@@ -29,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     # each is cut before the first is trained: what cannot be done is said at once
     for fold in wanted or [0]:
         fold_of(splits, fold, args.n_folds, args.seed)
-    shared = fold_specification(splits, args.backbone, args.n_folds, args.seed, budget)
+    shared = fold_specification(splits, args.backbone, args.n_folds, args.seed, budget, args.variant)
     refuse_other_folds(args.out, splits, shared)
     for fold in wanted:
         target = args.out / f"fold{fold}.json"
@@ -37,8 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"fold {fold}", flush=True)
             own = fold_of(splits, fold, args.n_folds, args.seed)
             work = args.work / args.out.name / f"fold{fold}"
-            places = {"target": target, "work": work}
-            run_fold(own, backbone=args.backbone, seed=args.seed, budget=budget, shared=shared, **places)
+            run_fold(
+                own, backbone=args.backbone, seed=args.seed, budget=budget, target=target, work=work, shared=shared
+            )
     summary = summarise(args.out)
     write_json(args.out / SUMMARY, summary)
     print(save_figure(folds_figure(summary), (args.out / SUMMARY).with_suffix(".png")))
@@ -51,5 +54,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--n-folds", type=int, default=5)
     add("--folds", type=int, nargs="+", metavar="K", help="only these, counted from 0; default: all")
     add("--seed", type=int, default=0)
+    add("--variant", choices=VARIANTS, default=VARIANT, help=f"how each model is hardened (default {VARIANT})")
     add_common(parser, "cross_validate")
     return parser.parse_args(arguments)

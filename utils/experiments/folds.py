@@ -29,7 +29,6 @@ from utils.evaluation.metrics import predict
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.recipes import (
     EPSILONS,
-    SUITE,
     VARIANTS,
     Budget,
     claim,
@@ -41,8 +40,8 @@ from utils.experiments.recipes import (
 from utils.experiments.specification import differing, images_fingerprint, read_part, refuse_other
 from utils.training.checkpoints import is_trained, load_checkpoint
 
-#: The default recipe, see ``benchmarks/recipes``.
-RECIPE = "adversarial_full"
+#: The default way of hardening, a key of :data:`utils.experiments.recipes.VARIANTS`; see ``benchmarks/recipes``.
+VARIANT = "adversarial_full"
 PLAIN, HARD = "not hardened", "hardened"
 SUMMARY = "summary.json"
 _ANOTHER = "give an --out of another name"
@@ -96,15 +95,18 @@ def _too_few(subjects: np.ndarray, labels: np.ndarray, n_folds: int, seed: int) 
     )
 
 
-def fold_specification(splits: DataSplits, backbone: str, n_folds: int, seed: int, budget: Budget) -> dict[str, Any]:
+def fold_specification(
+    splits: DataSplits, backbone: str, n_folds: int, seed: int, budget: Budget, variant: str = VARIANT
+) -> dict[str, Any]:
     """Everything that the folds of one experiment share, as plain values; ``fingerprint`` is of each fold's own sides.
 
     Args:
         splits: the prepared data, not a fold.
+        variant: how the clean model is hardened.
     """
     shared = specification(splits, backbone, budget)
     del shared["fingerprint"]
-    folds = {"n_folds": n_folds, "fold_seed": seed, "seed": seed, "recipe": RECIPE}
+    folds = {"n_folds": n_folds, "fold_seed": seed, "seed": seed, "recipe": variant}
     return shared | folds | {"images": images_fingerprint(splits)}
 
 
@@ -165,7 +167,7 @@ def run_fold(
     if not is_trained(folders[PLAIN]):
         train_clean(splits, backbone, seed, budget, folders[PLAIN])
     if not is_trained(folders[HARD]):
-        harden(splits, VARIANTS[RECIPE], seed, budget, folders[PLAIN], folders[HARD])
+        harden(splits, VARIANTS[shared["recipe"]], seed, budget, folders[PLAIN], folders[HARD])
     few = splits.test.balanced_subset(budget.max_images)
     record: dict[str, Any] = {
         "data": splits.info,
@@ -173,8 +175,9 @@ def run_fold(
         "budget": asdict(budget) | {"weights": weights_name(budget.weights)},
         "seed": seed,
         "epsilons": [0.0, *EPSILONS],
-        "attacks": [attack["title"] for attack in describe(SUITES[SUITE])],
+        "attacks": [attack["title"] for attack in describe(SUITES[budget.suite])],
         "classes": splits.classes,
+        "validation": _whose(splits.validation),
         "test": _whose(splits.test),
         "attacked": _whose(few),
         "baselines": {name: _rounded(logits) for name, logits in baseline_answers(splits).items()},
@@ -186,11 +189,19 @@ def run_fold(
         model, own = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
         need(own, ("training.history",), folder / "record.json", "delete this folder, and the model is trained again")
         model.to(device)
-        options = {"attack": SUITES[SUITE], "epsilons": EPSILONS, "seed": seed, "device": device}
-        curve = robustness_curve(model, few, **options, cache=work / "attack_cache")
+        curve = robustness_curve(
+            model,
+            few,
+            attack=SUITES[budget.suite],
+            epsilons=EPSILONS,
+            seed=seed,
+            device=device,
+            cache=work / "attack_cache",
+        )
         record["model"] = own["model"]
         record["models"][name] = {
             "training": own["training"],
+            "validation": _rounded(predict(model, splits.validation, device=device)),
             "logits": _rounded(predict(model, splits.test, device=device)),
             "attacked": [_rounded(logits) for logits in curve.logits],
         }
@@ -198,7 +209,7 @@ def run_fold(
 
 
 def _whose(images: ImageSet) -> dict[str, list[int]]:
-    return {"labels": images.labels.tolist(), "subjects": images.subjects.tolist()}
+    return {name: getattr(images, name).tolist() for name in ("labels", "subjects", "slices")}
 
 
 def _rounded(logits: torch.Tensor) -> list[list[float]]:

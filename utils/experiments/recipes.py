@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
-from utils.attacks.suites import SUITES, describe
+from utils.attacks.suites import SUITES, check_suite, describe
 from utils.core.paths import need, read_json, write_json
 from utils.core.reproducibility import environment_facts, seed_everything
 from utils.data.sets import DataSplits, ImageSet
@@ -102,6 +102,8 @@ class Budget:
         max_images: at most so many test and so many validation images are attacked in the end, spread over patients.
         weights, trainable: of the clean model, see :func:`models.def_models.build_model`; hardening trains the same
             blocks.
+        slices_per_patient, label_smoothing: of both trainings, see :class:`utils.training.config.TrainConfig`.
+        suite: key of :data:`utils.attacks.suites.SUITES`, whose worst case is reported.
         precision: see :class:`utils.training.config.TrainConfig`; attacks that score a model compute in float32.
     """
 
@@ -117,7 +119,13 @@ class Budget:
     max_images: int = 640
     weights: str = "scratch"
     trainable: str | int = "all"
+    slices_per_patient: int = 0
+    label_smoothing: float = 0.0
+    suite: str = SUITE
     precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_suite(self.suite)
 
 
 def run_seed(
@@ -166,7 +174,7 @@ def specification(splits: DataSplits, backbone: str, budget: Budget) -> dict[str
     Raises:
         FileNotFoundError: the budget's weights do not exist.
     """
-    measured = {"epsilons": [0.0, *EPSILONS], "attacks": [attack["title"] for attack in describe(SUITES[SUITE])]}
+    measured = {"epsilons": [0.0, *EPSILONS], "attacks": [attack["title"] for attack in describe(SUITES[budget.suite])]}
     data = {"backbone": backbone, "fingerprint": splits.fingerprint}
     return asdict(budget) | start_facts(budget.weights) | data | measured
 
@@ -199,7 +207,7 @@ def claim(work: Path, wanted: Mapping[str, Any]) -> None:
         ValueError: it was made with another.
     """
     # how much is scored in the end, and by what, changes no weights
-    scoring = ("max_images", "epsilons", "attacks")
+    scoring = ("max_images", "epsilons", "attacks", "suite")
     settings = {name: value for name, value in wanted.items() if name not in scoring}
     path = work / "settings.json"
     stored = read_json(path) if path.is_file() else settings
@@ -226,6 +234,8 @@ def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, fo
         num_epochs=budget.clean_epochs,
         batch_size=budget.batch_size,
         learning_rate=budget.clean_rate,
+        label_smoothing=budget.label_smoothing,
+        slices_per_patient=budget.slices_per_patient,
         precision=budget.precision,
         seed=seed,
     )
@@ -242,6 +252,8 @@ def harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, star
         num_epochs=budget.epochs,
         batch_size=budget.batch_size,
         learning_rate=budget.rate,
+        label_smoothing=budget.label_smoothing,
+        slices_per_patient=budget.slices_per_patient,
         validation_images=budget.validation_images,
         augmentation=replace(Augmentation(), **variant.augmentation),
         precision=budget.precision,
@@ -274,21 +286,23 @@ def _score_run(
         "model": record["model"],
         "training": record["training"],
         "budget": asdict(budget) | {"weights": weights_name(budget.weights)},
-        "validation": _attacked(model, splits.validation.balanced_subset(budget.max_images), EPSILONS[-1:], seed),
-        "test": _attacked(model, splits.test.balanced_subset(budget.max_images), EPSILONS, seed),
+        "validation": _attacked(model, splits.validation, EPSILONS[-1:], seed, budget),
+        "test": _attacked(model, splits.test, EPSILONS, seed, budget),
         "data": splits.info,
         "environment": environment_facts(),
     }
 
 
-def _attacked(model: MRIClassifier, images: ImageSet, epsilons: Sequence[float], seed: int) -> dict[str, Any]:
-    """Metrics without attack and under the worst case of ``SUITE`` at each radius."""
-    device = pick_device()
-    options = {"attack": SUITES[SUITE], "epsilons": epsilons, "seed": seed, "device": device}
-    curve = robustness_curve(model.to(device), images, **options)
+def _attacked(
+    model: MRIClassifier, side: ImageSet, epsilons: Sequence[float], seed: int, budget: Budget
+) -> dict[str, Any]:
+    """Metrics of some images without attack and under the worst case of the budget's suite at each radius."""
+    device, attacks = pick_device(), SUITES[budget.suite]
+    images = side.balanced_subset(budget.max_images)
+    curve = robustness_curve(model.to(device), images, attack=attacks, epsilons=epsilons, seed=seed, device=device)
     return {
         "epsilons": curve.epsilons,
-        "attacks": [attack["title"] for attack in describe(SUITES[SUITE])],
+        "attacks": [attack["title"] for attack in describe(attacks)],
         "n_images": curve.n_images,
         "n_subjects": curve.n_subjects,
         "metrics": [_short(logits, images) for logits in curve.logits],

@@ -44,6 +44,8 @@ class TrainConfig:
         label_smoothing: 0..1.
         class_balance: exponent p of class weights proportional to count**-p; 0 none, 1 full.
         sampling: which images make up a batch, see :func:`utils.training.sampling.epoch_order`.
+        slices_per_patient: an epoch is made of so many slices of each training patient, drawn anew each epoch; 0
+            takes all. Slices of one patient repeat each other, so that fewer of them an epoch cost little.
         mixup, cutmix: see :func:`utils.training.sampling.mix`, in [0, 1]; 0 mixes nothing.
         layer_decay: factor on the learning rate from each block to the one before it, in (0, 1].
         ema_decay: of the moving average of the weights that is validated and kept, in [0, 1); 0 keeps the weights
@@ -68,6 +70,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     class_balance: float = 0.5
     sampling: str = "shuffled"
+    slices_per_patient: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
     layer_decay: float = 1.0
@@ -87,6 +90,7 @@ class TrainConfig:
             ("accumulation_steps", 1),
             ("validation_images", 1),
             ("patience", 0),
+            ("slices_per_patient", 0),
             ("seed", 0),
         ):
             whole(name, getattr(self, name), least)

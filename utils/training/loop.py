@@ -38,7 +38,7 @@ from utils.training.optimization import (
     rate_factor,
     set_rate,
 )
-from utils.training.sampling import epoch_order, mix
+from utils.training.sampling import epoch_order, epoch_size, mix
 
 VALIDATION_STEPS = 10
 #: Catastrophic overfitting: accuracy under PGD falls this far below its best, and this far below that under FGSM.
@@ -181,7 +181,7 @@ class _Run:
 
     @property
     def steps_an_epoch(self) -> int:
-        whole, rest = divmod(len(self.data), self.config.batch_size)
+        whole, rest = divmod(epoch_size(self.data, self.config.slices_per_patient), self.config.batch_size)
         # BatchNorm cannot train on a single image, and no process on none: a last batch that is too small is left out
         return whole + (rest > 1 and rest >= world_size())
 
@@ -213,7 +213,12 @@ class _Run:
     def _train_epoch(self, bar: tqdm) -> None:
         self.model.train()
         state, seed = self.state, self.config.seed
-        order = epoch_order(self.data, self.config.sampling, generator(seed, state.epoch, "order"))
+        order = epoch_order(
+            self.data,
+            self.config.sampling,
+            generator(seed, state.epoch, "order"),
+            slices_per_patient=self.config.slices_per_patient,
+        )
         begun = saved = time.perf_counter()
         before = state.seconds
         while state.step < self.steps_an_epoch:

@@ -10,15 +10,21 @@ from utils.data.sets import ImageSet
 from utils.evaluation.intervals import patient_groups
 
 
-def epoch_order(data: ImageSet, sampling: str, generator: torch.Generator) -> torch.Tensor:
-    """Indices of one epoch, as many as there are images.
+def epoch_order(
+    data: ImageSet, sampling: str, generator: torch.Generator, *, slices_per_patient: int = 0
+) -> torch.Tensor:
+    """Indices of one epoch, as many as :func:`epoch_size` says.
 
     Args:
         sampling: ``shuffled`` takes each image once. ``patient`` does too, and spreads each patient's slices evenly
             over the epoch, so that a batch holds slices of as many patients as it can. ``class`` draws with
             replacement, each class equally often.
         generator: CPU generator.
+        slices_per_patient: the epoch is made of so many slices of each patient, drawn anew each time; 0 takes all.
     """
+    if slices_per_patient:
+        chosen = _some_of_each(data, slices_per_patient, generator)
+        return chosen[epoch_order(data.subset(chosen), sampling, generator)]
     n = len(data)
     if sampling == "class":
         rarity = 1 / data.labels.bincount(minlength=len(data.classes)).clamp(min=1).double()
@@ -33,6 +39,20 @@ def epoch_order(data: ImageSet, sampling: str, generator: torch.Generator) -> to
     rank[order] = _rank_within(patients[order])
     moment = (rank + torch.rand(n, generator=generator)) / sizes[patients]
     return moment.argsort()
+
+
+def epoch_size(data: ImageSet, slices_per_patient: int = 0) -> int:
+    """Images of one epoch; an image of an unknown patient counts as a patient of its own."""
+    if not slices_per_patient:
+        return len(data)
+    return int(torch.from_numpy(patient_groups(data.subjects)).bincount().clamp(max=slices_per_patient).sum())
+
+
+def _some_of_each(data: ImageSet, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Indices, in ascending order, of at most ``count`` random images of each patient."""
+    patients = torch.from_numpy(patient_groups(data.subjects))
+    order = torch.randperm(len(data), generator=generator)
+    return order[_rank_within(patients[order]) < count].sort().values
 
 
 def _rank_within(groups: torch.Tensor) -> torch.Tensor:
