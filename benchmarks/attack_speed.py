@@ -26,8 +26,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.measure import FOLDER, Measured, bars, progress, save, take_turns, timed
+from utils.attacks.attack import Attack
 from utils.attacks.gradient import default_alpha, pgd
-from utils.attacks.suites import GRID, SUITES, Attack
+from utils.attacks.suites import GRID, SUITES
 from utils.core.modes import attack_mode
 from utils.core.paths import read_json, write_json
 from utils.core.precision import emulates_bf16

@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.measure import COLOURS, FOLDER, MIB, axes_of, finish, progress, save, timed
 from models.def_models import BACKBONES, build_model
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.core.paths import ROOT
 from utils.core.precision import emulates_bf16
 from utils.data.phantom import PhantomConfig, make_phantoms

@@ -14,9 +14,9 @@ from torch import nn
 from tests.toy import toy_images
 from utils.attacks import library as library_attacks
 from utils.attacks.apgd import apgd, apgd_targeted
+from utils.attacks.attack import Attack
 from utils.attacks.gradient import cross_entropy, default_alpha, fgsm, margin, pgd
 from utils.attacks.library import auto_attack, square
-from utils.attacks.suites import Attack
 from utils.core.modes import attack_mode
 from utils.evaluation.examples import adversarial_examples
 from utils.evaluation.worst_case import robustness_curve
@@ -285,3 +285,26 @@ def test_autoattack_has_its_official_budget_and_is_refused_before_other_attacks_
     with pytest.raises(ValueError, match="needs four classes, and this model has 3"):
         robustness_curve(three, few, attack=(Attack("fgsm"), Attack("autoattack")), epsilons=[EPS])
     assert not ran
+
+
+def test_a_new_attack_is_one_registered_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    from utils.attacks import attack as home
+
+    monkeypatch.setattr(home, "_KINDS", dict(home.known_attacks()))
+    monkeypatch.setattr(home, "known_attacks", lambda: home._KINDS)
+
+    @home.register("darker")
+    class Darker(home.Kind):
+        title = "Darker by {options[share]}"
+        sees = "nothing"
+
+        def __call__(self, budget, model, images, labels, terms):
+            return images - terms.eps * budget.options["share"] * images.sign()
+
+    attack = Attack("darker", options={"share": 0.5})
+    images = torch.full((2, 1, 4, 4), 0.5)
+    attacked = attack(torch.nn.Flatten(), images, torch.zeros(2, dtype=torch.int64), eps=0.1)
+    assert attacked.allclose(torch.tensor(0.45)) and attack.title == "Darker by 0.5"
+    assert Attack.from_dict(attack.as_dict()) == attack and "options" not in Attack("fgsm").as_dict()
+    with pytest.raises(ValueError, match="two attacks of the name 'darker'"):
+        home.register("darker")(Darker)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from utils.attacks.suites import Attack, Threat
+from utils.attacks.attack import Attack
+from utils.attacks.suites import Threat
 from utils.commands.boundary import STOPPED, command
 from utils.core.checks import choice, number, whole
 from utils.data.phantom import PhantomConfig

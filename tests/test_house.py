@@ -131,3 +131,11 @@ def test_the_page_of_the_code_lists_the_verbs_and_the_packages() -> None:
 def test_the_package_is_a_command() -> None:
     done = subprocess.run([sys.executable, "-m", "utils"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "python -m utils VERB" in done.stdout
+
+
+def test_nothing_names_the_file_of_an_attack() -> None:
+    """A new attack is one file in its folder, found by itself."""
+    known = modules()
+    kinds = {name for name in known if name.startswith("utils.attacks.kinds.") and not name.endswith("__init__")}
+    named = {name: imports(path, set(known)) & kinds for name, path in known.items()}
+    assert len(kinds) >= 7 and not {name: found for name, found in named.items() if found}

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tests.toy import EPS, toy_net
-from utils.attacks.suites import SUITES, Attack
+from utils.attacks.attack import Attack
+from utils.attacks.suites import SUITES
 from utils.data.sets import ImageSet
 from utils.evaluation.masking import masking_panel
 

@@ -8,7 +8,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.evaluation.examples import AdversarialExample, adversarial_examples
 from utils.evaluation.leak_audit import audit_splits
 from utils.evaluation.metrics import evaluate, merge_by_patient, scores

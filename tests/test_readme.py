@@ -18,7 +18,8 @@ from conftest import ROOT
 from models.def_models import build_model
 from models.templates import build
 from utils import utils_funcs
-from utils.attacks.suites import SUITES, Attack, Threat
+from utils.attacks.attack import Attack
+from utils.attacks.suites import SUITES, Threat
 from utils.commands import figures, folds, pages, prepare, recipes, reproduce, robustness, search, spot_check, train
 from utils.commands.recipes import budget_of
 from utils.core.paths import read_json
@@ -178,9 +179,8 @@ def _compare(command: str) -> Callable[[Path], None]:
         small += ["--weights", "scratch", "--image-size", "42", "--train-steps", "1", "--validation-images", "8"]
         small += ["--data", str(folder / "data"), "--work", str(folder / "work")]
         small += ["--precision", "fp32"] if emulates_bf16("cpu") else []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("utils.experiments.recipes.SUITE", "smoke")
-            assert recipes.main([*_arguments(command), *small, "--out", str(folder / "recipes")]) == 0
+        small += ["--suite", "smoke"]
+        assert recipes.main([*_arguments(command), *small, "--out", str(folder / "recipes")]) == 0
         assert (folder / "recipes" / "summary.json").is_file()
 
     return run

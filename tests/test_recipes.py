@@ -184,7 +184,7 @@ def test_every_recipe_runs_with_every_option(splits, recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_makes_a_model_more_robust(recipe: str) -> None:
-    from utils.attacks.suites import Attack
+    from utils.attacks.attack import Attack
     from utils.evaluation.worst_case import robustness_curve
 
     splits = DataSplits(toy_images(256, seed=1), toy_images(64, seed=3), toy_images(160, seed=4))

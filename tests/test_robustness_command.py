@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from models.def_models import build_model
-from utils.attacks.suites import Attack, Threat
+from utils.attacks.attack import Attack
+from utils.attacks.suites import Threat
 from utils.commands import robustness
 from utils.commands.robustness import main
 from utils.core.radii import GRIDS

@@ -5,7 +5,7 @@ import torch
 from matplotlib.collections import PolyCollection
 
 from tests.toy import EPS, train_toy
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.core.paths import write_json
 from utils.data.workspace import Workspace
 from utils.evaluation.baselines import majority

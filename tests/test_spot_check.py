@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import small_model
 
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.commands.spot_check import main
 from utils.core.paths import read_json, write_json
 from utils.data.preparation import group_by_subject, split_and_save

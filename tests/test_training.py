@@ -76,7 +76,7 @@ def test_every_scheduler_starts_at_most_at_the_peak(scheduler: str) -> None:
 
 
 def test_adversarial_training_makes_a_model_more_robust(splits) -> None:
-    from utils.attacks.suites import Attack
+    from utils.attacks.attack import Attack
     from utils.evaluation.worst_case import robustness_curve
 
     config = replace(FAST, num_epochs=20, batch_size=16, augmentation=NO_AUGMENTATION)

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from tests.toy import EPS, toy_images, train_toy
-from utils.attacks.suites import SUITES, Attack, Threat
+from utils.attacks.attack import Attack
+from utils.attacks.suites import SUITES, Threat
 from utils.core.compiled import Compiled
 from utils.core.precision import uses_bf16
 from utils.evaluation import worst_case
@@ -215,7 +216,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(toy_nets, toy_test, tmp_p
         import torch
         torch.set_num_threads(1)
         from tests.toy import EPS, toy_images, toy_net
-        from utils.attacks.suites import Attack
+        from utils.attacks.attack import Attack
         from utils.evaluation.worst_case import robustness_curve
         net = toy_net(0).eval()
         net.load_state_dict(torch.load({str(tmp_path / "net.pt")!r}, weights_only=True))

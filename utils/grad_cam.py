@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models.def_models import MRIClassifier
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.core.modes import eval_mode
 from utils.core.reproducibility import generator
 from utils.data.sets import ImageSet

@@ -1,8 +1,9 @@
 """The one import of every notebook. No logic lives here: each name is defined in the module it comes from."""
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
+from utils.attacks.attack import Attack
 from utils.attacks.gradient import default_alpha, fgsm, pgd
-from utils.attacks.suites import Attack, check_suite
+from utils.attacks.suites import check_suite
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps, radius_label
 from utils.core.reproducibility import seed_everything

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from utils.attacks.apgd import apgd, apgd_targeted
-from utils.attacks.gradient import LOSSES, Draws, distance, fgsm, pgd, random_point, steepest
-from utils.attacks.library import auto_attack, check_autoattack, square
-from utils.core.checks import choice, number, whole
+from utils.attacks.attack import Attack
+from utils.attacks.gradient import distance
+from utils.core.checks import whole
 from utils.core.radii import GRIDS, check_eps
 from utils.data.sets import ImageSet
 
 GRID = GRIDS["linf"]
-
-#: Passes of AutoAttack's parts, about: APGD, three targets each of APGD and of FAB, and half of Square's 5,000 queries,
-#: which need no gradient.
-AUTOATTACK_STEPS = 3500
-
-_TITLES = {
-    "fgsm": "FGSM",
-    "pgd": "PGD-{steps}",
-    "apgd": "APGD-{steps}",
-    "apgd_t": "APGD-T-{steps}",
-    "square": "Square-{steps}",
-    "noise": "Noise",
-    "autoattack": "AutoAttack",
-}
-_LOSS_TITLES = {"ce": "", "margin": " margin", "nll": ""}
 
 
 @dataclass(frozen=True)
@@ -71,126 +52,6 @@ class Threat:
     def measure(self, shift: torch.Tensor) -> torch.Tensor:
         """Size of each perturbation, N x C x H x W to N."""
         return distance(shift, self.norm)
-
-
-@dataclass(frozen=True)
-class Attack:
-    """An attack and its budget; the radius is given when it runs.
-
-    Attributes:
-        name: ``fgsm``, ``pgd``, ``apgd``, ``apgd_t`` (targeted), ``square`` (black box), ``noise`` (random signs:
-            no attack, but what one must beat) or ``autoattack``.
-        steps: gradient steps, or queries of ``square``.
-        restarts: independent starts.
-        alpha, loss, random_start: see :func:`utils.attacks.gradient.pgd`.
-        targets: classes that ``apgd_t`` tries.
-        stop_when_fooled: see :func:`utils.attacks.gradient.pgd`.
-        surrogate: name of another model whose gradient is used; "" attacks the model itself.
-    """
-
-    name: str = "pgd"
-    steps: int = 20
-    restarts: int = 1
-    alpha: float | None = None
-    loss: str = "ce"
-    random_start: bool = True
-    targets: int = 3
-    stop_when_fooled: bool = False
-    surrogate: str = ""
-
-    def __post_init__(self) -> None:
-        if self.name not in _TITLES:
-            raise ValueError(f"attack must be one of {', '.join(_TITLES)}, not {self.name!r}")
-        choice("loss", self.loss, LOSSES)
-        for name in ("steps", "restarts", "targets"):
-            whole(name, getattr(self, name), 1)
-        if self.alpha is not None:
-            number("alpha", self.alpha, above=0)
-
-    @property
-    def title(self) -> str:
-        """For plots and tables."""
-        times = f"{' ' if self.name == 'noise' else ''}x{self.restarts}" if self.restarts > 1 else ""
-        title = _TITLES[self.name].format(steps=self.steps) + times
-        title += _LOSS_TITLES[self.loss] if self.name in ("fgsm", "pgd", "apgd") else ""
-        return title + (f" from {self.surrogate}" if self.surrogate else "")
-
-    @property
-    def passes(self) -> int:
-        """Passes through the model for one image that nothing breaks, about: what a progress bar counts."""
-        steps = {"fgsm": 1, "noise": 1, "apgd_t": self.steps * self.targets, "autoattack": AUTOATTACK_STEPS}
-        gradient = 1 if self.name in ("square", "noise") else 2
-        return gradient * self.restarts * steps.get(self.name, self.steps)
-
-    @property
-    def refills(self) -> bool:
-        """Whether the attack drops broken images by itself and fills its passes up with the next ones."""
-        return self.name == "pgd" and self.stop_when_fooled
-
-    def rounds(self) -> Iterator[Attack]:
-        """The attack as attacks between which the caller drops broken images: one a start, unless it does so itself."""
-        return iter([self]) if self.refills else (replace(self, restarts=1) for _ in range(self.restarts))
-
-    def check_classes(self, classes: int) -> None:
-        """Refuse, before any work, a model with a number of classes that this attack is not defined for.
-
-        Raises:
-            ValueError: AutoAttack on fewer than four classes.
-        """
-        if self.name == "autoattack":
-            check_autoattack(classes)
-
-    def __call__(
-        self,
-        model: nn.Module,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        eps: float,
-        norm: str = "linf",
-        draws: Draws = None,
-        batch_size: int | None = None,
-        assume_checked: bool = False,
-    ) -> torch.Tensor:
-        """Adversarial images; at ``eps`` 0 the images themselves.
-
-        ``batch_size`` bounds the images a pass of an attack that :attr:`refills`; others take all at once. For
-        ``assume_checked`` see :func:`utils.attacks.gradient.fgsm`.
-        """
-        if check_eps(eps, norm) == 0:
-            return images
-        common: dict[str, Any] = {"eps": eps, "norm": norm, "assume_checked": assume_checked}
-        first = draws[0] if isinstance(draws, Sequence) else draws
-        seed = 0 if first is None else first.initial_seed() % 2**31
-        if self.name == "fgsm":
-            return fgsm(model, images, labels, loss=self.loss, **common)
-        if self.name == "apgd":
-            return apgd(model, images, labels, steps=self.steps, loss=self.loss, generator=draws, **common)
-        if self.name == "apgd_t":
-            return apgd_targeted(
-                model, images, labels, steps=self.steps, n_targets=self.targets, generator=draws, **common
-            )
-        if self.name == "square":
-            return square(model, images, labels, queries=self.steps, seed=seed, **common)
-        if self.name == "autoattack":
-            return auto_attack(model, images, labels, seed=seed, **common)
-        if self.name == "noise":
-            away = random_point(images, 1.0, norm, draws) - images
-            return (images + eps * steepest(away, norm)).clamp(0, 1)
-        return pgd(
-            model,
-            images,
-            labels,
-            alpha=self.alpha,
-            steps=self.steps,
-            restarts=self.restarts,
-            random_start=self.random_start,
-            loss=self.loss,
-            stop_when_fooled=self.stop_when_fooled,
-            batch_size=batch_size,
-            generator=draws,
-            **common,
-        )
 
 
 def _pgd(steps: int, restarts: int = 1, loss: str = "ce") -> Attack:
@@ -237,8 +98,3 @@ def check_suite(name: str) -> tuple[Attack, ...]:
     if name not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, not {name!r}")
     return SUITES[name]
-
-
-def describe(attacks: Sequence[Attack]) -> list[dict[str, Any]]:
-    """Attacks as plain values, with their titles."""
-    return [{"title": attack.title, **asdict(attack)} for attack in attacks]

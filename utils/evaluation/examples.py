@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.core.reproducibility import generator
 from utils.data.sets import ImageSet
 from utils.evaluation.metrics import predict

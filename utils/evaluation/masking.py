@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.attacks.suites import Attack, Threat
+from utils.attacks.attack import Attack
+from utils.attacks.suites import Threat
 from utils.data.sets import ImageSet
 from utils.evaluation.worst_case import NEVER, RobustnessCurve, combine, predict_batch, robustness_curve
 
 #: Starts of the targeted attack that is held against the survivors.
 TARGETED_STARTS = 2
-#: Attacks that see outputs only, or in part.
-_NO_GRADIENT = ("square", "noise", "autoattack")
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def masking_panel(
     fgsm = inspection.alone(Attack("fgsm"), eps)
     square = inspection.alone(Attack("square", steps=queries), eps)
     noise = inspection.alone(Attack("noise", restarts=5), eps)
-    white_box = [curve for attack, curve in zip(attacks, alone.values()) if attack.name not in _NO_GRADIENT]
+    white_box = [curve for attack, curve in zip(attacks, alone.values()) if attack.kind.sees == "gradient"]
     gradients = combine([pgd, fgsm, *white_box])
     fresh = [(radius, inspection.alone(inspection.pgd, radius)) for radius in sorted({*epsilons, eps} - {0.0})]
     checks = (

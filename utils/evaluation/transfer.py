@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.data.sets import ImageSet
 from utils.evaluation.worst_case import robustness_curve
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.attacks.suites import SUITES, Attack, Threat
+from utils.attacks.attack import Attack
+from utils.attacks.suites import SUITES, Threat
 from utils.data.sets import ImageSet
 from utils.evaluation.ensemble import Vote, mix
 from utils.evaluation.metrics import predict
@@ -61,7 +62,7 @@ def vote_attacks(suite: str, names: Sequence[str]) -> tuple[list[Attack], list[A
         replace(pgd, surrogate=LOGITS, loss="margin"),
         replace(pgd, surrogate=PROBABILITIES, loss="margin"),
     ]
-    black = [attack for attack in SUITES[suite] if attack.name == "square"] or [Attack("square", steps=200)]
+    black = [attack for attack in SUITES[suite] if attack.kind.sees == "answers"] or [Attack("square", steps=200)]
     return joint, [replace(pgd, surrogate=name) for name in names], black
 
 

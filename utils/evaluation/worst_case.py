@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from utils.attacks.attack import Attack, describe
 from utils.attacks.gradient import check_batch, check_logits, margin
-from utils.attacks.suites import Attack, Threat, describe
+from utils.attacks.suites import Threat
 from utils.core.compiled import Compiled
 from utils.core.modes import eval_mode
 from utils.core.precision import autocast, uses_bf16

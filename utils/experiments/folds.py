@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.attacks.suites import SUITES, describe
+from utils.attacks.attack import describe
+from utils.attacks.suites import SUITES
 from utils.core.paths import need, write_json
 from utils.core.reproducibility import environment_facts
 from utils.data.sets import DataSplits, ImageSet, resplit

@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
-from utils.attacks.suites import SUITES, check_suite, describe
+from utils.attacks.attack import describe
+from utils.attacks.suites import SUITES, check_suite
 from utils.core.paths import need, read_json, write_json
 from utils.core.reproducibility import environment_facts, seed_everything
 from utils.data.sets import DataSplits, ImageSet

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.attacks.suites import Attack, Threat, check_suite
+from utils.attacks.attack import Attack
+from utils.attacks.suites import Threat, check_suite
 from utils.core.radii import CHECK_EPS, GRIDS, check_eps
 from utils.core.reproducibility import environment_facts
 from utils.data.sets import ImageSet

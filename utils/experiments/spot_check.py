@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from utils.attacks.suites import SUITES, Attack
+from utils.attacks.attack import Attack
+from utils.attacks.suites import SUITES
 from utils.core.paths import need
 from utils.data.sets import ImageSet, load_splits
 from utils.data.workspace import pick_device
@@ -118,7 +119,7 @@ def worst_case_again(model: nn.Module, test: ImageSet, record: Mapping[str, Any]
         raise ValueError("the record holds no attack; run the _atk notebook to the end")
     stored = record["worst_case"]["curve"]
     try:
-        attacks = [Attack(**{name: own[name] for name in own if name != "title"}) for own in stored["attacks"]]
+        attacks = [Attack.from_dict(own) for own in stored["attacks"]]
     except TypeError as error:
         raise ValueError(f"the attacks of the record's worst_case are none of this project ({error})") from None
     few = test.balanced_subset(stored["n_images"])

@@ -7,7 +7,6 @@ weights and the images, and are left as they are where one of the two is missing
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from models.def_models import MRIClassifier
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.core.paths import read_json, write_json
 from utils.core.radii import radius_label
 from utils.core.reproducibility import environment_facts, generator
@@ -211,7 +210,7 @@ def recipe(
     attacks: Sequence[tuple[Attack, float]], values: Sequence[float] = (), parameter_type: str = "Epsilon"
 ) -> dict[str, Any]:
     """How a picture of attacked slices was made, as plain values for a record."""
-    budgets = [[asdict(attack), eps] for attack, eps in attacks]
+    budgets = [[attack.settings(), eps] for attack, eps in attacks]
     return {"values": list(values), "parameter_type": parameter_type, "attacks": budgets}
 
 
@@ -220,7 +219,7 @@ def pictures(record: Record, model: torch.nn.Module, test: ImageSet, cams: list[
     device = pick_device()
     figures = {}
     for kind, made in record.get("examples", {}).items():
-        attacks = [(Attack(**budget), eps) for budget, eps in made["attacks"]]
+        attacks = [(Attack.from_dict(budget), eps) for budget, eps in made["attacks"]]
         examples = adversarial_examples(model.to(device), test, attacks=attacks, device=device)
         figures[f"adversarial_examples_{kind}"] = plot_adversarial_examples(
             made["values"],
@@ -421,5 +420,5 @@ def _pictures(workspace: Workspace, title: str, record: Record, splits: DataSpli
         return pictures(record, model, test, [])
     clean, _ = load_checkpoint(plain, **fits)
     budget, eps = record["grad_cam_attack"]
-    cams = hardening_cams(clean.to(device), model, test, (Attack(**budget), eps), device)
+    cams = hardening_cams(clean.to(device), model, test, (Attack.from_dict(budget), eps), device)
     return pictures(record, model, test, cams)

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.core.reproducibility import generator
 from utils.data.sets import ImageSet
 from utils.evaluation.worst_case import predict_batch

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from models.def_models import MRIClassifier
-from utils.attacks.suites import Attack
+from utils.attacks.attack import Attack
 from utils.core.paths import need
 from utils.core.precision import autocast
 from utils.core.processes import join_others, rank, share_out, shared_batchnorm, total, world_size
