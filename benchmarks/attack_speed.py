@@ -35,7 +35,8 @@ from utils.core.precision import emulates_bf16
 from utils.core.reproducibility import environment_facts
 from utils.data.sets import DataSplits, ImageSet, load_splits
 from utils.data.workspace import Workspace, pick_device
-from utils.evaluation.worst_case import predict_batch, robustness_curve
+from utils.evaluation.attacker import predict_batch
+from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.records import HARDENED, display_name
 from utils.reporting.benchmark_tables import attack_conditions
 from utils.training.checkpoints import WEIGHTS, load_checkpoint

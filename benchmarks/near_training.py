@@ -21,8 +21,8 @@ from utils.core.paths import ROOT
 from utils.core.radii import ORIGINAL_EPS, radius_label
 from utils.data.sets import DataSplits, ImageSet, load_splits
 from utils.data.workspace import Workspace
+from utils.evaluation.curve import NEVER
 from utils.evaluation.leak_audit import highest_correlations
-from utils.evaluation.worst_case import NEVER
 from utils.experiments.records import display_name, trained_models
 from utils.reporting.style import axes_of, finish, line_style, percent_axis
 

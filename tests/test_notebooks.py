@@ -30,7 +30,7 @@ from utils.commands.reproduce import main
 from utils.core.paths import write_json
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.workspace import Workspace
-from utils.evaluation import worst_case
+from utils.evaluation.attacker import Attacker
 from utils.reporting import notebooks as reproduce
 from utils.reporting.notebooks import execute, inject, parameters_of, plan, run, tidy
 from utils.reporting.style import COLOURS
@@ -569,8 +569,8 @@ def test_attacks_in_the_notebooks_go_on_from_finished_batches(
     record = tmp_path / "checkpoints" / "EfficientNetB0" / "record.json"
     before = record.read_text()
     attacked = []
-    real = worst_case._Run._attack
-    monkeypatch.setattr(worst_case._Run, "_attack", lambda *args: attacked.append(args) or real(*args))
+    real = Attacker.attack
+    monkeypatch.setattr(Attacker, "attack", lambda *args: attacked.append(args) or real(*args))
     run = partial(_run_cells, "efficientnet_model_atk", until="## The number")
     run(values | {"out_dir": str(tmp_path)})
     fates = [[curve["first_broken"] for curve in _curves(text)] for text in (before, record.read_text())]

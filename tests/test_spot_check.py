@@ -12,7 +12,8 @@ from utils.commands.spot_check import main
 from utils.core.paths import read_json, write_json
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.sets import load_splits
-from utils.evaluation.worst_case import combine, robustness_curve
+from utils.evaluation.curve import combine
+from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.records import update_record
 from utils.training.checkpoints import load_checkpoint, read_record, save_checkpoint
 

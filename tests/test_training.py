@@ -99,7 +99,8 @@ def test_adv_weight_mixes_clean_and_attacked_loss(splits) -> None:
         draws = torch.Generator().manual_seed(0)
         objective = Adversarial(eps=4 / 255, steps=2, adv_weight=weight, ramp=0)
         step = Step(nn.functional.cross_entropy, 0.0, draws, model)
-        seen[weight] = objective(model, images, labels, step)[0].item()
+        attacked = objective.attack(images, labels, step)
+        seen[weight] = objective.loss(model, images, attacked, labels, step)[0].item()
     clean = nn.functional.cross_entropy(model(images), labels).item()
     assert seen[0.25] == pytest.approx(0.75 * clean + 0.25 * seen[1.0], rel=1e-4) and seen[1.0] > clean
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from tests.toy import train_toy
+from utils.evaluation.curve import NEVER
 from utils.evaluation.ensemble import Vote
 from utils.evaluation.vote import LOGITS, LOSSES_SUM, PROBABILITIES, attack_vote, surrogates, vote_attacks
-from utils.evaluation.worst_case import NEVER
 
 RADIUS = 9 / 255
 

@@ -22,9 +22,11 @@ from utils.attacks.attack import Attack
 from utils.attacks.suites import SUITES, Threat
 from utils.core.compiled import Compiled
 from utils.core.precision import uses_bf16
-from utils.evaluation import worst_case
+from utils.evaluation import attacker, worst_case
 from utils.evaluation.attack_cache import describe_module
-from utils.evaluation.worst_case import NEVER, combine, robustness_curve, round_to_8_bits
+from utils.evaluation.attacker import Attacker, round_to_8_bits
+from utils.evaluation.curve import NEVER, combine
+from utils.evaluation.worst_case import robustness_curve
 
 GRID = [1 / 255, 2 / 255, 4 / 255, EPS, 10 / 255]
 
@@ -62,8 +64,8 @@ def test_what_is_known_is_not_attacked_again_and_counts_the_same(worst, toy_nets
     net, more = toy_nets["plain"], Attack("pgd", loss="margin", stop_when_fooled=True)
     at_once = robustness_curve(net, toy_test, attack=[*SUITES["quick"], more], epsilons=GRID)
     attacked = []
-    real = worst_case._Run._attack
-    monkeypatch.setattr(worst_case._Run, "_attack", lambda self, *a: attacked.append((a[2], a[1])) or real(self, *a))
+    real = Attacker.attack
+    monkeypatch.setattr(Attacker, "attack", lambda self, *a: attacked.append((a[2], a[1])) or real(self, *a))
     after = robustness_curve(net, toy_test, attack=more, epsilons=GRID, known=worst)
     for name in ("first_broken", "broken_by", "robust_accuracy", "rounded_accuracy", "attacks", "title"):
         assert getattr(after, name) == getattr(at_once, name), name
@@ -361,7 +363,7 @@ def test_a_compiled_evaluation_leaves_the_model_as_it_was(toy_nets, toy_test, mo
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_what_only_the_fast_program_is_fooled_by_is_attacked_again(toy_nets, toy_test, monkeypatch, compiled) -> None:
-    monkeypatch.setattr(worst_case, "Compiled", _Optimist)
+    monkeypatch.setattr(attacker, "Compiled", _Optimist)
     options = {"attack": Attack("pgd", steps=10, stop_when_fooled=True), "epsilons": [EPS], "compiled": compiled}
     found = robustness_curve(toy_nets["plain"], toy_test, **options, precision="bf16")
     honest = robustness_curve(toy_nets["plain"], toy_test, attack=options["attack"], epsilons=[EPS])

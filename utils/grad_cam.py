@@ -13,9 +13,9 @@ from utils.attacks.attack import Attack
 from utils.core.modes import eval_mode
 from utils.core.reproducibility import generator
 from utils.data.sets import ImageSet
+from utils.evaluation.attacker import predict_batch
 from utils.evaluation.examples import spread_over_classes
 from utils.evaluation.metrics import predict
-from utils.evaluation.worst_case import predict_batch
 
 _FINEST = 7
 

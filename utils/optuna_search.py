@@ -123,7 +123,7 @@ def optuna_search(
     whole("num_epochs", num_epochs, 1)
     whole("worker", worker, 0)
     number("clean_floor", clean_floor, least=0, below=1)
-    if (pareto or clean_floor) and not objective.attack_steps:
+    if (pareto or clean_floor) and not objective.attacks:
         raise ValueError("clean_floor and pareto are for hardening; standard training has one accuracy only")
     config = replace(config or TrainConfig(), num_epochs=num_epochs, seed=seed, patience=0)
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is printed below
@@ -294,7 +294,7 @@ def _score(
     result = train(model, splits, objective=objective, config=config, on_epoch=report)
     clean = result.history[result.best_epoch]["validation_balanced_accuracy"]
     trial.set_user_attr("clean", clean)
-    if not objective.attack_steps:
+    if not objective.attacks:
         return clean, None
     part = splits.validation.balanced_subset(config.validation_images, seed=config.seed)
     options = {"seed": config.seed, "batch_size": config.batch_size, "device": next(model.parameters()).device}
@@ -319,7 +319,7 @@ def apply_hyperparams(config: TrainConfig, params: Mapping[str, Any]) -> TrainCo
 
 
 def _pruned_by(objective: Standard) -> str:
-    return "validation_robust_accuracy" if objective.attack_steps else "validation_balanced_accuracy"
+    return "validation_robust_accuracy" if objective.attacks else "validation_balanced_accuracy"
 
 
 def _facts(study: optuna.Study, about: dict[str, Any], splits: DataSplits, seed: int) -> dict[str, Any]:

@@ -21,13 +21,14 @@ from utils.data.sets import DataSplits, ImageSet, load_manifest, load_splits
 from utils.data.sources import load_source
 from utils.data.workspace import Workspace, pick_device
 from utils.evaluation.baselines import baseline_answers
+from utils.evaluation.curve import combine
 from utils.evaluation.ensemble import RULES, Vote, validation_weights
 from utils.evaluation.examples import adversarial_examples
 from utils.evaluation.intervals import report
 from utils.evaluation.leak_audit import audit, audit_splits, audit_table
 from utils.evaluation.metrics import evaluate, predict
 from utils.evaluation.transfer import step_size_sweep, transfer_matrix
-from utils.evaluation.worst_case import combine, robustness_curve
+from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.fit import fit
 from utils.experiments.records import (
     ENSEMBLE,

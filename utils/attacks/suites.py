@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,10 @@ class Threat:
         """For tables and figures."""
         space = "grey, native" if self.size is None else f"3 untied planes, {self.size} px"
         return f"{'L-inf' if self.norm == 'linf' else 'L2'}, {space}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with the title, for records."""
+        return {"title": self.title, "norm": self.norm, "size": self.size}
 
     def images(self, images: ImageSet, index: torch.Tensor | slice, device: torch.device | str) -> torch.Tensor:
         """The images that are attacked, float32 in [0, 1]."""

@@ -11,8 +11,8 @@ from torch import nn
 from utils.attacks.attack import Attack
 from utils.core.reproducibility import generator
 from utils.data.sets import ImageSet
+from utils.evaluation.attacker import predict_batch
 from utils.evaluation.metrics import predict
-from utils.evaluation.worst_case import predict_batch
 
 
 @dataclass

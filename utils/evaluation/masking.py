@@ -19,7 +19,9 @@ from torch import nn
 from utils.attacks.attack import Attack
 from utils.attacks.suites import Threat
 from utils.data.sets import ImageSet
-from utils.evaluation.worst_case import NEVER, RobustnessCurve, combine, predict_batch, robustness_curve
+from utils.evaluation.attacker import predict_batch
+from utils.evaluation.curve import NEVER, RobustnessCurve, combine
+from utils.evaluation.worst_case import robustness_curve
 
 #: Starts of the targeted attack that is held against the survivors.
 TARGETED_STARTS = 2

@@ -18,9 +18,11 @@ from torch import nn
 from utils.attacks.attack import Attack
 from utils.attacks.suites import SUITES, Threat
 from utils.data.sets import ImageSet
+from utils.evaluation.attacker import predict_batch
+from utils.evaluation.curve import NEVER, RobustnessCurve, combine, share_standing
 from utils.evaluation.ensemble import Vote, mix
 from utils.evaluation.metrics import predict
-from utils.evaluation.worst_case import NEVER, RobustnessCurve, combine, predict_batch, robustness_curve, share_standing
+from utils.evaluation.worst_case import robustness_curve
 
 PROBABILITIES, LOGITS, LOSSES_SUM = "mean probability", "mean logits", "sum of member losses"
 

@@ -16,8 +16,8 @@ from utils.core.radii import radius_label
 from utils.core.reproducibility import environment_facts
 from utils.data.sets import DataSplits
 from utils.data.workspace import Workspace
+from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.ensemble import Vote
-from utils.evaluation.worst_case import RobustnessCurve
 from utils.training.checkpoints import (
     RECORD,
     checkpoint_folder,

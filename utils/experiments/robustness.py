@@ -20,11 +20,12 @@ from utils.attacks.suites import Threat, check_suite
 from utils.core.radii import CHECK_EPS, GRIDS, check_eps
 from utils.core.reproducibility import environment_facts
 from utils.data.sets import ImageSet
+from utils.evaluation.curve import NEVER, RobustnessCurve
 from utils.evaluation.ensemble import Vote
 from utils.evaluation.intervals import report, share_interval
 from utils.evaluation.masking import masking_panel
 from utils.evaluation.vote import attack_vote
-from utils.evaluation.worst_case import NEVER, RobustnessCurve, robustness_curve
+from utils.evaluation.worst_case import robustness_curve
 
 PANEL_IMAGES = 128
 

@@ -20,8 +20,8 @@ from utils.core.radii import radius_label
 from utils.core.reproducibility import environment_facts, generator
 from utils.data.sets import DataSplits, ImageSet, patients_verified
 from utils.data.workspace import Workspace, pick_device
+from utils.evaluation.attacker import predict_batch
 from utils.evaluation.examples import adversarial_examples
-from utils.evaluation.worst_case import predict_batch
 from utils.experiments.records import HARDENED, display_name, load_vote, title_of
 from utils.grad_cam import explain, explain_rows, right_and_wrong, with_cells
 from utils.reporting.plots import (

@@ -15,9 +15,9 @@ from utils.core.paths import read_json
 from utils.core.radii import ORIGINAL_EPS, radius_label
 from utils.data.sets import ImageSet
 from utils.data.workspace import Workspace
+from utils.evaluation.curve import NEVER
 from utils.evaluation.intervals import compare
 from utils.evaluation.masking import verdict_of
-from utils.evaluation.worst_case import NEVER
 from utils.experiments.records import HARDENED, display_name, known_titles
 from utils.reporting.price import recalls_of
 from utils.reporting.robustness_plots import (

@@ -12,7 +12,7 @@ from torch import nn
 from utils.attacks.attack import Attack
 from utils.core.reproducibility import generator
 from utils.data.sets import ImageSet
-from utils.evaluation.worst_case import predict_batch
+from utils.evaluation.attacker import predict_batch
 from utils.reporting.slices import plot_attack_strip
 
 #: Set by ``utils.reporting.notebooks``: outside a browser, a widget's messages can also stall the notebook.

@@ -50,11 +50,8 @@ class Standard:
     """Cross-entropy on clean images."""
 
     name: ClassVar[str] = "standard"
-    attack_steps: ClassVar[int] = 0
-
-    def __call__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, step: Step) -> Outcome:
-        """:meth:`loss` of what :meth:`attack` made."""
-        return self.loss(model, images, self.attack(images, labels, step), labels, step)
+    #: Whether :meth:`attack` changes the images.
+    attacks: ClassVar[bool] = False
 
     def attack(self, images: torch.Tensor, labels: torch.Tensor, step: Step) -> torch.Tensor:
         """The images that the step trains on beside the clean ones, N x C x H x W in [0, 1].
@@ -78,6 +75,10 @@ class Standard:
         logits = model(images)
         return step.criterion(logits, labels), logits
 
+    def multi_step(self) -> Standard:
+        """The recipe to go on with where this one's attack was too weak to teach anything."""
+        return self
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a record."""
         return {"name": self.name, **asdict(self)}
@@ -97,6 +98,8 @@ class Hardening(Standard):
             (Cai et al., 2018, arXiv:1805.04807); 0 takes all of them at once.
     """
 
+    attacks: ClassVar[bool] = True
+
     eps: float
     alpha: float | None = None
     steps: int = 3
@@ -111,10 +114,6 @@ class Hardening(Standard):
         whole("steps", self.steps, 1)
         for name in ("ramp", "curriculum"):
             number(name, getattr(self, name), least=0, most=1)
-
-    @property
-    def attack_steps(self) -> int:  # noqa: D102
-        return self.steps
 
     def strength(self, progress: float) -> dict[str, Any]:
         """``eps``, ``alpha`` and ``steps`` after a share ``progress`` of the training."""
@@ -142,7 +141,7 @@ class Hardening(Standard):
         return cross_entropy
 
     def multi_step(self) -> Hardening:
-        """The recipe to go on with where this one's attack was too weak to teach anything."""
+        """See :meth:`Standard.multi_step`: more steps."""
         return replace(self, steps=max(3, 2 * self.steps), alpha=None, curriculum=0.0)
 
 

@@ -81,7 +81,7 @@ def make_criterion(train_set: ImageSet, config: TrainConfig, device: torch.devic
 def make_average(model: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of weights and BatchNorm statistics, which follows faster in the first steps."""
 
-    def average(own: torch.Tensor, current: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    def average(own: torch.Tensor, current: torch.Tensor, steps: torch.Tensor | int) -> torch.Tensor:
         if not own.is_floating_point():
             return current
         return own.lerp(current, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))

@@ -1,0 +1,139 @@
+"""One call of one attack on some images, judged by the model itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from utils.attacks.attack import Attack
+from utils.attacks.suites import Threat
+from utils.core.compiled import Compiled
+from utils.core.modes import eval_mode
+from utils.core.precision import autocast, uses_bf16
+from utils.core.reproducibility import generator
+from utils.data.sets import ImageSet
+
+#: Up to this radius adversarial images are also scored after rounding to 8 bits, as a file would hold them.
+ROUNDED_UP_TO = 2 / 255
+
+
+@dataclass
+class Attacker:
+    """A model, its images and how they are attacked.
+
+    Attributes:
+        surrogates: name -> model for attacks that use another model's gradient.
+        precision: of the attacks' passes; answers are always judged in float32.
+        compiled: attack by way of :class:`utils.core.compiled.Compiled`.
+    """
+
+    model: nn.Module
+    images: ImageSet
+    threat: Threat
+    surrogates: Mapping[str, nn.Module]
+    seed: int
+    batch_size: int
+    device: torch.device | str
+    precision: str
+    compiled: bool
+
+    def __post_init__(self) -> None:
+        self.bf16 = uses_bf16(self.precision, self.device)
+        models = {"": self.model, **self.surrogates}
+        self._sources = {name: Compiled(model) if self.compiled else model for name, model in models.items()}
+
+    @property
+    def program(self) -> str:
+        """What computes the attacks, in words."""
+        return torch.device(self.device).type + " bf16" * self.bf16 + " compiled" * self.compiled
+
+    def source(self, attack: Attack) -> nn.Module:
+        """The model whose gradient an attack uses."""
+        return self._sources[attack.surrogate]
+
+    def rounds(self, eps: float) -> bool:
+        """Whether what is left after rounding to 8 bits is measured."""
+        return self.threat == Threat() and eps <= ROUNDED_UP_TO * (1 + 1e-9)
+
+    def clean_answers(self, index: torch.Tensor) -> torch.Tensor:
+        """Logits without attack, on the CPU."""
+        return predict_batch(self.model, self.threat.images(self.images, index, self.device)).cpu()
+
+    def attack(self, attack: Attack, index: torch.Tensor, eps: float, start: int) -> dict[str, torch.Tensor]:
+        """Attack some images; what the model answers to the attacked ones, also once they are rounded."""
+        begun = time.perf_counter()
+        clean, labels = self.threat.images(self.images, index, self.device), self.images.labels[index].to(self.device)
+        # drawn for each image by itself: it meets the same start whoever else stands and whatever ran before
+        title = replace(attack, restarts=1).title
+        draws = [generator(self.seed, eps, title, start, image) for image in index.tolist()]
+        attacked = self._attacked(attack, clean, labels, draws, eps)
+        size = self.threat.measure(attacked - clean)
+        if size.max() > eps * (1 + 1e-4) + 1e-6:
+            raise ValueError(f"{attack.title} left the ball: {size.max():.6f} is more than {eps:.6f}")
+        found = {"logits": self._answers(self.model, attacked), "norm": size}
+        if self.rounds(eps):
+            found["rounded"] = self._answers(self.model, round_to_8_bits(attacked, clean, eps))
+        found["broken"] = attacked[found["logits"].argmax(1) != labels]
+        plain = {key: value.cpu() for key, value in found.items()}
+        return plain | {"seconds": torch.tensor(time.perf_counter() - begun)}
+
+    def _answers(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([predict_batch(model, part) for part in images.split(self.batch_size)])
+
+    def _attacked(
+        self, attack: Attack, clean: torch.Tensor, labels: torch.Tensor, draws: Sequence[torch.Generator], eps: float
+    ) -> torch.Tensor:
+        fast, plain = self.source(attack), self.surrogates.get(attack.surrogate, self.model)
+        with autocast(self.precision, self.device):
+            attacked = self._run(attack, fast, clean, labels, draws, eps)
+            if not self.bf16 and not self.compiled:
+                return attacked
+            # an attack leaves an image at the first point where the program that it uses is fooled
+            believed = self._answers(fast, attacked).argmax(1) != labels
+        again = torch.nonzero(believed & (self._answers(plain, attacked).argmax(1) == labels))[:, 0]
+        if len(again):
+            draws = [draws[place] for place in again.tolist()]
+            attacked[again] = self._run(attack, plain, clean[again], labels[again], draws, eps)
+        return attacked
+
+    def _run(
+        self,
+        attack: Attack,
+        model: nn.Module,
+        clean: torch.Tensor,
+        labels: torch.Tensor,
+        draws: Sequence[torch.Generator],
+        eps: float,
+    ) -> torch.Tensor:
+        return attack(
+            model,
+            clean,
+            labels,
+            eps=eps,
+            norm=self.threat.norm,
+            draws=draws,
+            batch_size=self.batch_size,
+            assume_checked=True,
+        ).clamp(0, 1)
+
+
+def round_to_8_bits(attacked: torch.Tensor, clean: torch.Tensor, eps: float) -> torch.Tensor:
+    """Attacked images as an 8-bit file would hold them, still within an L-infinity radius.
+
+    Args:
+        attacked, clean: N x C x H x W in [0, 1]; ``clean`` already has 8 bits.
+        eps: radius in [0, 1]; below 1/255 nothing is left of the attack.
+    """
+    levels = int(255 * eps + 1e-6)
+    return (clean + ((attacked - clean) * 255).round().clamp(-levels, levels) / 255).clamp(0, 1)
+
+
+@torch.no_grad()
+def predict_batch(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Logits of one batch in eval mode, float32."""
+    with eval_mode(model):
+        return model(images).float()
