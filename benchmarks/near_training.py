@@ -21,16 +21,17 @@ from utils.core.paths import ROOT
 from utils.core.radii import ORIGINAL_EPS, radius_label
 from utils.data.sets import DataSplits, ImageSet, load_splits
 from utils.data.workspace import Workspace
-from utils.evaluation.curve import NEVER
+from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.leak_audit import highest_correlations
 from utils.experiments.records import display_name, trained_models
 from utils.reporting.style import axes_of, finish, line_style, percent_axis
+from utils.training.record import ModelRecord
 
 GROUPS = 5
 EPSILONS = (0.0, ORIGINAL_EPS)
 
 
-def right_by_resemblance(records: Mapping[str, Mapping[str, Any]], splits: DataSplits) -> dict[str, Any]:
+def right_by_resemblance(records: Mapping[str, ModelRecord], splits: DataSplits) -> dict[str, Any]:
     """Accuracy without attack and at the radius of the original work, by the test image's resemblance to training.
 
     Resemblance is the highest correlation with any training image, of pixels pooled to 64 x 64; the test images of the
@@ -50,14 +51,14 @@ def right_by_resemblance(records: Mapping[str, Mapping[str, Any]], splits: DataS
     """
     curves = {}
     for title, record in records.items():
-        if record["data"]["fingerprint"] != splits.fingerprint:
+        if record.data is None or record.data.fingerprint != splits.fingerprint:
             raise ValueError(f"{title} was trained on other data or another split than {splits.info['protocol']}")
-        if "worst_case" not in record:
+        if record.worst_case is None:
             raise ValueError(f"the record of {title} holds no attack; run its _atk notebook to the end")
-        curves[title] = curve = record["worst_case"]["curve"]
-        if not set(EPSILONS) <= set(curve["epsilons"]):
+        curves[title] = curve = record.worst_case.curve
+        if not set(EPSILONS) <= set(curve.epsilons):
             raise ValueError(f"{title} was not attacked at {ORIGINAL_EPS}; put it among the notebook's epsilons")
-    counts = {curve["n_images"] for curve in curves.values()}
+    counts = {curve.n_images for curve in curves.values()}
     if len(counts) != 1:
         raise ValueError(f"models were tested on different numbers of images: {', '.join(map(str, sorted(counts)))}")
     few = splits.test.balanced_subset(counts.pop())
@@ -81,12 +82,10 @@ def _by_neighbours(train: ImageSet, test: ImageSet) -> dict[str, np.ndarray]:
     return {"neighbour in training": np.flatnonzero(beside), "none": np.flatnonzero(~beside)}
 
 
-def _right(curve: Mapping[str, Any], groups: Sequence[np.ndarray]) -> dict[str, list[float | None]]:
-    first = np.array(curve["first_broken"])
-    standing = {eps: (first == NEVER) | (first > curve["epsilons"].index(eps)) for eps in EPSILONS}
+def _right(curve: RobustnessCurve, groups: Sequence[np.ndarray]) -> dict[str, list[float | None]]:
+    right = {eps: curve.robust(curve.epsilons.index(eps)).numpy() for eps in EPSILONS}
     return {
-        str(eps): [float(stands[own].mean()) if len(own) else None for own in groups]
-        for eps, stands in standing.items()
+        str(eps): [float(robust[own].mean()) if len(own) else None for own in groups] for eps, robust in right.items()
     }
 
 

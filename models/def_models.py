@@ -43,11 +43,11 @@ class Backbone:
     title: str
     build: Callable[[int, int], nn.Module]
     head: str
-    blocks: Callable[[nn.Module], list[nn.Module]]
-    cam_layers: Callable[[nn.Module], list[nn.Module]]
+    blocks: Callable[[Any], list[nn.Module]]
+    cam_layers: Callable[[Any], list[nn.Module]]
     pretrained: Callable[[], dict[str, torch.Tensor]]
     patch: int = 1
-    adapt: Callable[[dict[str, torch.Tensor], nn.Module], dict[str, torch.Tensor]] = lambda state, _: state
+    adapt: Callable[[dict[str, torch.Tensor], Any], dict[str, torch.Tensor]] = lambda state, _: state
     cam_map: Callable[[torch.Tensor], torch.Tensor] = lambda output: output
 
 
@@ -70,7 +70,7 @@ def _torchvision(name: str) -> dict[str, Any]:
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"
 
 
-def _timm(**options: Any) -> nn.Module:
+def _timm(**options: Any) -> Any:
     import timm  # slow to import; the CNNs do without
 
     return timm.create_model(DINOV2, num_classes=0, **options)
@@ -84,18 +84,18 @@ def _build_dinov2(num_classes: int, image_size: int) -> nn.Module:
     return net
 
 
-def _choose_attention(attention: nn.Module, _: tuple[torch.Tensor, ...]) -> None:
+def _choose_attention(attention: Any, _: tuple[torch.Tensor, ...]) -> None:
     """Leave out torch's fused attention in bfloat16 on a CPU: its gradient is several times slower than products."""
     attention.fused_attn = not torch.is_autocast_enabled("cpu")
 
 
-def _dinov2_blocks(net: nn.Module) -> list[nn.Module]:
+def _dinov2_blocks(net: Any) -> list[nn.Module]:
     embedding = nn.ModuleList([net.patch_embed, nn.ParameterList([net.pos_embed, net.cls_token])])
     *inner, last = net.blocks
     return [embedding, *inner, nn.ModuleList([last, net.norm])]
 
 
-def _adapt_dinov2(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torch.Tensor]:
+def _adapt_dinov2(state: dict[str, torch.Tensor], net: Any) -> dict[str, torch.Tensor]:
     """Names of facebook's trainer, and position embeddings of another image side, as ``net`` has them.
 
     Raises:
@@ -194,6 +194,8 @@ class MRIClassifier(nn.Module):
         self.num_classes = num_classes
         patch = BACKBONES[backbone].patch
         self.image_size = -(-image_size // patch) * patch
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.backbone = BACKBONES[backbone].build(num_classes, self.image_size)
@@ -234,7 +236,8 @@ class MRIClassifier(nn.Module):
             ValueError: any other word, or more blocks than the backbone has.
         """
         blocks = self.blocks
-        last = {"all": len(blocks), "head": 0}.get(trainable, trainable)
+        words = {"all": len(blocks), "head": 0}
+        last = words.get(trainable, trainable) if isinstance(trainable, str) else trainable
         if isinstance(last, str) or not 0 <= last <= len(blocks):
             raise ValueError(f"trainable must be 'all', 'head' or 0..{len(blocks)} blocks, not {trainable!r}")
         self.requires_grad_(trainable == "all" or last == len(blocks))

@@ -24,6 +24,7 @@ from utils.evaluation.leak_audit import highest_correlations
 from utils.reporting.benchmark_tables import attack_speed_table, attention_speed_table, near_training_table
 from utils.training.checkpoints import save_checkpoint
 from utils.training.objectives import Adversarial
+from utils.training.record import parse_record
 
 pytestmark = pytest.mark.usefixtures("small_backbone")
 
@@ -180,8 +181,12 @@ def test_accuracy_is_told_by_resemblance_to_training(phantoms: RawImages, tmp_pa
     # right without attack where it resembles more than half of the others do; some of those fall at the first radius
     order = np.argsort(np.argsort(resemblance))
     first = np.where(order < 5, 0, np.where(order < 7, 1, -1)).tolist()
-    curve = {"n_images": len(few), "epsilons": [0.0, 0.005], "first_broken": first}
-    record = {"data": {"fingerprint": splits.fingerprint}, "worst_case": {"curve": curve}}
+    curve = {"title": "x", "attacks": [], "threat": {"title": "x"}, "n_subjects": 1, "seconds": 1.0}
+    curve |= {"epsilons": [0.0, 0.005], "robust_accuracy": [0.5, 0.3], "rounded_accuracy": [None, None]}
+    curve |= {"n_images": len(few), "first_broken": first, "broken_by": first, "max_norm": [0.0, 0.005]}
+    worst = {"curve": curve, "interval": [], "metrics": [], "answers": {"probability": [], "right": []}, "panel": None}
+    content = {"model": {"backbone": "resnet34", "num_classes": 4, "image_size": 32}, "data": splits.info}
+    record = parse_record(content | {"worst_case": worst}, "x")
     found = near_training.right_by_resemblance({"ResNet34": record}, splits)
     own = found["models"]["ResNet34"]
     assert own["0.0"][:5] == [0, 0, 0.5, 1, 1] and own["0.005"][:5] == [0, 0, 0, 0.5, 1]
@@ -193,12 +198,13 @@ def test_accuracy_is_told_by_resemblance_to_training(phantoms: RawImages, tmp_pa
     table = near_training_table(found | {"data": {"source": "phantom", "protocol": "patient"}})
     assert "| ResNet34, 0.005 | 0.0 | 0.0 | 0.0 | 50.0 | 100.0 | - | 30.0 |" in table
     with pytest.raises(ValueError, match="not attacked at 0.005"):
-        other = record | {"worst_case": {"curve": curve | {"epsilons": [0.0, 0.01]}}}
+        other = parse_record(content | {"worst_case": worst | {"curve": curve | {"epsilons": [0.0, 0.01]}}}, "x")
         near_training.right_by_resemblance({"ResNet34": other}, splits)
+    other = parse_record(content | {"data": splits.info | {"fingerprint": "x"}, "worst_case": worst}, "x")
     with pytest.raises(ValueError, match="other data"):
-        near_training.right_by_resemblance({"ResNet34": record | {"data": {"fingerprint": "x"}}}, splits)
+        near_training.right_by_resemblance({"ResNet34": other}, splits)
     with pytest.raises(ValueError, match="_atk notebook"):
-        near_training.right_by_resemblance({"ResNet34": {"data": record["data"]}}, splits)
+        near_training.right_by_resemblance({"ResNet34": parse_record(content, "x")}, splits)
 
 
 def test_resemblance_needs_trained_models(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from utils.attacks.attack import Attack
 from utils.attacks.suites import Threat
-from utils.commands.boundary import STOPPED, command
+from utils.commands.boundary import MISUSED, STOPPED, command
 from utils.core.checks import choice, number, whole
 from utils.data.phantom import PhantomConfig
 from utils.training.augment import Augmentation
@@ -90,13 +90,46 @@ def test_settings_are_refused_by_name(make, named: str) -> None:
     ],
 )
 def test_commands_end_in_one_line(error: BaseException, status: int, said: str, capsys) -> None:
-    @command
-    def main(arguments: list[str] | None = None) -> int:
+    @command("demo")
+    def main() -> None:
         raise error
 
     assert main([]) == status
     last = capsys.readouterr().err.strip().splitlines()
     assert len(last) == 1 and last[0].startswith(said)
+    if status == 1:
+        assert main(["--debug"]) == 1 and "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_commands_take_options_from_a_file_and_typed_ones_count_more(tmp_path: Path, capsys) -> None:
+    @command("demo")
+    def main(*, model: str, max_images: int = 3, seeds: tuple[int, ...] = (0,)) -> None:
+        """Show what was asked for.
+
+        Args:
+            model: which one.
+        """
+        print(model, max_images, seeds)
+
+    file = tmp_path / "options.yaml"
+    file.write_text("model: a\nmax-images: 8\nseeds: [1, 2]\n")
+    assert main(["--config", str(file), "--max-images", "9"]) == 0 and capsys.readouterr().out == "a 9 (1, 2)\n"
+    assert main(["--model", "b", "--seeds", "4", "5"]) == 0 and capsys.readouterr().out == "b 3 (4, 5)\n"
+    file.write_text("modle: a\n")
+    for words, said in (
+        (["--config", str(file)], f'Unknown option: "[modle]" from {file}'),
+        (["--config"], "--config needs the path"),
+        (["--config", str(tmp_path / "none.yaml"), "--model", "a"], "none.yaml"),
+        (["--max-images", "3"], "--model requires an argument"),
+        (["--model", "a", "--max-images", "many"], 'Invalid value "many" for --max-images'),
+        (["--model", "a", "--colour", "red"], "--colour"),
+    ):
+        assert main(words) in (1, MISUSED)
+        error = capsys.readouterr().err
+        assert said in error and error.startswith("error: ") and error.count("\n") == 1
+    assert main(["--help"]) == 0
+    help_text = capsys.readouterr().out
+    assert "which one" in help_text and "--config FILE.yaml" in help_text and "Show what was asked for" in help_text
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is sent otherwise there")

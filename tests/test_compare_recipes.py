@@ -12,12 +12,14 @@ import pytest
 from conftest import ROOT
 
 from utils.commands.recipes import main
+from utils.core.parts import read_part
 from utils.core.paths import read_json, write_json
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.experiments import recipes as compare_recipes
-from utils.experiments.recipes import RECIPE_VARIANTS, VARIANTS, claim, describe_start, summarise, summary_table
+from utils.experiments.budget import describe_start
+from utils.experiments.recipes import RECIPE_VARIANTS, VARIANTS, RecipesSummary, claim, summarise, summary_table
 from utils.reporting.experiment_figures import recipes_figure
-from utils.reporting.notebooks import parameters_of
+from utils.reporting.notebook_plan import parameters_of
 from utils.training.config import TrainConfig
 from utils.training.objectives import make_objective
 
@@ -71,7 +73,7 @@ def _run(name: str, seed: int, validation: float, test: float) -> dict:
         "budget": {"epochs": 1, "weights": "scratch"},
         "validation": side | {"metrics": [metrics(validation)] * 3},
         "test": side | {"metrics": [metrics(test)] * 3},
-        "data": {"fingerprint": "x", "protocol": "patient"},
+        "data": {"source": "x", "fingerprint": "x", "protocol": "patient"},
     }
 
 
@@ -81,7 +83,7 @@ def test_the_winner_is_chosen_on_validation_and_never_on_test(tmp_path: Path) ->
         write_json(tmp_path / f"mart_seed{seed}.json", _run("mart", seed, validation=bad, test=0.9))
     summary = summarise(tmp_path, {})
     table = summary_table(summary)
-    assert summary["winner"] == "trades" and list(table.index) == ["TRADES *", "MART"]
+    assert summary.winner == "trades" and list(table.index) == ["TRADES *", "MART"]
     sd = np.std([50, 70], ddof=1)
     assert table.loc["TRADES *", "validation balanced, 2/255"] == f"60.0 ± {sd:.1f}"
     figure = recipes_figure(summary)
@@ -129,7 +131,9 @@ PUBLISHED = sorted((ROOT / "benchmarks" / "recipes").glob("*/summary.json"))
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
 def test_published_summaries_are_those_of_their_runs(path: Path) -> None:
-    stored, again = read_json(path), json.loads(json.dumps(summarise(path.parent)))
+    stored, again = read_json(path), json.loads(json.dumps(summarise(path.parent).plain()))
+    budget = stored.pop("budget")
+    assert budget.items() <= again.pop("budget").items()  # which also tells what was added since
     for summary in (stored, again):
         summary.pop("environment")
     assert again == stored and len(stored["baselines"]) == 3
@@ -137,8 +141,8 @@ def test_published_summaries_are_those_of_their_runs(path: Path) -> None:
 
 
 def test_results_of_an_encoder_from_outside_are_labelled_with_it() -> None:
-    found = [read_json(path) for path in PUBLISHED if "dinov2" in path.parent.name]
-    assert {one["budget"]["trainable"] for one in found} == {"head", 4, "all"}
+    found = [read_part(RecipesSummary, path, "") for path in PUBLISHED if "dinov2" in path.parent.name]
+    assert {one.budget.trainable for one in found} == {"head", 4, "all"}
     assert {describe_start(one) for one in found} == {"DINOv2, 56 px, from DINOv2-S (Depth-Anything-V2)"}
 
 

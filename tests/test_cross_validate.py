@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,9 @@ from utils.data.raw_images import RawImages
 from utils.data.sets import load_splits
 from utils.data.splits import fold_sides
 from utils.evaluation.intervals import report
-from utils.experiments import folds as cross_validate
+from utils.evaluation.metrics import Levels
+from utils.experiments.budget import weights_name
+from utils.experiments.fold_records import Counts, Whose
 from utils.experiments.folds import fold_of, summarise
 from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.pages import folds_table
@@ -80,20 +82,20 @@ def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> Non
         everything.append((whose, logits))
     summary = summarise(tmp_path)
     labels, subjects = ([x for whose, _ in everything for x in whose[key]] for key in ("labels", "subjects"))
-    images = cross_validate._bare({"labels": labels, "subjects": subjects}, classes)
+    images = Whose(labels=labels, subjects=subjects).bare(classes)
     expected = report(torch.tensor(np.concatenate([logits for _, logits in everything])).float(), images)
-    assert summary["rows"]["hardened"]["metrics"] == [expected]
-    assert len(summary["rows"]["hardened"]["auroc_by_fold"][0]) == 2
+    row = summary.rows["hardened"]
+    assert row.metrics == [expected] and len(row.auroc_by_fold[0]) == 2
     cells = folds_table(summary).splitlines()[2].split(" | ")
-    assert cells[0] == "| hardened" and cells[1].startswith(f"{100 * expected['4 classes']['image']['accuracy']:.1f} [")
-    other = [{"binary": {"patient": {"auroc": 0.1, "interval": {"auroc": [0, 0.2]}}}}]
-    summary["rows"]["hardened"]["attacked"]["metrics"][:1] = other  # without attack the table takes all images
-    summary["n_images"]["attacked"] = 12
+    assert cells[0] == "| hardened" and cells[1].startswith(f"{100 * expected['4 classes'].image.accuracy:.1f} [")
+    other = expected["binary"].patient.model_copy(update={"auroc": 0.1, "interval": {"auroc": [0.0, 0.2]}})
+    row.attacked.metrics[0]["binary"] = Levels(image=None, patient=other)  # clean, the table takes all images
+    summary = summary.model_copy(update={"n_images": Counts(test=48, attacked=12)})
     figure = folds_figure(summary)
     assert figure.axes[0].get_legend_handles_labels()[1] == ["hardened"]
     drawn = [value for line in figure.axes[0].containers for value in line[0].get_ydata()]
-    shown = [summary["rows"]["hardened"]["metrics"][0], *summary["rows"]["hardened"]["attacked"]["metrics"][1:]]
-    assert drawn == pytest.approx([100 * one["binary"]["patient"]["auroc"] for one in shown])
+    shown = [row.metrics[0], *row.attacked.metrics[1:]]
+    assert drawn == pytest.approx([100 * one["binary"].patient.auroc for one in shown])
     assert "48 images without attack, 12 of them attacked" in figure.get_suptitle().replace("\n", " ")
     plt.close(figure)
     write_json(tmp_path / "fold2.json", read_json(tmp_path / "fold1.json"))
@@ -153,12 +155,12 @@ def _store_folds(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Folds as the command writes them, with answers that took no training."""
 
     def score(splits, *, backbone, seed, budget, target, work, shared) -> None:
-        whose = cross_validate._whose(splits.test)
+        whose = Whose.of(splits.test).plain()
         logits = torch.eye(4)[splits.test.labels].tolist()
         own = {"training": {}, "logits": logits, "attacked": [logits] * 3}
         record = {
             "data": splits.info,
-            "budget": cross_validate.asdict(budget) | {"weights": cross_validate.weights_name(budget.weights)},
+            "budget": asdict(budget) | {"weights": weights_name(budget.weights)},
             "specification": dict(shared),
             "model": {"backbone": backbone, "num_classes": 4, "image_size": budget.image_size},
             "seed": seed,
@@ -201,13 +203,15 @@ def test_folds_of_two_experiments_are_not_pooled(
             summarise(tmp_path / "out")
 
 
-@pytest.mark.parametrize("content, lacks", [({}, "data.source"), ([], "data.source"), ({"data": 3}, "data.source")])
+@pytest.mark.parametrize(
+    "content, told", [({}, " lacks data"), ([], ": its content is []"), ({"data": 3}, ": data is 3")]
+)
 def test_a_fold_that_is_not_whole_is_named(
-    content: object, lacks: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+    content: object, told: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     write_json(tmp_path / "out" / "fold1.json", content)
     assert main(command) == 1
-    assert f"{tmp_path / 'out' / 'fold1.json'} lacks {lacks}" in capsys.readouterr().err
+    assert f"{tmp_path / 'out' / 'fold1.json'}{told}" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")

@@ -65,18 +65,18 @@ def _killed(work: Callable[[], object]) -> None:
 
 def test_the_record_holds_note_classes_and_the_digest_of_the_weights(data: Path, tmp_path: Path) -> None:
     record = _fit(data, tmp_path / "model")
-    assert record["note"] == "phantom demo, no medical meaning"
-    assert record["weights_sha256"] == file_digest(tmp_path / "model" / WEIGHTS)
+    assert record.note == "phantom demo, no medical meaning"
+    assert record.weights_sha256 == file_digest(tmp_path / "model" / WEIGHTS)
     with safe_open(tmp_path / "model" / WEIGHTS, "pt") as opened:
-        assert json.loads(opened.metadata()["model"])["classes"] == record["classes"]
+        assert json.loads(opened.metadata()["model"])["classes"] == record.classes
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [RECORD, WEIGHTS]
-    assert record["training"]["specification"]["weights"] == "scratch"
+    assert record.training.specification["weights"] == "scratch"
 
 
 def test_a_split_with_patients_on_both_sides_is_noted(phantoms, tmp_path: Path) -> None:
     raw = replace(phantoms, name="archive")
     split_and_save(raw, group_by_subject(raw), split="random", out=tmp_path / "data")
-    assert _fit(tmp_path / "data", tmp_path / "model")["note"].startswith("random split: patients are on both sides")
+    assert _fit(tmp_path / "data", tmp_path / "model").note.startswith("random split: patients are on both sides")
 
 
 def test_killed_between_training_and_test_only_the_test_is_done(
@@ -86,11 +86,11 @@ def test_killed_between_training_and_test_only_the_test_is_done(
     with monkeypatch.context() as patch:
         patch.setattr(fit, "evaluate", lambda *_: os._exit(9))
         _killed(lambda: _fit(data, tmp_path / "killed"))
-    assert "test" not in read_record(tmp_path / "killed")
+    assert read_record(tmp_path / "killed").test is None
     with pytest.raises(FileExistsError, match=r"other num_epochs \(1, not 2\).*another folder"):
         _fit(data, tmp_path / "killed", settings=SETTINGS | {"num_epochs": 2})
     monkeypatch.setattr(fit, "train", None)
-    assert _fit(data, tmp_path / "killed")["test"] == whole["test"]
+    assert _fit(data, tmp_path / "killed").test == whole.test
     with pytest.raises(FileExistsError, match="finished model"):
         _fit(data, tmp_path / "killed")
 
@@ -113,12 +113,12 @@ def test_weights_and_record_parted_by_a_kill_are_noticed_and_the_rerun_completes
     with monkeypatch.context() as patch:
         _kill_before(RECORD, patch)
         _killed(lambda: _fit(data, folder, settings=other, overwrite=True))
-    assert read_record(folder) == old and file_digest(folder / WEIGHTS) == wanted["weights_sha256"]
+    assert read_record(folder) == old and file_digest(folder / WEIGHTS) == wanted.weights_sha256
     with pytest.raises(ValueError, match=r"weights.safetensors is not the file.*SHA-256.*again"):
         load_checkpoint(folder)
     assert (folder / RESUME).is_file()
     again = _fit(data, folder, settings=other)
-    assert again["test"] == wanted["test"] and again["weights_sha256"] == wanted["weights_sha256"]
+    assert again.test == wanted.test and again.weights_sha256 == wanted.weights_sha256
     assert sorted(path.name for path in folder.iterdir()) == [RECORD, WEIGHTS]
 
 
@@ -127,26 +127,26 @@ def test_weights_exchanged_by_hand_are_not_replaced_unasked(data: Path, tmp_path
     save_file(load_file(tmp_path / WEIGHTS), tmp_path / WEIGHTS, metadata={})
     with pytest.raises(FileExistsError, match="not those of its record"):
         _fit(data, tmp_path)
-    assert "test" in _fit(data, tmp_path, overwrite=True)
+    assert _fit(data, tmp_path, overwrite=True).test
 
 
 def test_weights_without_prefix_beside_a_valid_record_are_refused(data: Path, tmp_path: Path) -> None:
     record = _fit(data, tmp_path)
     state = load_file(tmp_path / WEIGHTS)
     body = {name.removeprefix("backbone."): value for name, value in state.items() if ".out." not in name}
-    save_file(body, tmp_path / WEIGHTS, metadata={"model": json.dumps(record["model"])})
+    save_file(body, tmp_path / WEIGHTS, metadata={"model": json.dumps(record.model.plain())})
     with pytest.raises(ValueError, match="SHA-256"):
         load_checkpoint(tmp_path)
     # records of before the digest have the names of the tensors to tell by
-    write_json(tmp_path / RECORD, {name: value for name, value in record.items() if name != "weights_sha256"})
+    write_json(tmp_path / RECORD, {name: value for name, value in record.plain().items() if name != "weights_sha256"})
     with pytest.raises(ValueError, match=r"does not fit small.*Missing.*backbone\.out"):
         load_checkpoint(tmp_path)
 
 
 def test_records_of_before_the_digest_still_load(data: Path, tmp_path: Path) -> None:
     record = _fit(data, tmp_path)
-    write_json(tmp_path / RECORD, {name: value for name, value in record.items() if name != "weights_sha256"})
-    assert load_checkpoint(tmp_path)[1]["test"] == record["test"]
+    write_json(tmp_path / RECORD, {name: value for name, value in record.plain().items() if name != "weights_sha256"})
+    assert load_checkpoint(tmp_path)[1].test == record.test
 
 
 def test_another_process_that_trains_into_the_folder_is_named_at_once(data: Path, splits, tmp_path: Path) -> None:
@@ -242,14 +242,14 @@ def test_a_diverging_training_ends_in_one_line(
 def test_weights_of_our_own_with_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
     record = _fit(data, tmp_path / "first")
     model, _ = load_checkpoint(tmp_path / "first")
-    save_checkpoint(model, {"classes": record["classes"][::-1]}, tmp_path / "other")
-    with pytest.raises(ValueError, match=f"{', '.join(record['classes'][::-1])}, in this order"):
+    save_checkpoint(model, {"classes": record.classes[::-1]}, tmp_path / "other")
+    with pytest.raises(ValueError, match=f"{', '.join(record.classes[::-1])}, in this order"):
         _fit(data, tmp_path / "second", weights=str(tmp_path / "other" / WEIGHTS))
-    assert _fit(data, tmp_path / "second", weights=str(tmp_path / "first"))["training"]["start"] == "first"
+    assert _fit(data, tmp_path / "second", weights=str(tmp_path / "first")).training.start == "first"
 
 
 def test_an_update_keeps_the_digest(data: Path, tmp_path: Path) -> None:
-    digest = _fit(data, tmp_path)["weights_sha256"]
+    digest = _fit(data, tmp_path).weights_sha256
     update_record(tmp_path, extra=1)
     assert read_json(tmp_path / RECORD)["weights_sha256"] == digest
     assert torch.isfinite(load_checkpoint(tmp_path)[0].backbone.out.weight).all()

@@ -55,7 +55,7 @@ def test_the_undrawn_set_gives_what_torchmetrics_does() -> None:
     found = scores_over_draws(probabilities.numpy().astype(float), labels.numpy(), patient_groups(subjects), counts)
     stated = scores(probabilities, labels, ["Non", "VeryMild", "Mild", "Moderate"])
     for name, values in found.items():
-        assert values[0] == pytest.approx(stated[name], abs=2e-3 if name == "calibration_error" else 1e-5)
+        assert values[0] == pytest.approx(getattr(stated, name), abs=2e-3 if name == "calibration_error" else 1e-5)
 
 
 def test_interval_is_as_wide_as_patients_make_it() -> None:
@@ -87,12 +87,12 @@ def test_paired_comparison() -> None:
     second[:12] = False
     first[12:14] = False
     found = compare(first, second, subjects)
-    assert (found["only_first"], found["only_second"]) == (12, 2)
-    assert found["difference"] == pytest.approx(10 / 80)
-    assert found["mcnemar_p"] == pytest.approx(2 * binom.cdf(2, 14, 0.5))
-    assert found["interval"][0] <= 10 / 80 <= found["interval"][1]
+    assert (found.only_first, found.only_second) == (12, 2)
+    assert found.difference == pytest.approx(10 / 80)
+    assert found.mcnemar_p == pytest.approx(2 * binom.cdf(2, 14, 0.5))
+    assert found.interval[0] <= 10 / 80 <= found.interval[1]
     same = compare(first, first, subjects)
-    assert same["difference"] == 0 and same["interval"] == [0, 0] and same["mcnemar_p"] == 1
+    assert same.difference == 0 and same.interval == [0, 0] and same.mcnemar_p == 1
     with pytest.raises(ValueError, match="same images"):
         compare(first, second[:3], subjects)
 
@@ -112,18 +112,18 @@ def test_report_asks_all_questions_at_both_levels() -> None:
     binary = found["binary"]
     chance = 1 - logits.softmax(1)[:, 0]
     demented = images.labels > 0
-    assert binary["image"]["auroc"] == pytest.approx(sk.roc_auc_score(demented, chance), abs=1e-5)
+    assert binary.image.auroc == pytest.approx(sk.roc_auc_score(demented, chance), abs=1e-5)
     means, truth = merge_by_patient(logits.softmax(1), images)
-    assert binary["patient"]["n"] == len(truth) == 30
-    assert binary["patient"]["auroc"] == pytest.approx(sk.roc_auc_score(truth > 0, 1 - means[:, 0]), abs=1e-5)
+    assert binary.patient.n == len(truth) == 30
+    assert binary.patient.auroc == pytest.approx(sk.roc_auc_score(truth > 0, 1 - means[:, 0]), abs=1e-5)
     for levels in found.values():
-        for one in levels.values():
-            low, high = one["interval"]["accuracy"]
-            assert low <= one["accuracy"] <= high
+        for one in (levels.image, levels.patient):
+            low, high = one.interval["accuracy"]
+            assert low <= one.accuracy <= high
     unknown = toy_images(24, seed=0, k=3)
     unknown.subjects[:] = UNKNOWN
     alone = report(torch.randn(24, 3), unknown)
-    assert list(alone) == ["3 classes", "binary"] and all(levels["patient"] is None for levels in alone.values())
+    assert list(alone) == ["3 classes", "binary"] and all(levels.patient is None for levels in alone.values())
 
 
 @pytest.mark.parametrize(
@@ -150,4 +150,4 @@ def test_the_coarse_question_is_named_by_the_class_that_it_asks_for(classes, bin
     )
     found = report(torch.nn.functional.one_hot(labels, len(classes)).float() * 9, images)
     assert binary_caption(found) == caption and next(iter(found)) == f"{len(classes)} classes"
-    assert all(level["image"]["accuracy"] == 1 for level in found.values())
+    assert all(level.image.accuracy == 1 for level in found.values())

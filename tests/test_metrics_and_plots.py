@@ -17,6 +17,7 @@ from utils.experiments.records import robustness_table, score_table
 from utils.grad_cam import cells_of, explain, pick_layer, with_cells
 from utils.reporting import figures, plots, robustness_plots, slices, style
 from utils.reporting.widgets import attack_explorer, attack_strip
+from utils.training.record import ObjectiveFacts
 
 CLASSES = ["Non", "VeryMild", "Mild", "Moderate"]
 
@@ -33,15 +34,15 @@ def test_scores_equal_scikit_learn(missing: bool) -> None:
     probabilities, labels = _random(missing=missing)
     found = scores(probabilities, labels, CLASSES)
     predicted, present = probabilities.argmax(1), sorted(labels.unique().tolist())
-    assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted))
+    assert found.accuracy == pytest.approx(sk.accuracy_score(labels, predicted))
     recalls = sk.recall_score(labels, predicted, labels=present, average=None)
-    assert found["balanced_accuracy"] == pytest.approx(recalls.mean(), abs=1e-6)
+    assert found.balanced_accuracy == pytest.approx(recalls.mean(), abs=1e-6)
     f1 = sk.f1_score(labels, predicted, labels=present, average="macro")
-    assert found["macro_f1"] == pytest.approx(f1, abs=1e-6)
+    assert found.macro_f1 == pytest.approx(f1, abs=1e-6)
     aurocs = [sk.roc_auc_score(labels == c, probabilities[:, c]) for c in present]
-    assert found["auroc"] == pytest.approx(np.mean(aurocs), abs=1e-5)
-    assert found["confusion"] == sk.confusion_matrix(labels, predicted, labels=range(4)).tolist()
-    assert (found["recall"]["Moderate"] is None) == missing
+    assert found.auroc == pytest.approx(np.mean(aurocs), abs=1e-5)
+    assert found.confusion == sk.confusion_matrix(labels, predicted, labels=range(4)).tolist()
+    assert (found.recall["Moderate"] is None) == missing
 
 
 def test_patient_level_averages_probabilities(splits) -> None:
@@ -52,7 +53,7 @@ def test_patient_level_averages_probabilities(splits) -> None:
     first = splits.test.subjects == patients[0]
     assert torch.allclose(means[0], logits.softmax(1)[first].mean(0)) and labels[0] == splits.test.labels[first][0]
     found = evaluate(logits, splits.test)
-    assert found["patient"]["n"] == len(patients) and found["image"]["n"] == len(splits.test)
+    assert found.patient.n == len(patients) and found.image.n == len(splits.test)
     assert "by patient" in score_table(found).columns
 
 
@@ -189,7 +190,7 @@ def test_losses_say_what_they_are_of() -> None:
     hardened = [entry | {"validation_robust_accuracy": 0.5}]
     assert labels(hardened) == ["training, attacked images", "validation, clean images"]
     assert labels(hardened, training="half")[0] == "training, half"
-    half = {"name": "adversarial", "adv_weight": 0.25}
+    half = ObjectiveFacts(name="adversarial", adv_weight=0.25)
     assert figures._trained_on(half).replace("\n", " ") == "75% clean, 25% attacked images"
 
 

@@ -31,8 +31,10 @@ from utils.core.paths import write_json
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.workspace import Workspace
 from utils.evaluation.attacker import Attacker
+from utils.reporting import notebook_plan
 from utils.reporting import notebooks as reproduce
-from utils.reporting.notebooks import execute, inject, parameters_of, plan, run, tidy
+from utils.reporting.notebook_plan import Order, parameters_of, plan
+from utils.reporting.notebooks import execute, inject, run, tidy
 from utils.reporting.style import COLOURS
 
 COMMITTED = [ROOT / "dataset" / "prepare_dataset.ipynb", *sorted((ROOT / "models").glob("*.ipynb"))]
@@ -179,22 +181,27 @@ def test_command_line_refuses_what_it_does_not_know(capsys) -> None:
     assert main(["--set-atk", "weights=scratch"]) == 1 and "--set-atk weights" in capsys.readouterr().err
 
 
+def _order(words: list[str]) -> Order:
+    """What these words ask for."""
+    return reproduce_command.main.parse(words)["order"].filled()
+
+
 def test_plan_runs_preparation_first_unless_the_data_are_prepared(tmp_path: Path) -> None:
-    steps = plan(reproduce_command._arguments(["--out", str(tmp_path), "--split", "published"]))
+    steps = plan(_order(["--out", str(tmp_path), "--split", "published"]))
     names = [path.stem for path, _ in steps]
     assert names[0] == "prepare_dataset" and names[-1] == "results" and len(names) == 8
     assert all(names.index(name) < names.index(f"{name}_atk") for name in names if name.endswith("_model"))
     assert steps[0][1]["ratios"] == [0.8, 0.2, 0.0] and steps[0][1]["source"] == "phantom"
     (tmp_path / "train_set.pt").touch()
-    steps = plan(reproduce_command._arguments(["--data", str(tmp_path), "--profile", "full", "--set", "Epsilon=0.01"]))
+    steps = plan(_order(["--data", str(tmp_path), "--profile", "full", "--set", "Epsilon=0.01"]))
     assert len(steps) == 7 and steps[0][1]["data_dir"] == str(tmp_path) and steps[1][1]["Epsilon"] == 0.01
-    steps = plan(reproduce_command._arguments(["--data", str(tmp_path), "--models", "resnet", "--skip-results"]))
+    steps = plan(_order(["--data", str(tmp_path), "--models", "resnet", "--skip-results"]))
     assert [path.stem for path, _ in steps] == ["resnet_model", "resnet_model_atk"]
-    steps = plan(reproduce_command._arguments(["--data", str(tmp_path), "--only-results"]))
+    steps = plan(_order(["--data", str(tmp_path), "--only-results"]))
     assert [path.stem for path, _ in steps] == ["results"]
     for wrong in (["--models", "resnet"], ["--skip-results"], ["--data", "phantom"]):
         with pytest.raises(ValueError, match="--only-results"):
-            plan(reproduce_command._arguments(["--data", str(tmp_path), "--only-results", *wrong]))
+            plan(_order(["--data", str(tmp_path), "--only-results", *wrong]))
 
 
 @pytest.mark.parametrize(
@@ -221,11 +228,9 @@ def test_settings_that_would_stop_a_notebook_later_are_refused_now(setting: str,
 
 
 def test_settings_may_be_fractions() -> None:
-    steps = plan(
-        reproduce_command._arguments(["--set", "epsilons=[0, 1/255]", "--set", "Epsilon=2/255", "--set", "trainable=2"])
-    )
+    steps = plan(_order(["--set", "epsilons=[0, 1/255]", "--set", "Epsilon=2/255", "--set", "trainable=2"]))
     assert steps[-1][1]["epsilons"] == [0, 1 / 255] and steps[-1][1]["Epsilon"] == 2 / 255
-    steps = plan(reproduce_command._arguments(["--models", "resnet", "--skip-results", "--set-atk", "Alpha=0.5/255"]))
+    steps = plan(_order(["--models", "resnet", "--skip-results", "--set-atk", "Alpha=0.5/255"]))
     assert steps[-1][1]["Alpha"] == 0.5 / 255
 
 
@@ -233,20 +238,18 @@ def test_paths_among_the_settings_are_from_where_the_command_is_given(tmp_path: 
     (tmp_path / "encoder.safetensors").touch()
     monkeypatch.chdir(tmp_path)
     for given, passed in (("encoder.safetensors", str(tmp_path / "encoder.safetensors")), ("scratch", "scratch")):
-        steps = plan(
-            reproduce_command._arguments(["--models", "dino_v2", "--skip-results", "--set", f"weights={given}"])
-        )
+        steps = plan(_order(["--models", "dino_v2", "--skip-results", "--set", f"weights={given}"]))
         assert steps[1][1]["weights"] == passed
 
 
 def test_settings_of_the_hardening_notebooks_leave_the_others_alone() -> None:
-    steps = plan(reproduce_command._arguments(["--set", "num_epochs=20", "--set-atk", "num_epochs=5"]))
+    steps = plan(_order(["--set", "num_epochs=20", "--set-atk", "num_epochs=5"]))
     epochs = {path.stem: values["num_epochs"] for path, values in steps}
     assert epochs["resnet_model"] == 20 and epochs["resnet_model_atk"] == 5
 
 
 def test_data_and_folders_are_checked_before_anything_runs(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(reproduce, "DATASET_VARIABLES", tmp_path)
+    monkeypatch.setattr(notebook_plan, "DATASET_VARIABLES", tmp_path)
     (tmp_path / "file").touch()
     for arguments, word in (
         (["--data", ""], "empty"),
@@ -258,7 +261,7 @@ def test_data_and_folders_are_checked_before_anything_runs(tmp_path: Path, monke
     (tmp_path / "train_set.pt").touch()
     assert main(["--profile", "full", "--split", "random"]) == 1 and "split already" in capsys.readouterr().err
     assert main(["--jobs", "0"]) == 1 and "at least 1" in capsys.readouterr().err
-    assert "prepare_dataset" not in {path.stem for path, _ in plan(reproduce_command._arguments(["--profile", "full"]))}
+    assert "prepare_dataset" not in {path.stem for path, _ in plan(_order(["--profile", "full"]))}
 
 
 def test_a_second_run_does_not_see_the_settings_of_the_first() -> None:
@@ -390,7 +393,7 @@ def test_notebooks_run_beside_each_other_and_after_what_they_need(tmp_path: Path
         "results": note.format("results"),
     }
     paths = {name: _notebook(tmp_path, name, source) for name, source in sources.items()}
-    monkeypatch.setattr(reproduce, "RESULTS", paths["results"])
+    monkeypatch.setattr(notebook_plan, "RESULTS", paths["results"])
     run([(path, {}) for path in paths.values()], out=tmp_path / "out", jobs=2)
     order = (tmp_path / "order").read_text().split()
     assert sorted(order[:2]) == ["a", "b"] and order[2:] == ["a_atk", "results"]

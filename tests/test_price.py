@@ -1,22 +1,46 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from utils.evaluation.masking import verdict_of
+from utils.evaluation.masking import Check, verdict_of
+from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.records import comparison_table, display_name
 from utils.reporting.pages import price
 from utils.reporting.price import price_of_hardening, price_of_vote, price_sentences, recalls_of, weights_of_vote
+from utils.training.record import RuleScores, parse_record
 
 
-def _worst(recall: dict[str, float | None], robust: tuple[float, float] = (0.5, 0.4)) -> dict:
-    curve = {"epsilons": [0.0, 2 / 255], "robust_accuracy": list(robust), "n_images": 80, "n_subjects": 20}
-    levels = {"3 classes": {"image": {"recall": recall}}}
-    return {"curve": curve, "metrics": [levels, {"3 classes": {"image": {"recall": dict.fromkeys(recall, 0.0)}}}]}
+def _worst(recall: dict[str, float | None], robust: tuple[float, float] = (0.5, 0.4), **more: object) -> SuiteRecord:
+    told = {"title": "x", "classes": [*recall], "data": {"source": "phantom", "protocol": "patient"}, **more}
+    clean, attacked = ({"3 classes": {"image": _scores(own), "patient": None}} for own in (recall, {"CN": 0.0}))
+    content = {"curve": _curve([0.0, 2 / 255], robust), "metrics": [clean, attacked], "interval": [None, None]}
+    content |= {"panel": None, "answers": {"probability": [], "right": []}}
+    return SuiteRecord.model_validate(content | told)
 
 
-def _vote(robust: tuple[float, float], **members: list[float]) -> dict:
+def _curve(epsilons: list[float], robust: Sequence[float]) -> dict:
+    shared = {"title": "FGSM", "attacks": [], "threat": {"title": "L-inf"}, "n_images": 80, "n_subjects": 20}
+    lists = {"rounded_accuracy": [None] * len(epsilons), "max_norm": [0.0] * len(epsilons)}
+    lists |= {"broken_by": [-1] * 80}
+    return (
+        shared | lists | {"epsilons": epsilons, "robust_accuracy": [*robust], "first_broken": [-1] * 80, "seconds": 1.0}
+    )
+
+
+def _scores(recall: dict[str, float | None]) -> dict:
+    return {"n": 80, "accuracy": 0.5, "balanced_accuracy": 0.25, "macro_f1": 0.3, "auroc": None, "recall": recall}
+
+
+def _vote(robust: tuple[float, float], **members: list[float]) -> SuiteRecord:
     best = [max(values) for values in zip(*members.values())]
-    return _worst({"CN": 1.0}, robust) | {"vote": {"members": members, "best member": best}}
+    alone = {"rule": "soft", "alone": {}, "joint": [], "transfer_only": [], "oracle": []}
+    return _worst({"CN": 1.0}, robust, vote=alone | {"members": members, "best_member": best})
+
+
+def _price_of(record: SuiteRecord) -> str:
+    return price_of_vote(record, record.vote)
 
 
 def test_a_recall_that_falls_is_named_with_both_numbers() -> None:
@@ -31,12 +55,12 @@ def test_a_recall_that_falls_is_named_with_both_numbers() -> None:
 
 
 def test_a_vote_is_held_against_the_best_member_of_each_radius() -> None:
-    said = price_of_vote(_vote((0.5, 0.3), A_atk=[0.6, 0.1], B=[0.4, 0.3]))
+    said = _price_of(_vote((0.5, 0.3), A_atk=[0.6, 0.1], B=[0.4, 0.3]))
     assert "not better than its best member at any radius" in said and "On the same 80 images" in said
     assert "without attack 50.0 against 60.0 (A, hardened), at 2/255 30.0 against 30.0 (B)" in said
-    said = price_of_vote(_vote((0.5, 0.4), A_atk=[0.6, 0.1], B=[0.4, 0.3]))
+    said = _price_of(_vote((0.5, 0.4), A_atk=[0.6, 0.1], B=[0.4, 0.3]))
     assert "better than its best member at 2/255 and not elsewhere" in said
-    assert "at every radius" in price_of_vote(_vote((0.7, 0.4), A_atk=[0.6, 0.1], B=[0.4, 0.3]))
+    assert "at every radius" in _price_of(_vote((0.7, 0.4), A_atk=[0.6, 0.1], B=[0.4, 0.3]))
 
 
 def test_a_weighted_vote_of_one_member_is_called_so() -> None:
@@ -47,18 +71,31 @@ def test_a_weighted_vote_of_one_member_is_called_so() -> None:
 
 
 def test_the_list_of_a_document_holds_all_sentences() -> None:
-    vote = {"vote": {"members": ["ResNet34_atk"], "weights": {"weighted": [1.0]}}}
-    vote |= {"worst_case": _vote((0.5, 0.3), ResNet34_atk=[0.6, 0.1])}
-    records = [{"title": title, "worst_case": _worst({"CN": 0.5})} for title in ("ResNet34", "ResNet34_atk")]
-    lines = price([*records, vote]).splitlines()
+    whose = {"classes": ["CN"], "data": {"source": "phantom", "protocol": "patient"}}
+    config, objective = {"learning_rate": 1e-3, "precision": "fp32", "seed": 0}, {"name": "standard"}
+    training = {
+        "config": config,
+        "start": "scratch",
+        "best_epoch": 0,
+        "selected_by": "x",
+        "seconds": 1.0,
+        "history": [],
+    }
+    model = {"model": {"backbone": "resnet34", "num_classes": 4, "image_size": 32}} | whose
+    worst = _worst({"CN": 0.5}).plain()
+    plain = model | {"training": training | {"objective": objective}, "worst_case": worst}
+    hardened = model | {"training": training | {"objective": {"name": "trades"}}, "worst_case": worst}
+    vote = {"rule": "soft", "members": ["ResNet34_atk"], "weights": {"weighted": [1.0]}}
+    of_vote = whose | {"vote": vote, "worst_case": _vote((0.5, 0.3), ResNet34_atk=[0.6, 0.1]).plain()}
+    lines = price([parse_record(one, "x") for one in (plain, hardened, of_vote)]).splitlines()
     assert len(lines) == 3 and all(line.startswith("- ") for line in lines)
-    assert price_sentences({"ResNet34": {"test": {}}}) == []
+    assert price_sentences({"ResNet34": parse_record(model, "x")}) == []
 
 
 def test_a_comparison_says_on_how_many_images() -> None:
-    test = {"image": {"n": 80, "accuracy": 0.5, "balanced_accuracy": 0.25}, "patient": None}
-    curve = {"epsilons": [0.0, 0.005, 2 / 255], "robust_accuracy": [0.5, 0.4, 0.3]}
-    table = comparison_table({"ResNet34_atk": {"test": test, "robustness": {"FGSM": curve}}})
+    curve = _curve([0.0, 0.005, 2 / 255], [0.5, 0.4, 0.3])
+    content = {"test": {"image": _scores({}), "patient": None}, "robustness": {"FGSM": curve}}
+    table = comparison_table({"ResNet34_atk": RuleScores.model_validate(content)})
     row = table.loc["ResNet34, hardened"]
     assert row["images"] == 80 and row["clean"] == 50 and (row["FGSM, 0.005"], row["FGSM, 2/255"]) == (40, 30)
 
@@ -70,7 +107,10 @@ def test_names_in_words() -> None:
 
 
 def test_a_verdict_counts_checks_and_names_those_that_failed() -> None:
-    checks = [{"question": "a, b", "passed": True}, {"question": "c", "name": "steps", "passed": False}]
+    checks = [
+        Check(question="a, b", measured="1", passed=True),
+        Check(question="c", measured="2", passed=False, name="steps"),
+    ]
     assert verdict_of(None) == "unchecked"
-    assert verdict_of({"checks": checks[:1]}) == "gradient checks 1/1"
-    assert verdict_of({"checks": checks}).endswith("1/2: steps")
+    assert verdict_of(checks[:1]) == "gradient checks 1/1"
+    assert verdict_of(checks).endswith("1/2: steps")

@@ -21,7 +21,6 @@ from utils import utils_funcs
 from utils.attacks.attack import Attack
 from utils.attacks.suites import SUITES, Threat
 from utils.commands import figures, folds, pages, prepare, recipes, reproduce, robustness, search, spot_check, train
-from utils.commands.recipes import budget_of
 from utils.core.paths import read_json
 from utils.core.precision import emulates_bf16
 from utils.core.radii import parse_radius
@@ -194,7 +193,7 @@ def _launch(command: str) -> Callable[[Path], None]:
         verb, *arguments = launched.training_script_args
         module = {"train": train, "robustness": robustness}[verb]
         assert launched.training_script == "utils" and launched.multi_gpu and launched.module
-        assert module._parse(arguments)
+        assert module.main.parse(arguments)
 
     return run
 
@@ -203,8 +202,8 @@ def _folds(command: str) -> Callable[[Path], None]:
     """Its parser takes it; tests/test_cross_validate.py runs it, smaller."""
 
     def run(folder: Path) -> None:
-        parsed = folds._parse(_arguments(command))
-        assert (ROOT / parsed.out / "summary.json").is_file() and budget_of(parsed).epochs > 0
+        parsed = folds.main.parse(_arguments(command))
+        assert (ROOT / parsed["out"] / "summary.json").is_file() and parsed["budget"].epochs > 0
 
     return run
 
@@ -222,7 +221,7 @@ def _benchmark(command: str) -> Callable[[Path], None]:
 def _slurm(folder: Path) -> None:
     """tests/test_processes.py runs it with stand-ins for Slurm's commands."""
     _shell("bash", "-n", "env/train.slurm")
-    assert train._parse(SLURM.split()[2:]).backbone == "resnet34"
+    assert train.main.parse(SLURM.split()[2:])["backbone"] == "resnet34"
 
 
 def _figures(command: str) -> Callable[[Path], None]:
@@ -244,11 +243,12 @@ def _measured(command: str) -> Callable[[Path], None]:
     """The record that it made lies in the repository; tests/test_robustness_command.py runs it, smaller."""
 
     def run(folder: Path) -> None:
-        parsed = robustness._parse(_arguments(command))
-        name = robustness.record_path(Path(), parsed.suite, Threat(), parsed.max_images).name
-        curve = read_json(ROOT / "checkpoints" / parsed.model / name)["curve"]
-        assert curve["epsilons"] == [0.0, *(parse_radius(text) for text in parsed.epsilons)]
-        assert [own["title"] for own in curve["attacks"]] == [attack.title for attack in SUITES[parsed.suite]]
+        parsed = robustness.main.parse(_arguments(command))
+        suite = parsed["suite"]
+        name = robustness.record_path(Path(), suite, Threat(), parsed["max_images"]).name
+        curve = read_json(ROOT / "checkpoints" / parsed["model"] / name)["curve"]
+        assert curve["epsilons"] == [0.0, *(parse_radius(text) for text in parsed["epsilons"])]
+        assert [own["title"] for own in curve["attacks"]] == [attack.title for attack in SUITES[suite]]
 
     return run
 

@@ -104,8 +104,8 @@ def prepared(mri_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 @pytest.mark.parametrize("folder", PUBLISHED, ids=str)
 def test_published_weights_stand_and_fall_as_recorded(folder: Path, prepared: Callable[[str], Path]) -> None:
     record = read_record(ROOT / folder)
-    assert len(record["spot_check"]["paths"]) == IMAGES
-    assert f"of {IMAGES} images as recorded" in check(ROOT / folder, prepared(record["data"]["protocol"]))
+    assert len(record.spot_check.paths) == IMAGES
+    assert f"of {IMAGES} images as recorded" in check(ROOT / folder, prepared(record.data.protocol))
 
 
 def test_slices_missing_between_cost_the_patient_split(real, tmp_path: Path) -> None:

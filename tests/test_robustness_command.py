@@ -13,8 +13,8 @@ from utils.commands import robustness
 from utils.commands.robustness import main
 from utils.core.radii import GRIDS
 from utils.data.sets import DataSplits, manifest, save_splits
+from utils.evaluation.robustness import evaluate_robustness, record_path
 from utils.evaluation.worst_case import robustness_curve
-from utils.experiments.robustness import evaluate_robustness, record_path
 from utils.training.checkpoints import save_checkpoint
 
 
@@ -110,7 +110,7 @@ def test_each_norm_has_its_own_grid_and_radius_of_the_checks(root: Path, monkeyp
     asked = []
 
     def stop(*_, **given):
-        asked.append((given["epsilons"], given["panel"]["panel_eps"], given["threat"].norm))
+        asked.append((given["epsilons"], given["panel_eps"], given["threat"].norm))
         raise ValueError("seen enough")
 
     monkeypatch.setattr(robustness, "evaluate_robustness", stop)
@@ -128,6 +128,5 @@ def test_a_radius_in_the_wrong_unit_warns(toy_nets, toy_test) -> None:
 
 def test_an_l2_evaluation_in_python_takes_lengths(toy_nets, toy_test) -> None:
     few = toy_test.balanced_subset(8)
-    panel = {"panel_images": 4, "queries": 5}
-    found = evaluate_robustness(toy_nets["plain"], few, suite="smoke", threat=Threat("l2"), panel=panel)
-    assert found["curve"]["epsilons"] == list(GRIDS["l2"]) and found["panel"]["eps"] == 1.0
+    found = evaluate_robustness(toy_nets["plain"], few, suite="smoke", threat=Threat("l2"), panel_images=4, queries=5)
+    assert found.curve.epsilons == list(GRIDS["l2"]) and found.panel.eps == 1.0

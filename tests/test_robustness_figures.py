@@ -11,9 +11,9 @@ from utils.data.workspace import Workspace
 from utils.evaluation.baselines import majority
 from utils.evaluation.ensemble import Vote
 from utils.evaluation.intervals import report
+from utils.evaluation.robustness import evaluate_robustness
 from utils.evaluation.transfer import step_size_sweep, transfer_matrix
 from utils.experiments.records import display_name
-from utils.experiments.robustness import evaluate_robustness
 from utils.reporting.pages import KINDS
 from utils.reporting.robustness_figures import (
     comparison_figures,
@@ -40,10 +40,12 @@ def workspace(tmp_path_factory, toy_nets, toy_test) -> Workspace:
     vote = Vote([toy_nets["plain"], train_toy(seed=3)]).eval()
     models = {"ResNet34": toy_nets["plain"], "ResNet34_atk": toy_nets["hardened"], "Ensemble": vote}
     for title, model in models.items():
-        panel = {"panel_images": 0 if title == "Ensemble" else 32, "panel_eps": EPS}
-        found = evaluate_robustness(model, few, suite="quick", epsilons=[2 / 255, EPS], panel=panel)
+        panel = 0 if title == "Ensemble" else 32
+        found = evaluate_robustness(
+            model, few, suite="quick", epsilons=[2 / 255, EPS], panel_images=panel, panel_eps=EPS
+        )
         own = {"title": title, "classes": few.classes, "data": few.info, "note": "toys"}
-        write_json(root.checkpoint(title) / "robustness_quick.json", own | found)
+        write_json(root.checkpoint(title) / "robustness_quick.json", own | found.plain())
     return root
 
 
@@ -62,7 +64,7 @@ def test_tables_are_made_of_records_alone(workspace: Workspace) -> None:
     assert {entry[:2] for entry in questions.index} >= {("binary", "patient"), ("4 classes", "image")}
     voted = vote_table(records["Ensemble"])
     assert voted.loc["worst case"].tolist() == pytest.approx(
-        [round(100 * value, 1) for value in records["Ensemble"]["curve"]["robust_accuracy"]]
+        [round(100 * value, 1) for value in records["Ensemble"].curve.robust_accuracy]
     )
     assert {"all from members", "best member", "oracle", "Square-200"} <= set(voted.index)
 
@@ -71,13 +73,13 @@ def test_models_and_baselines_stand_in_one_table(workspace: Workspace, toy_test)
     records, few = robustness_records(workspace, "quick"), toy_test.balanced_subset(64)
     baselines = {"majority": report(majority(few, few), few)}
     table, plain = headline_table(records, baselines), records["ResNet34"]
-    assert table.loc["ResNet34", "2/255"].startswith(f"{100 * plain['curve']['robust_accuracy'][1]:.1f} [")
-    by_patient = plain["metrics"][0]["binary"]["patient"]["auroc"]
+    assert table.loc["ResNet34", "2/255"].startswith(f"{100 * plain.curve.robust_accuracy[1]:.1f} [")
+    by_patient = plain.metrics[0]["binary"].patient.auroc
     assert table.loc["ResNet34", "clean, AUROC"].startswith(f"{100 * by_patient:.1f} [")
     assert set(table["1/255"]) == {"-"} and table.loc["majority", "2/255"] == "-"
     assert table.loc["majority", "clean, balanced"].startswith("25.0 [")
     recalls = recall_table(records, 2 / 255)
-    clean, attacked = (entry["4 classes"]["image"]["recall"]["Non"] for entry in plain["metrics"][:2])
+    clean, attacked = (entry["4 classes"].image.recall["Non"] for entry in plain.metrics[:2])
     assert recalls.loc["ResNet34", "Non"] == f"{100 * clean:.1f} / {100 * attacked:.1f}"
     with pytest.raises(ValueError, match="1/255 was not measured"):
         recall_table(records)
@@ -92,12 +94,13 @@ def test_models_and_baselines_stand_in_one_table(workspace: Workspace, toy_test)
 def test_a_pair_is_compared_on_the_same_images(workspace: Workspace, toy_test) -> None:
     records, few = robustness_records(workspace, "quick"), toy_test.balanced_subset(64)
     table = paired_table(records["ResNet34_atk"], records["ResNet34"], few)
-    plain, hardened = (records[name]["curve"]["robust_accuracy"][-1] for name in ("ResNet34", "ResNet34_atk"))
+    plain, hardened = (records[name].curve.robust_accuracy[-1] for name in ("ResNet34", "ResNet34_atk"))
     last = table.iloc[-1]
     assert last["difference (points)"].startswith(f"{100 * (hardened - plain):.1f} [")
     assert last["only the first robust"] - last["only the second robust"] == round(64 * (hardened - plain))
     assert 0 <= float(last["McNemar p"]) <= 1
-    short = {"curve": records["ResNet34"]["curve"] | {"epsilons": [0.0]}}
+    curve = records["ResNet34"].curve.model_copy(update={"epsilons": [0.0]})
+    short = records["ResNet34"].model_copy(update={"curve": curve})
     with pytest.raises(ValueError, match="radii differ"):
         paired_table(records["ResNet34_atk"], short, few)
 
@@ -137,26 +140,27 @@ def test_recall_figure_draws_the_recalls_of_the_records(workspace: Workspace) ->
     records = robustness_records(workspace, "quick")
     ax = model_figures("ResNet34_atk", records)["recall"].axes[0]
     for bars, title in zip(ax.containers, ("ResNet34", "ResNet34_atk")):
-        expected = records[title]["metrics"][0]["4 classes"]["image"]["recall"]
+        expected = records[title].metrics[0]["4 classes"].image.recall
         assert [bar.get_height() for bar in bars] == pytest.approx([100 * value for value in expected.values()])
 
 
 def test_a_doubtful_number_is_marked_wherever_it_is_shown(workspace: Workspace) -> None:
     records = robustness_records(workspace, "quick")
-    failed = records["ResNet34"]["panel"]["checks"][2]
-    failed["passed"] = False
-    name = failed.get("name") or failed["question"]
+    checks = records["ResNet34"].panel.checks
+    checks[2] = checks[2].model_copy(update={"passed": False})
+    name = checks[2].name
     assert f"gradient checks of ResNet34 8/9: {name}" in remark(records) and "toys" in remark(records)
     assert "trustworthy" not in remark(records)
-    records["Ensemble"]["curve"]["n_images"] = 8
+    curve = records["Ensemble"].curve.model_copy(update={"n_images": 8})
+    records["Ensemble"] = records["Ensemble"].model_copy(update={"curve": curve})
     assert "Ensemble on 8 of 64 images" in remark(records)
     assert summary_table(records).loc["ResNet34", "gradient checks"] == f"8/9: {name}"
 
 
 def test_records_of_other_data_do_not_mix(workspace: Workspace) -> None:
     records = robustness_records(workspace, "quick")
-    other = records["ResNet34"] | {"data": {"fingerprint": "other"}}
-    write_json(workspace.checkpoint("ResNet34_x") / "robustness_quick.json", other)
+    other = {"data": records["ResNet34"].data.plain() | {"fingerprint": "other"}}
+    write_json(workspace.checkpoint("ResNet34_x") / "robustness_quick.json", records["ResNet34"].plain() | other)
     try:
         with pytest.raises(ValueError, match="different data"):
             robustness_records(workspace, "quick")

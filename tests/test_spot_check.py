@@ -31,8 +31,8 @@ def root(phantoms, tmp_path: Path) -> Path:
 def test_a_model_is_recorded_once_and_then_compared(root: Path, capsys: pytest.CaptureFixture) -> None:
     folder = root / "checkpoints" / "ResNet34"
     assert main(["--root", str(root)]) == 0 and "recorded 16 images" in capsys.readouterr().out
-    stored = read_record(folder)["spot_check"]
-    assert len(stored["first_broken"]) == len(stored["paths"]) == 16 and len(set(stored["first_broken"])) > 1
+    stored = read_record(folder).spot_check
+    assert len(stored.first_broken) == len(stored.paths) == 16 and len(set(stored.first_broken)) > 1
     assert main(["--root", str(root), "--model", "ResNet34"]) == 0
     assert "16 of 16 images as recorded" in capsys.readouterr().out
 
@@ -42,7 +42,7 @@ def test_a_record_without_weights_is_left_out(root: Path, tmp_path: Path, capsys
     shutil.copytree(folder, root / "checkpoints" / "ResNet34_atk")
     (folder / "weights.safetensors").unlink()
     assert main(["--root", str(root)]) == 0
-    assert "ResNet34_atk: recorded" in capsys.readouterr().out and "spot_check" not in read_record(folder)
+    assert "ResNet34_atk: recorded" in capsys.readouterr().out and read_record(folder).spot_check is None
     (root / "checkpoints" / "ResNet34_atk" / "weights.safetensors").unlink()
     assert main(["--root", str(root)]) == 1
     assert f"no weights in {root / 'checkpoints'}" in capsys.readouterr().err
@@ -51,10 +51,10 @@ def test_a_record_without_weights_is_left_out(root: Path, tmp_path: Path, capsys
 def test_other_weights_and_other_images_are_noticed(root: Path, capsys: pytest.CaptureFixture) -> None:
     folder = root / "checkpoints" / "ResNet34"
     assert main(["--root", str(root)]) == 0
-    stored = read_record(folder)["spot_check"]
-    update_record(folder, spot_check=stored | {"paths": stored["paths"][::-1]})
+    stored = read_record(folder).spot_check
+    update_record(folder, spot_check=stored.model_copy(update={"paths": stored.paths[::-1]}))
     assert main(["--root", str(root)]) == 1 and "other images" in capsys.readouterr().err
-    record = read_record(folder) | {"spot_check": stored}
+    record = read_record(folder).plain() | {"spot_check": stored.plain()}
     torch.manual_seed(1)
     other = small_model()
     torch.nn.init.normal_(other.backbone.out.weight)
@@ -75,12 +75,28 @@ def test_the_worst_case_is_measured_again(root: Path, capsys: pytest.CaptureFixt
     margin = Attack("pgd", steps=5, loss="margin", stop_when_fooled=True)
     curve = robustness_curve(model, splits.test, attack=margin, known=combine(before), **options)
     assert curve.robust_accuracy[0] > curve.robust_accuracy[-1]
-    update_record(folder, worst_case={"curve": curve.as_dict(), "seed": 3})
+    found = {"curve": curve, "seed": 3, "interval": [], "metrics": [], "answers": {"probability": [], "right": []}}
+    update_record(folder, worst_case=found | {"panel": None})
     assert main(arguments) == 0
     n = len(splits.test)
     assert f"{n} of {n} images as recorded" in capsys.readouterr().out
-    update_record(folder, worst_case={"curve": curve.as_dict() | {"robust_accuracy": [0.9, 0.9, 0.9]}, "seed": 3})
+    higher = curve.model_copy(update={"robust_accuracy": [0.9, 0.9, 0.9]})
+    update_record(folder, worst_case=found | {"panel": None, "curve": higher})
     assert main(arguments) == 1 and "in the record 90.0, 90.0, 90.0 %" in capsys.readouterr().err
+
+
+def _put(folder: Path, **entries: object) -> None:
+    """Write entries into a record that are none."""
+    path = folder / "record.json"
+    write_json(path, read_json(path) | entries)
+
+
+def test_an_entry_that_is_none_is_refused_and_the_file_stays(root: Path) -> None:
+    path = root / "checkpoints" / "ResNet34" / "record.json"
+    before = path.read_text()
+    with pytest.raises(ValueError, match="lacks spot_check.suite"):
+        update_record(path.parent, spot_check={})
+    assert path.read_text() == before
 
 
 WHOLE = {"suite": "quick", "epsilons": [0, 1 / 255, 2 / 255], "paths": ["a"], "first_broken": [0]}
@@ -89,17 +105,17 @@ WHOLE = {"suite": "quick", "epsilons": [0, 1 / 255, 2 / 255], "paths": ["a"], "f
 @pytest.mark.parametrize(
     "entry, named",
     [
-        ({}, "spot_check.suite"),
-        ([], "spot_check.suite"),
-        ("recorded", "spot_check.suite"),
+        ({}, "lacks spot_check.suite"),
+        ([], "spot_check is []"),
+        ("recorded", "spot_check is 'recorded'"),
         ({name: value for name, value in WHOLE.items() if name != "first_broken"}, "spot_check.first_broken"),
         (WHOLE | {"first_broken": [0, 1]}, "paths and first_broken"),
-        (WHOLE | {"paths": 3}, "paths and first_broken"),
+        (WHOLE | {"paths": 3}, "spot_check.paths is 3"),
     ],
 )
 def test_a_malformed_entry_is_named_before_any_attack(root: Path, monkeypatch, capsys, entry, named: str) -> None:
     folder = root / "checkpoints" / "ResNet34"
-    update_record(folder, spot_check=entry)
+    _put(folder, spot_check=entry)
     monkeypatch.setattr("utils.experiments.spot_check.fates", None)
     assert main(["--root", str(root)]) == 1
     error = capsys.readouterr().err
@@ -109,25 +125,13 @@ def test_a_malformed_entry_is_named_before_any_attack(root: Path, monkeypatch, c
 @pytest.mark.parametrize(
     "entry, named",
     [
-        ({}, "worst_case.seed"),
-        ({"seed": 0, "curve": {}}, "worst_case.curve.attacks"),
-        (
-            {
-                "seed": 0,
-                "curve": {
-                    "attacks": [{"speed": 1}],
-                    "n_images": 4,
-                    "epsilons": [0],
-                    "robust_accuracy": [0],
-                    "first_broken": [0],
-                },
-            },
-            "attacks of the record",
-        ),
+        ({}, "lacks worst_case.curve"),
+        ({"seed": 0, "curve": {}}, "lacks worst_case.curve.title"),
+        ({"curve": {"attacks": [{"speed": 1}]}}, "lacks worst_case.curve.title"),
     ],
 )
 def test_a_malformed_worst_case_is_named(root: Path, capsys, entry: dict, named: str) -> None:
-    update_record(root / "checkpoints" / "ResNet34", worst_case=entry)
+    _put(root / "checkpoints" / "ResNet34", worst_case=entry)
     assert main(["--root", str(root), "--worst-case"]) == 1 and named in capsys.readouterr().err
 
 
@@ -135,9 +139,10 @@ def test_a_malformed_worst_case_is_named(root: Path, capsys, entry: dict, named:
     "change, named",
     [
         ({"model": {"backbone": "small", "image_size": 32}}, "lacks model.num_classes"),
-        ({"model": 3}, "lacks model.backbone"),
-        ({"model": {"backbone": "small", "image_size": "32", "num_classes": 4}}, "no whole numbers in its model"),
-        ({"data": []}, "no data"),
+        ({"model": 3}, "model is 3"),
+        ({"model": {"backbone": "small", "image_size": "32", "num_classes": 4}}, "model.image_size is '32'"),
+        ({"data": []}, "data is []"),
+        ({"schema_version": 99}, "later version of this project"),
         ({"vote": {}}, "lacks vote.rule"),
     ],
 )

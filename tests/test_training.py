@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models import def_models
+from utils.evaluation.metrics import Levels, Scores
 from utils.experiments.records import check_against_record, save_trained, update_record
 from utils.optuna_search import SEARCH_SPACE
 from utils.training.augment import NO_AUGMENTATION, Augmentation
@@ -24,6 +25,7 @@ from utils.training.config import OPTIMIZERS, SCHEDULERS, TrainConfig
 from utils.training.loop import train
 from utils.training.objectives import Adversarial, Standard, Step
 from utils.training.optimization import make_criterion, rate_factor
+from utils.training.record import Record
 
 FAST = TrainConfig(num_epochs=2, batch_size=32, learning_rate=3e-3)
 
@@ -289,11 +291,11 @@ def test_checkpoint_round_trip(splits, tmp_path: Path) -> None:
     images = splits.test.pixels(slice(0, 4))
     assert torch.equal(loaded(images), model(images)) and again == record
     needed = {"history", "config", "objective", "best_epoch", "seconds", "start"}
-    assert record["training"]["start"] == "encoder.safetensors"  # and not where it lay
-    assert needed <= set(record["training"]) and record["data"]["fingerprint"] == splits.fingerprint
-    assert {"versions", "hardware", "commit", "python"} <= set(record["environment"])
+    assert record.training.start == "encoder.safetensors"  # and not where it lay
+    assert needed <= set(record.training.plain()) and record.data.fingerprint == splits.fingerprint
+    assert {"versions", "hardware", "commit", "python"} <= set(record.environment.plain())
     update_record(tmp_path, extra=[1])
-    assert read_record(tmp_path)["extra"] == [1] and read_record(tmp_path)["training"] == record["training"]
+    assert read_record(tmp_path).extra == [1] and read_record(tmp_path).training == record.training
 
 
 def test_trained_weights_take_half_the_space_and_nothing_is_lost(splits, tmp_path: Path) -> None:
@@ -324,10 +326,10 @@ def test_checkpoints_that_do_not_fit_are_refused(splits, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="fingerprint"):
         load_checkpoint(tmp_path, fingerprint="0" * 16)
     record = read_record(tmp_path)
-    update_record(tmp_path, model=record["model"] | {"image_size": 64})
+    update_record(tmp_path, model=record.model.plain() | {"image_size": 64})
     with pytest.raises(ValueError, match="record.json describes"):
         load_checkpoint(tmp_path)
-    update_record(tmp_path, model=record["model"])
+    update_record(tmp_path, model=record.model)
     (tmp_path / "weights.safetensors").write_bytes(b"half a file")
     with pytest.raises(ValueError, match="not a readable safetensors"):
         load_checkpoint(tmp_path)
@@ -339,10 +341,13 @@ def test_checkpoints_that_do_not_fit_are_refused(splits, tmp_path: Path) -> None
 
 
 def test_a_model_that_differs_from_its_record_is_noticed() -> None:
-    found, stored = {"image": {"n": 10, "accuracy": 0.5}}, {"test": {"image": {"n": 10, "accuracy": 0.9}}}
+    found, other = (
+        Levels(image=Scores(n=10, accuracy=share, balanced_accuracy=share, macro_f1=share, auroc=None), patient=None)
+        for share in (0.5, 0.9)
+    )
     with pytest.raises(ValueError, match=r"50.00%.*90.00%"):
-        check_against_record(found, stored)
-    check_against_record(found, {})
+        check_against_record(found, Record(test=other))
+    check_against_record(found, Record())
 
 
 def test_augmentation_keeps_range_shape_and_seed() -> None:

@@ -22,14 +22,14 @@ def test_transfer_alone_flatters_a_vote(rule: str, members, toy_test) -> None:
     weights = [0.5, 0.3, 0.2] if rule == "weighted" else None
     vote = Vote(members, rule=rule, weights=weights).eval()
     worst, table = attack_vote(vote, toy_test, epsilons=[RADIUS], suite="quick", names=["a", "b", "c"])
-    assert table["transfer only"][1] >= table["joint"][1] + 0.1
-    assert worst.robust_accuracy[1] <= min(table["joint"][1], table["transfer only"][1])
-    assert set(table["members"]) == {"a", "b", "c"} and table["rule"] == rule
-    assert table["best member"][1] == max(values[1] for values in table["members"].values())
-    assert "PGD-20 from a" in table["alone"] and "Square-200" in table["alone"]
+    assert table.transfer_only[1] >= table.joint[1] + 0.1
+    assert worst.robust_accuracy[1] <= min(table.joint[1], table.transfer_only[1])
+    assert set(table.members) == {"a", "b", "c"} and table.rule == rule
+    assert table.best_member[1] == max(values[1] for values in table.members.values())
+    assert "PGD-20 from a" in table.alone and "Square-200" in table.alone
     # some member is right wherever a vote is, and a vote can do no better than that
-    assert all(oracle >= robust for oracle, robust in zip(table["oracle"], worst.robust_accuracy))
-    assert table["oracle"][0] >= table["oracle"][1]
+    assert all(oracle >= robust for oracle, robust in zip(table.oracle, worst.robust_accuracy))
+    assert table.oracle[0] >= table.oracle[1]
 
 
 def test_one_image_fools_the_vote_itself(members, toy_test) -> None:

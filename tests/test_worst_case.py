@@ -52,7 +52,7 @@ def test_flags_say_what_broke_each_image_and_when(worst, toy_nets, toy_test) -> 
     for step in range(len(worst.epsilons)):
         wrong = worst.logits[step].argmax(1) != toy_test.labels
         assert torch.equal(wrong, (first != NEVER) & (first <= step))
-    assert worst.attacks[0]["title"] == "FGSM" and set(by.tolist()) <= {NEVER, 0, 1}
+    assert worst.attacks[0].title == "FGSM" and set(by.tolist()) <= {NEVER, 0, 1}
 
 
 def test_every_attack_only_lowers_the_worst_case(worst, toy_nets, toy_test) -> None:
@@ -151,7 +151,7 @@ def test_l2_and_untied_planes(toy_nets, toy_test) -> None:
     curve = robustness_curve(toy_nets["plain"], toy_test, attack=Attack(), epsilons=[0.3, 1.5], threat=Threat("l2"))
     assert curve.robust_accuracy[0] > curve.robust_accuracy[1] > curve.robust_accuracy[2]
     assert curve.max_norm[2] <= 1.5 * (1 + 1e-4) and curve.rounded_accuracy == [None] * 3
-    assert curve.threat == {"title": "L2, grey, native", "norm": "l2", "size": None}
+    assert curve.threat.plain() == {"title": "L2, grey, native", "norm": "l2", "size": None}
 
 
 #: Beside the module: whatever a module holds is part of its key.

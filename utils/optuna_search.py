@@ -27,7 +27,7 @@ from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.optuna_journal import WORKER, at_work, open_journal, try_again
 from utils.training.config import TrainConfig
 from utils.training.loop import train
-from utils.training.objectives import Standard
+from utils.training.objectives import Hardening, Standard
 
 #: name -> ("log" | "float", low, high) or ("choice", values). Names are fields of ``TrainConfig`` or of the objective,
 #: ``augmentation_strength``, or ``trainable`` (see ``MRIClassifier.freeze``).
@@ -151,7 +151,9 @@ def optuna_search(
         params = {name: _suggest(trial, name, bounds) for name, bounds in space.items()}
         recipe = apply_to_objective(objective, params)
         clean, robust = _score(trial, make_model, splits, recipe, apply_hyperparams(config, params), params)
-        return (clean, robust) if pareto else clean if robust is None else robust
+        if robust is None:
+            return clean
+        return (clean, robust) if pareto else robust
 
     with at_work(journal, worker):
         if not study.trials:
@@ -287,19 +289,26 @@ def _score(
 
     def report(entry: dict[str, float]) -> None:
         if prunes:
-            trial.report(entry[_pruned_by(objective)], entry["epoch"])
+            trial.report(entry[_pruned_by(objective)], int(entry["epoch"]))
             if trial.should_prune():
                 raise optuna.TrialPruned
 
     result = train(model, splits, objective=objective, config=config, on_epoch=report)
     clean = result.history[result.best_epoch]["validation_balanced_accuracy"]
     trial.set_user_attr("clean", clean)
-    if not objective.attacks:
+    if not isinstance(objective, Hardening):
         return clean, None
     part = splits.validation.balanced_subset(config.validation_images, seed=config.seed)
-    options = {"seed": config.seed, "batch_size": config.batch_size, "device": next(model.parameters()).device}
-    curve = robustness_curve(model, part, attack=RESCORE, epsilons=[objective.eps], **options)
-    robust = scores(curve.logits[1].softmax(1), part.labels, part.classes)["balanced_accuracy"]
+    curve = robustness_curve(
+        model,
+        part,
+        attack=RESCORE,
+        epsilons=[objective.eps],
+        seed=config.seed,
+        batch_size=config.batch_size,
+        device=next(model.parameters()).device,
+    )
+    robust = scores(curve.logits[1].softmax(1), part.labels, part.classes).balanced_accuracy
     trial.set_user_attr("robust", robust)
     return clean, robust
 
@@ -403,4 +412,4 @@ if __name__ == "__main__":
 
     from utils.commands.search import main
 
-    sys.exit(main())
+    sys.exit(main())  # type: ignore[has-type]  # the command imports this module

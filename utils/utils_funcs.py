@@ -1,13 +1,11 @@
 """The one import of every notebook. No logic lives here: each name is defined in the module it comes from."""
 
-from models.def_models import BACKBONES, MRIClassifier, build_model
+from models.def_models import BACKBONES, build_model
 from utils.attacks.attack import Attack
-from utils.attacks.gradient import default_alpha, fgsm, pgd
+from utils.attacks.gradient import fgsm, pgd
 from utils.attacks.suites import check_suite
-from utils.core.modes import attack_mode
-from utils.core.radii import check_eps, radius_label
+from utils.core.radii import check_eps
 from utils.core.reproducibility import seed_everything
-from utils.data.classes import CLASSES
 from utils.data.preparation import (
     describe,
     group_by_subject,
@@ -15,9 +13,8 @@ from utils.data.preparation import (
     prepare_dataset,
     slices_of_patients,
     split_and_save,
-    splits_in_memory,
 )
-from utils.data.sets import DataSplits, ImageSet, load_manifest, load_splits
+from utils.data.sets import load_manifest, load_splits
 from utils.data.sources import load_source
 from utils.data.workspace import Workspace, pick_device
 from utils.evaluation.baselines import baseline_answers
@@ -25,8 +22,9 @@ from utils.evaluation.curve import combine
 from utils.evaluation.ensemble import RULES, Vote, validation_weights
 from utils.evaluation.examples import adversarial_examples
 from utils.evaluation.intervals import report
-from utils.evaluation.leak_audit import audit, audit_splits, audit_table
+from utils.evaluation.leak_audit import audit, audit_table
 from utils.evaluation.metrics import evaluate, predict
+from utils.evaluation.robustness import evaluate_robustness, judge
 from utils.evaluation.transfer import step_size_sweep, transfer_matrix
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.fit import fit
@@ -35,9 +33,7 @@ from utils.experiments.records import (
     check_against_record,
     comparison_table,
     load_members,
-    load_vote,
     parameter_table,
-    plain,
     robustness_table,
     save_trained,
     save_vote,
@@ -45,26 +41,16 @@ from utils.experiments.records import (
     trained_models,
     update_record,
 )
-from utils.experiments.robustness import evaluate_robustness, judge
 from utils.grad_cam import explain_rows, grad_cam
 from utils.optuna_search import (
-    HARDENING_SPACE,
-    SEARCH_SPACE,
     apply_hyperparams,
     apply_to_objective,
     load_hyperparams,
     optuna_search,
     pick_space,
 )
-from utils.reporting.figures import hardening_cams, member_cams, optuna_figures, recipe, show, show_search
+from utils.reporting.figures import hardening_cams, member_cams, recipe, show, show_search
 from utils.reporting.leak import save_audit
-from utils.reporting.plots import (
-    plot_accuracy_curve,
-    plot_confusion_matrix,
-    plot_leak_audit,
-    plot_loss_curve,
-    plot_robustness_curve,
-)
 from utils.reporting.price import price_sentences
 from utils.reporting.robustness_figures import (
     comparison_figures,
@@ -80,28 +66,20 @@ from utils.reporting.robustness_figures import (
 from utils.reporting.slices import plot_adversarial_examples, plot_contact_sheet, plot_grad_cam
 from utils.reporting.style import save_figure
 from utils.reporting.widgets import attack_explorer, attack_strip
-from utils.training.augment import NO_AUGMENTATION, Augmentation
+from utils.training.augment import Augmentation
 from utils.training.checkpoints import load_checkpoint, load_trainable, read_record, save_checkpoint
 from utils.training.config import TrainConfig
 from utils.training.loop import print_epoch, print_training, train
-from utils.training.objectives import RECIPES, Adversarial, Standard, make_objective
+from utils.training.objectives import make_objective
+from utils.training.record import RuleScores
 
 __all__ = [
     "BACKBONES",
-    "CLASSES",
     "ENSEMBLE",
-    "HARDENING_SPACE",
-    "NO_AUGMENTATION",
-    "RECIPES",
     "RULES",
-    "SEARCH_SPACE",
-    "Adversarial",
     "Attack",
     "Augmentation",
-    "DataSplits",
-    "ImageSet",
-    "MRIClassifier",
-    "Standard",
+    "RuleScores",
     "TrainConfig",
     "Vote",
     "Workspace",
@@ -109,10 +87,8 @@ __all__ = [
     "apply_hyperparams",
     "apply_to_objective",
     "attack_explorer",
-    "attack_mode",
     "attack_strip",
     "audit",
-    "audit_splits",
     "audit_table",
     "baseline_answers",
     "build_model",
@@ -122,7 +98,6 @@ __all__ = [
     "combine",
     "comparison_figures",
     "comparison_table",
-    "default_alpha",
     "describe",
     "evaluate",
     "evaluate_robustness",
@@ -141,11 +116,9 @@ __all__ = [
     "load_source",
     "load_splits",
     "load_trainable",
-    "load_vote",
     "make_objective",
     "member_cams",
     "model_figures",
-    "optuna_figures",
     "optuna_search",
     "paired_table",
     "panel_table",
@@ -154,21 +127,14 @@ __all__ = [
     "pgd",
     "pick_device",
     "pick_space",
-    "plain",
-    "plot_accuracy_curve",
     "plot_adversarial_examples",
-    "plot_confusion_matrix",
     "plot_contact_sheet",
     "plot_grad_cam",
-    "plot_leak_audit",
-    "plot_loss_curve",
-    "plot_robustness_curve",
     "predict",
     "prepare_dataset",
     "price_sentences",
     "print_epoch",
     "print_training",
-    "radius_label",
     "read_record",
     "recipe",
     "report",
@@ -186,7 +152,6 @@ __all__ = [
     "show_search",
     "slices_of_patients",
     "split_and_save",
-    "splits_in_memory",
     "step_size_sweep",
     "summary_table",
     "train",

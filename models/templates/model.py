@@ -123,8 +123,8 @@ if not load_existing_params or train_loaded_model:
     record = uf.save_trained(model, checkpoint, splits=splits, result=result, config=config, start=start, note=note)
 else:
     uf.print_training(record)
-training = record["training"]
-print(f"kept epoch {training['best_epoch'] + 1} of {len(training['history'])}, {training['seconds'] / 60:.1f} minutes")
+training = record.training
+print(f"kept epoch {training.best_epoch + 1} of {len(training.history)}, {training.seconds / 60:.1f} minutes")
 
 # %%
 uf.show(record, "loss_curve", assets)

@@ -121,8 +121,7 @@ uf.robustness_table(before)
 # %%
 pgd = uf.Attack("pgd", steps=num_iter, stop_when_fooled=True)
 before[pgd.title] = uf.robustness_curve(model, test, attack=pgd, **options)
-robustness = {name: curve.as_dict() for name, curve in before.items()}
-record = uf.update_record(pretrained, robustness=robustness)
+record = uf.update_record(pretrained, robustness=before)
 uf.robustness_table(before)
 
 # %%
@@ -282,8 +281,7 @@ metrics = uf.evaluate(uf.predict(hardened, test, device=device), test)
 after = {
     attack.title: uf.robustness_curve(hardened, test, attack=attack, **options) for attack in (uf.Attack("fgsm"), pgd)
 }
-robustness = {name: curve.as_dict() for name, curve in after.items()}
-hardened_record = uf.update_record(checkpoint, test=metrics, robustness=robustness)
+hardened_record = uf.update_record(checkpoint, test=metrics, robustness=after)
 both = {f"{title}, {name}": curve for name, curve in before.items()}
 both |= {f"{hardened_title}, {name}": curve for name, curve in after.items()}
 uf.robustness_table(both)

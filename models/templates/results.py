@@ -101,11 +101,10 @@ dict(zip(members, (round(weight, 3) for weight in weights)))
 attacks = [uf.Attack("fgsm"), uf.Attack("pgd", steps=num_iter, stop_when_fooled=True)]
 cache = workspace.attack_cache  # finished batches: an interrupted evaluation goes on from there
 options = {"epsilons": epsilons, "seed": seed, "device": device, "precision": precision, "cache": cache}
-rules = {}
+clean_scores, sweeps, worst_by_rule = {}, {}, {}
 for name, vote in votes.items():
-    curves = {attack.title: uf.robustness_curve(vote, test, attack=attack, **options) for attack in attacks}
-    metrics = uf.evaluate(uf.predict(vote, test, device=device), test)
-    rules[name] = {"test": metrics, "robustness": {title: curve.as_dict() for title, curve in curves.items()}}
+    sweeps[name] = {attack.title: uf.robustness_curve(vote, test, attack=attack, **options) for attack in attacks}
+    clean_scores[name] = uf.evaluate(uf.predict(vote, test, device=device), test)
 
 # %% [markdown]
 # A hard vote has no gradient, and the mean of probabilities saturates. So the vote is also attacked through smooth
@@ -114,25 +113,28 @@ for name, vote in votes.items():
 
 # %%
 few = test.balanced_subset(vote_images) if vote_images else test
-panel = {"panel_images": panel_images, "panel_eps": Epsilon, "queries": panel_queries}
+checks = {"panel_images": panel_images, "panel_eps": Epsilon, "queries": panel_queries}
 for name in {rule: None} | dict.fromkeys(attacked_rules):
-    found = uf.evaluate_robustness(votes[name], few, suite=vote_suite, names=titles, panel=panel, **options)
-    rules[name]["worst_case"] = found
+    found = uf.evaluate_robustness(votes[name], few, suite=vote_suite, names=titles, **checks, **options)
+    worst_by_rule[name] = found
     print(f"{name} vote, {len(few)} images, robust accuracy in percent")
     display(uf.vote_table(found))
 
 # %%
-uf.panel_table(rules[rule]["worst_case"])
+uf.panel_table(worst_by_rule[rule])
 
 # %%
-chosen = {"rule": rule, "rules": rules, "weights": weights}
+rules = {
+    name: uf.RuleScores(test=clean_scores[name], robustness=sweeps[name], worst_case=worst_by_rule.get(name))
+    for name in votes
+}
 own = {title: records[title] for title in titles}
-uf.save_vote(workspace, splits=splits, members=own, note=note, **chosen)
+uf.save_vote(workspace, splits=splits, members=own, note=note, rule=rule, rules=rules, weights=weights)
 record = uf.update_record(workspace.checkpoint(uf.ENSEMBLE), baselines=baselines)
 uf.comparison_table(records | {f"{name} vote": found for name, found in rules.items()})
 
 # %%
-uf.score_table(record["test"])
+uf.score_table(record.test)
 
 # %% [markdown]
 # ## What hardening and voting cost

@@ -1,43 +1,101 @@
-"""The end of every command: what went wrong in one line, and an exit status."""
+"""How every command is made from a typed function, and how it ends: in one line, with an exit status."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Protocol
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
-#: Ended by Ctrl-C, as shells count it.
-STOPPED = 130
+from cyclopts import App, Parameter
+from cyclopts.config import Yaml
+from cyclopts.exceptions import CycloptsError
+
+#: Ended by Ctrl-C, as shells count it; words that make no call, as argparse counts it.
+STOPPED, MISUSED = 130, 2
+_EPILOGUE = (
+    "--config FILE.yaml gives options from a file, one `name: value` a line; those typed count more. --debug shows "
+    "where an error arose. Research code, not for clinical use."
+)
 
 
-class Main(Protocol):
-    """Takes a command's words, or those of this process, and returns its exit status."""
+class Command:
+    """A function as a command: its arguments are the options, its docstring is the help.
 
-    def __call__(self, arguments: list[str] | None = None) -> int: ...  # noqa: D102
-
-
-def command(main: Callable[[list[str] | None], int]) -> Main:
-    """Let ``main`` end in one line: status 1 after an error, 130 after Ctrl-C, and never a traceback.
-
-    Whatever was finished is stored, and the same command goes on from there.
+    Calling it takes a command's words, or those of this process, and returns the exit status: 0, what the function
+    returns, 1 after an error, 2 for words that make no call, 130 after Ctrl-C. An error is said in one line, its
+    traceback only with ``--debug``. Whatever was finished is stored, and the same command goes on from there.
     """
 
-    @wraps(main)
-    def guarded(arguments: list[str] | None = None) -> int:
+    def __init__(self, function: Callable[..., int | None], name: str) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+        self.app = App(
+            name=name,
+            default_command=function,
+            default_parameter=Parameter(negative=(), consume_multiple=True),
+            help_format="plaintext",
+            help_epilogue=_EPILOGUE,
+            version_flags=[],
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+            suppress_keyboard_interrupt=False,
+        )
+        self.app["--help"].show = False
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> int:
+        """Run it with a command's words, or those of this process; returns the exit status."""
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        debug = "--debug" in words
+        words = [word for word in words if word != "--debug"]
         try:
-            return main(arguments)
+            return self._call(words)
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from what is finished", file=sys.stderr)
             return STOPPED
-        except KeyError as error:
-            return _said(f"there is no entry {error} where one is needed; is a stored file damaged?")
-        except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
-            return _said(str(error))
+        except CycloptsError as error:
+            return _said(f"{error} {self.app.name[0]} --help lists the options.", MISUSED)
+        except (OSError, ValueError, RuntimeError, FloatingPointError, KeyError) as error:
+            if debug:
+                traceback.print_exc()
+            return _said(_told(error), 1)
 
-    return guarded
+    def _call(self, words: list[str]) -> int:
+        self.app.config = ()
+        if "--config" in words:
+            place = words.index("--config")
+            if place + 1 == len(words):
+                raise ValueError("--config needs the path of a YAML file")
+            file = Path(words[place + 1])
+            del words[place : place + 2]
+            # not below the name of the command: a file holds the options of one
+            self.app.config = (Yaml(file, must_exist=True, search_parents=False, use_commands_as_keys=False),)
+        return self.app(words) or 0
+
+    def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
+        """The arguments of the call that these words make, defaults included.
+
+        Raises:
+            CycloptsError: they make none.
+        """
+        _, bound, _ = self.app.parse_args(list(arguments))
+        bound.apply_defaults()
+        return dict(bound.arguments)
 
 
-def _said(message: str) -> int:
+def command(name: str) -> Callable[[Callable[..., int | None]], Command]:
+    """Make a function the command ``name``, for instance ``python -m utils train``."""
+    return lambda function: Command(function, name)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"there is no entry {error} where one is needed; is a stored file damaged?"
+    return str(error)
+
+
+def _said(message: str, status: int) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 1
+    return status

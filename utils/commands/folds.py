@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
+from pathlib import Path
 
 from utils.commands.boundary import command
-from utils.commands.recipes import add_common, budget_of
-from utils.core.paths import write_json
+from utils.commands.options import BudgetFields, BudgetOptions
+from utils.core.checks import choice
+from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
 from utils.data.sets import load_splits
 from utils.experiments.folds import (
     SUMMARY,
@@ -22,38 +23,48 @@ from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.style import save_figure
 
 
-@command
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    args = _parse(arguments)
-    splits, budget = load_splits(args.data), budget_of(args)
-    wanted = range(args.n_folds) if args.folds is None else args.folds
+@command("python -m utils folds")
+def main(
+    *,
+    out: Path,
+    data: Path = DATASET_VARIABLES,
+    backbone: str = "resnet34",
+    variant: str = VARIANT,
+    n_folds: int = 5,
+    folds: tuple[int, ...] = (),
+    seed: int = 0,
+    work: Path = ROOT / "runs" / "cross_validate",
+    budget: BudgetFields = BudgetOptions(),  # noqa: B008 - frozen
+) -> None:
+    """Test every patient once: train, harden and attack a model for each fold.
+
+    Each fold leaves a file in --out and is not done again; several processes may work on different folds.
+
+    Args:
+        out: folder of the results.
+        data: folder of prepared *_set.pt.
+        backbone: dino_v2, resnet34, efficientnet_b0, or one of your own in models/def_models.py.
+        variant: how each clean model is hardened; a key of VARIANTS in utils/experiments/recipes.py.
+        n_folds: number of folds.
+        folds: only these, counted from 0; without it all.
+        seed: of the folds, of the trainings and of the attacks.
+        work: folder of weights and unfinished runs.
+    """
+    choice("--variant", variant, VARIANTS)
+    splits = load_splits(data)
+    wanted = folds or tuple(range(n_folds))
     # each is cut before the first is trained: what cannot be done is said at once
-    for fold in wanted or [0]:
-        fold_of(splits, fold, args.n_folds, args.seed)
-    shared = fold_specification(splits, args.backbone, args.n_folds, args.seed, budget, args.variant)
-    refuse_other_folds(args.out, splits, shared)
+    for fold in wanted or (0,):
+        fold_of(splits, fold, n_folds, seed)
+    shared = fold_specification(splits, backbone, n_folds, seed, budget, variant)
+    refuse_other_folds(out, splits, shared)
     for fold in wanted:
-        target = args.out / f"fold{fold}.json"
+        target = out / f"fold{fold}.json"
         if not target.is_file():
             print(f"fold {fold}", flush=True)
-            own = fold_of(splits, fold, args.n_folds, args.seed)
-            work = args.work / args.out.name / f"fold{fold}"
-            run_fold(
-                own, backbone=args.backbone, seed=args.seed, budget=budget, target=target, work=work, shared=shared
-            )
-    summary = summarise(args.out)
-    write_json(args.out / SUMMARY, summary)
-    print(save_figure(folds_figure(summary), (args.out / SUMMARY).with_suffix(".png")))
-    return 0
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m utils folds", description="Test every patient once")
-    add = parser.add_argument
-    add("--n-folds", type=int, default=5)
-    add("--folds", type=int, nargs="+", metavar="K", help="only these, counted from 0; default: all")
-    add("--seed", type=int, default=0)
-    add("--variant", choices=VARIANTS, default=VARIANT, help=f"how each model is hardened (default {VARIANT})")
-    add_common(parser, "cross_validate")
-    return parser.parse_args(arguments)
+            own = fold_of(splits, fold, n_folds, seed)
+            place = work / out.name / f"fold{fold}"
+            run_fold(own, backbone=backbone, seed=seed, budget=budget, target=target, work=place, shared=shared)
+    summary = summarise(out)
+    write_json(out / SUMMARY, summary.plain())
+    print(save_figure(folds_figure(summary), (out / SUMMARY).with_suffix(".png")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from pathlib import Path
 
@@ -16,14 +15,9 @@ def _write(text: str, target: Path) -> None:
     target.write_text(text, "utf-8")
 
 
-@command
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    names = ", ".join(str(path.relative_to(ROOT)) for path in DOCUMENTS)
-    argparse.ArgumentParser(
-        prog="python -m utils pages", description=f"Write the tables of {names} and the gallery assets/index.html anew."
-    ).parse_args(arguments)
+@command("python -m utils pages")
+def main() -> None:
+    """Write the tables of README.md, assets/RESULTS.md and the other pages anew, and the gallery assets/index.html."""
     texts = {path: rebuilt(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
     write_gallery(ROOT)
     atomic_write_all({path: partial(_write, text) for path, text in texts.items()})
-    return 0

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import asdict
 from pathlib import Path
 
-from models.def_models import BACKBONES
 from utils.commands.boundary import command
+from utils.commands.options import BudgetFields, BudgetOptions
+from utils.core.checks import choice
 from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
 from utils.data.sets import load_splits
 from utils.experiments.recipes import (
     RECIPE_VARIANTS,
     SUMMARY,
     VARIANTS,
-    Budget,
     run_seed,
     score_baselines,
     summarise,
@@ -22,52 +20,38 @@ from utils.experiments.recipes import (
 )
 from utils.reporting.experiment_figures import recipes_figure
 from utils.reporting.style import save_figure
-from utils.training.config import parse_trainable
 
 
-@command
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    args = _parse(arguments)
-    splits = load_splits(args.data)
-    names = list(VARIANTS) if args.variants == ["all"] else args.variants
-    unknown = set(names) - set(VARIANTS)
-    if unknown:
-        raise ValueError(f"no variant {', '.join(sorted(unknown))}; known: {', '.join(VARIANTS)}")
-    budget = budget_of(args)
-    for seed in args.seeds:
-        places = {"out": args.out, "work": args.work / args.out.name}
-        run_seed(splits, backbone=args.backbone, variants=names, seed=seed, budget=budget, **places)
-    summary = summarise(args.out, score_baselines(splits))
-    write_json(args.out / SUMMARY, summary)
-    save_figure(recipes_figure(summary), (args.out / SUMMARY).with_suffix(".png"))
+@command("python -m utils recipes")
+def main(
+    *,
+    out: Path,
+    data: Path = DATASET_VARIABLES,
+    backbone: str = "resnet34",
+    variants: tuple[str, ...] = tuple(RECIPE_VARIANTS),
+    seeds: tuple[int, ...] = (0, 1, 2),
+    work: Path = ROOT / "runs" / "compare_recipes",
+    budget: BudgetFields = BudgetOptions(),  # noqa: B008 - frozen
+) -> None:
+    """Compare ways of hardening over several seeds, chosen by validation patients alone.
+
+    Each run leaves a file in --out and is not done again; several processes may work on different seeds or variants.
+
+    Args:
+        out: folder of the results.
+        data: folder of prepared *_set.pt.
+        backbone: dino_v2, resnet34, efficientnet_b0, or one of your own in models/def_models.py.
+        variants: keys of VARIANTS in utils/experiments/recipes.py, or all.
+        seeds: one clean model and its hardened ones for each.
+        work: folder of weights and unfinished runs.
+    """
+    names = list(VARIANTS) if variants == ("all",) else list(variants)
+    for name in names:
+        choice("--variants", name, VARIANTS)
+    splits = load_splits(data)
+    for seed in seeds:
+        run_seed(splits, backbone=backbone, variants=names, seed=seed, budget=budget, out=out, work=work / out.name)
+    summary = summarise(out, score_baselines(splits))
+    write_json(out / SUMMARY, summary.plain())
+    save_figure(recipes_figure(summary), (out / SUMMARY).with_suffix(".png"))
     print(summary_table(summary).to_string())
-    return 0
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m utils recipes", description="Compare ways of hardening")
-    add = parser.add_argument
-    add("--variants", nargs="+", default=list(RECIPE_VARIANTS), metavar="NAME", help=f"all, or of {' '.join(VARIANTS)}")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add_common(parser, "compare_recipes")
-    return parser.parse_args(arguments)
-
-
-def add_common(parser: argparse.ArgumentParser, work: str) -> None:
-    """Give a command data, backbone, folders and the fields of ``Budget`` that may be chosen."""
-    add = parser.add_argument
-    add("--data", type=Path, default=DATASET_VARIABLES, help="folder of prepared *_set.pt")
-    add("--backbone", choices=sorted(BACKBONES), default="resnet34")
-    add("--out", type=Path, required=True, help="folder of the results")
-    add("--work", type=Path, default=ROOT / "runs" / work, help="folder of weights and unfinished runs")
-    for name, default in asdict(Budget()).items():
-        if name not in ("eps", "trainable"):
-            add(f"--{name.replace('_', '-')}", type=type(default), default=default)
-    trainable = {"type": parse_trainable, "default": "all", "metavar": "all|head|N"}
-    add("--trainable", help="what is trained; N: the last N blocks", **trainable)
-
-
-def budget_of(args: argparse.Namespace) -> Budget:
-    """The budget that :func:`add_common` has read."""
-    return Budget(**{name: getattr(args, name) for name in Budget.__dataclass_fields__ if hasattr(args, name)})

@@ -2,100 +2,106 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated, Literal
 
-from utils.attacks.suites import SUITES, Threat
+import torch
+from cyclopts import Parameter
+
+from utils.attacks.suites import Threat
 from utils.commands.boundary import command
+from utils.core.checks import whole
 from utils.core.paths import check_writable, write_json
-from utils.core.precision import PRECISIONS
 from utils.core.processes import is_main, join_others
 from utils.core.radii import CHECK_EPS, GRIDS, parse_radius
-from utils.data.sets import load_splits
+from utils.data.sets import DataSplits, load_splits
 from utils.data.workspace import Workspace, pick_device
-from utils.experiments.records import ENSEMBLE, load_vote
-from utils.experiments.robustness import PANEL_IMAGES, evaluate_robustness, record_path
+from utils.evaluation.robustness import PANEL_IMAGES, evaluate_robustness, record_path
+from utils.experiments.records import load_vote
 from utils.training.checkpoints import checkpoint_folder, load_checkpoint, read_record
+from utils.training.record import ModelRecord, VoteRecord
 
 
-@command
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    args = _parse(arguments)
+@command("python -m utils robustness")
+def main(
+    *,
+    model: str,
+    data: Path | None = None,
+    root: Path | None = None,
+    suite: str = "standard",
+    epsilons: tuple[str, ...] = (),
+    norm: Literal["linf", "l2"] = "linf",
+    untied: int | None = None,
+    max_images: int | None = None,
+    panel_images: int = PANEL_IMAGES,
+    check_eps: Annotated[str | None, Parameter(alias="--panel-eps")] = None,
+    batch_size: int = 64,
+    precision: Literal["auto", "fp32", "bf16"] = "fp32",
+    compile: bool = False,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Attack a trained model with a suite of attacks and write what is left, with intervals and gradient checks.
+
+    Args:
+        model: folder in checkpoints/, Ensemble too, or a path.
+        data: folder of prepared *_set.pt; without it dataset/dataset_variables.
+        root: holds checkpoints/; without it this repository.
+        suite: which attacks: smoke, quick, brief, targeted, standard (to publish) or full.
+        epsilons: radii, such as 1/255 or 0.005, or L2 lengths; without it the norm's grid.
+        norm: of the radii.
+        untied: attack three colour planes of this side instead of the grey image.
+        max_images: attack so many test images, spread over patients; without it all.
+        panel_images: images of the gradient checks; 0 leaves them out.
+        check_eps: radius of the gradient checks; without it 2/255, or L2 1.
+        batch_size: images a pass.
+        precision: of the attacks' passes; answers count in float32.
+        compile: fuse the attacks' passes first; takes a minute, pays on EfficientNet.
+        seed: of the random starts.
+        out: file to write; without it beside the model's record.
+    """
     join_others()
-    threat = Threat(norm=args.norm, size=args.untied)
-    epsilons, check_radius = _radii(args)
-    _check_counts(args)
-    workspace = Workspace.open("" if args.root is None else str(args.root), data_dir=args.data or "")
-    folder = checkpoint_folder(args.model if Path(args.model).is_dir() else workspace.checkpoint(args.model))
+    threat = Threat(norm=norm, size=untied)
+    radii = [parse_radius(text, norm) for text in epsilons] or list(GRIDS[norm])
+    check_radius = CHECK_EPS[norm] if check_eps is None else parse_radius(check_eps, norm)
+    # now, and not after hours of attacks
+    counts = {"--panel-images": (panel_images, 0), "--batch-size": (batch_size, 1), "--seed": (seed, 0)}
+    counts |= {"--max-images": (max_images, 1)} if max_images is not None else {}
+    for name, (value, least) in counts.items():
+        whole(name, value, least)
+    workspace = Workspace.open(str(root or ""), data_dir=str(data or ""))
+    folder = checkpoint_folder(model if Path(model).is_dir() else workspace.checkpoint(model))
     stored = read_record(folder)
-    target = args.out or record_path(folder, args.suite, threat, args.max_images)
+    target = out or record_path(folder, suite, threat, max_images)
     check_writable(target)
     splits = load_splits(workspace.data_dir)
-    fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
     device = pick_device()
-    vote = folder.name == ENSEMBLE
-    model = load_vote(workspace, stored, **fits) if vote else load_checkpoint(folder, **fits)[0]
-    test = splits.test.balanced_subset(args.max_images) if args.max_images else splits.test
-    print(f"{folder.name}, suite {args.suite}, {threat.title}, {len(test)} test images on {device}", flush=True)
+    classifier = _load(workspace, folder, stored, splits).to(device)
+    test = splits.test.balanced_subset(max_images) if max_images else splits.test
+    print(f"{folder.name}, suite {suite}, {threat.title}, {len(test)} test images on {device}", flush=True)
     found = evaluate_robustness(
-        model.to(device),
+        classifier,
         test,
-        suite=args.suite,
-        epsilons=epsilons,
-        names=stored["vote"]["members"] if vote else (),
+        suite=suite,
+        epsilons=radii,
+        names=stored.vote.members if isinstance(stored, VoteRecord) else (),
         threat=threat,
-        panel={"panel_images": args.panel_images, "panel_eps": check_radius},
-        seed=args.seed,
-        batch_size=args.batch_size,
+        panel_images=panel_images,
+        panel_eps=check_radius,
+        seed=seed,
+        batch_size=batch_size,
         device=device,
-        precision=args.precision,
-        compiled=args.compile,
+        precision=precision,
+        compiled=compile,
         cache=workspace.attack_cache,
     )
-    own = {"title": folder.name, "classes": splits.classes, "data": splits.info, "note": stored.get("note", "")}
+    own = {"title": folder.name, "classes": splits.classes, "data": splits.info, "note": stored.note}
     if is_main():
-        write_json(target, own | found)
+        write_json(target, own | found.plain())
         print(target)
-    return 0
 
 
-def _radii(args: argparse.Namespace) -> tuple[list[float], float]:
-    """The radii to attack at and that of the gradient checks, as they were typed or as the norm has them."""
-    typed = args.epsilons or []
-    epsilons = [parse_radius(text, args.norm) for text in typed] or list(GRIDS[args.norm])
-    check = CHECK_EPS[args.norm] if args.check_eps is None else parse_radius(args.check_eps, args.norm)
-    return epsilons, check
-
-
-def _check_counts(args: argparse.Namespace) -> None:
-    """Refuse now what would fail, or mean something else, after hours of attacks."""
-    for name, value, least in (
-        ("--max-images", args.max_images, 1),
-        ("--panel-images", args.panel_images, 0),
-        ("--batch-size", args.batch_size, 1),
-        ("--seed", args.seed, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m utils robustness", description="Robustness of a trained model")
-    add = parser.add_argument
-    add("--model", required=True, help="folder in checkpoints/, Ensemble too, or a path")
-    add("--data", help="folder of prepared *_set.pt; default: dataset/dataset_variables")
-    add("--root", type=Path, help="holds checkpoints/; default: this repository")
-    add("--suite", choices=SUITES, default="standard")
-    add("--epsilons", nargs="+", metavar="EPS", help="such as 1/255 or 0.005, or L2 lengths; default: the norm's grid")
-    add("--norm", choices=("linf", "l2"), default="linf")
-    add("--untied", type=int, metavar="SIDE", help="attack three colour planes of this side instead of the grey image")
-    add("--max-images", type=int, help="attack so many test images, spread over patients; default: all")
-    add("--panel-images", type=int, default=PANEL_IMAGES, help="images of the gradient checks; 0 leaves them out")
-    add("--check-eps", "--panel-eps", metavar="EPS", help="radius of the gradient checks (default 2/255, or L2 1)")
-    add("--batch-size", type=int, default=64)
-    add("--precision", choices=PRECISIONS, default="fp32", help="of the attacks' passes; answers count in float32")
-    add("--compile", action="store_true", help="fuse the attacks' passes first; takes a minute, pays on EfficientNet")
-    add("--seed", type=int, default=0)
-    add("--out", type=Path, help="file to write; default: beside the model's record")
-    return parser.parse_args(arguments)
+def _load(workspace: Workspace, folder: Path, stored: ModelRecord | VoteRecord, splits: DataSplits) -> torch.nn.Module:
+    if isinstance(stored, VoteRecord):
+        return load_vote(workspace, stored, classes=splits.classes, fingerprint=splits.fingerprint)
+    return load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)[0]

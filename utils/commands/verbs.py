@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from utils.commands.boundary import command
+from utils.commands.boundary import MISUSED
 
 #: Verb -> module with its ``main``, and what it does.
 VERBS = {
@@ -37,17 +37,13 @@ def usage() -> str:
     )
 
 
-@command
 def main(arguments: list[str] | None = None) -> int:
-    """Call the verb that the first argument names; returns the exit status.
-
-    Raises:
-        ValueError: no such verb.
-    """
+    """Call the verb that the first argument names; returns the exit status."""
     verb, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in ("-h", "--help"):
         print(usage())
         return 0
     if verb not in VERBS:
-        raise ValueError(f"no verb {verb!r}; there are {', '.join(VERBS)}")
+        print(f"error: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        return MISUSED
     return import_module(f"utils.commands.{VERBS[verb][0]}").main(rest)

@@ -9,7 +9,7 @@ import platform
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -144,22 +144,3 @@ def read_json(source: Path) -> Any:
         return json.loads(Path(source).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{source} is not readable JSON: {error}") from error
-
-
-def need(content: Any, names: Sequence[str], where: str | Path, remedy: str) -> None:
-    """Make sure that what was read from a file has its parts.
-
-    Args:
-        names: keys, with dots for those inside of others.
-        where: file, for the message.
-        remedy: what to do.
-
-    Raises:
-        ValueError: a part is missing; the message names file and key.
-    """
-    for name in names:
-        found = content
-        for key in name.split("."):
-            if not isinstance(found, dict) or key not in found:
-                raise ValueError(f"{where} lacks {name}: it was not written whole, or by another program; {remedy}")
-            found = found[key]

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 
@@ -32,7 +32,7 @@ LARGEST_COUNT = 500_000
 _SYSTEM_FILES = {".ds_store", "thumbs.db", "desktop.ini"}
 _SYSTEM_FOLDER = "__macosx"
 _CHUNK = 2**20
-_OPENERS = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
+_OPENERS: dict[bytes, Any] = {b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open, b"BZh": bz2.open}
 _TAR_KINDS = {
     tarfile.REGTYPE: "file",
     tarfile.AREGTYPE: "file",
@@ -304,7 +304,7 @@ def _zip_member(item: zipfile.ZipInfo) -> _Member:
 def _write(opened: zipfile.ZipFile, member: _Member, place: Path, left: int) -> int:
     """Write one file and return its bytes: those really read, for a header may lie."""
     written = 0
-    with opened.open(member.item) as stream, place.open("xb") as file:
+    with opened.open(cast(zipfile.ZipInfo, member.item)) as stream, place.open("xb") as file:
         while chunk := stream.read(_CHUNK):
             written += len(chunk)
             if written > min(left, member.size):
@@ -314,10 +314,13 @@ def _write(opened: zipfile.ZipFile, member: _Member, place: Path, left: int) -> 
 
 
 def _unpack_tar(archive: Path, target: Path, limit: int) -> int:
-    with _decompressed(archive) as stream, tarfile.open(fileobj=_Bounded(stream, limit), mode="r:") as opened:
+    with (
+        _decompressed(archive) as stream,
+        tarfile.open(fileobj=cast(BinaryIO, _Bounded(stream, limit)), mode="r:") as opened,
+    ):
         wanted, ignored = _look_at(map(_tar_member, opened), limit)
         _check_end(opened)
-        opened.extractall(target, members=[member.item for member in wanted], filter="data")
+        opened.extractall(target, members=[cast(tarfile.TarInfo, member.item) for member in wanted], filter="data")
     return ignored
 
 

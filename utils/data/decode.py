@@ -192,13 +192,13 @@ def _picture(image: Image.Image) -> Picture:
 def _on_black(image: Image.Image) -> tuple[Image.Image, bool]:
     full = image.convert("RGBA")
     alpha = full.getchannel("A")
-    return Image.composite(full.convert("RGB"), Image.new("RGB", full.size), alpha), alpha.getextrema()[0] < 255
+    return Image.composite(full.convert("RGB"), Image.new("RGB", full.size), alpha), np.asarray(alpha).min() < 255
 
 
 def _is_coloured(image: Image.Image) -> bool:
     red, green, blue = image.convert("RGB").split()
     return any(
-        ImageChops.difference(one, other).getextrema()[1] > _COLOUR_TOLERANCE
+        np.asarray(ImageChops.difference(one, other)).max() > _COLOUR_TOLERANCE
         for one, other in ((red, green), (green, blue), (red, blue))
     )
 
@@ -251,7 +251,8 @@ def _each(folder: Path, paths: list[str], work: Callable[[int, Path], _Found], v
     with ThreadPoolExecutor(max_workers=_WORKERS) as pool, tqdm(total=len(paths), desc=verb, leave=False) as progress:
         # a block at a time, for a million waiting tasks would take more memory than their pictures
         for start in range(0, len(paths), _BLOCK):
-            found += pool.map(one, range(start, min(start + _BLOCK, len(paths))))
+            read = pool.map(one, range(start, min(start + _BLOCK, len(paths))))
+            found += [entry for entry in read if entry is not None]
             progress.update(len(found) - progress.n)
     if bad:
         shown = "; ".join(sorted(bad)[:5])
@@ -311,7 +312,9 @@ def _note_intensity(decoded: Decoded, headers: list[Header], intensity: tuple[in
 
 def _common_top(pixels: np.ndarray, chosen: np.ndarray) -> int:
     """The grey level that 99.9 % of the chosen images' pixels do not exceed."""
-    counts = sum(np.bincount(pixels[index].ravel(), minlength=256) for index in np.flatnonzero(chosen))
+    counts = np.zeros(256, dtype=np.int64)
+    for index in np.flatnonzero(chosen):
+        counts += np.bincount(pixels[index].ravel(), minlength=256)
     return int(np.searchsorted(np.cumsum(counts), 0.999 * counts.sum()))
 
 
@@ -344,5 +347,5 @@ def _fit(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
     canvas = np.zeros(shape, dtype=np.uint8)
     top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
-    canvas[top : top + height, left : left + width] = resized
+    canvas[top : top + height, left : left + width] = np.asarray(resized)
     return canvas

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from utils.core.paths import DATASET_VARIABLES, atomic_write_all
+from utils.core.parts import Part
+from utils.core.paths import DATASET_VARIABLES, Writer, atomic_write_all
 from utils.data.raw_images import RawImages
 from utils.data.splits import SPLITS
 from utils.data.subject_ids import UNKNOWN
@@ -93,11 +95,20 @@ class ImageSet:
 
     def join(self, other: ImageSet) -> ImageSet:
         """This set followed by another of the same classes and image size."""
-        tensors = [
-            torch.cat([getattr(self, name), getattr(other, name)])
-            for name in ("images", "labels", "subjects", "slices", "synthetic")
-        ]
-        return ImageSet(*tensors, self.paths + other.paths, self.classes, self.info)
+
+        def both(name: str) -> torch.Tensor:
+            return torch.cat([getattr(self, name), getattr(other, name)])
+
+        return ImageSet(
+            both("images"),
+            both("labels"),
+            both("subjects"),
+            both("slices"),
+            both("synthetic"),
+            self.paths + other.paths,
+            self.classes,
+            self.info,
+        )
 
     def table(self) -> pd.DataFrame:
         """Images and patients a class."""
@@ -219,13 +230,31 @@ def data_note(info: Mapping[str, Any]) -> str:
     return "; ".join(notes)
 
 
+class DataFacts(Part):
+    """What a record tells of the data it is of; see :attr:`DataSplits.info`."""
+
+    source: str
+    protocol: str
+    fingerprint: str = ""
+
+    @property
+    def verified(self) -> bool:
+        """See :func:`patients_verified`."""
+        return patients_verified(self.plain())
+
+    @property
+    def split_name(self) -> str:
+        """See :func:`protocol_name`."""
+        return protocol_name(self.plain())
+
+
 def fingerprint(splits: DataSplits) -> str:
     """SHA-256 over protocol, classes and all tensors of all sides, 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, part in splits:
         digest.update(f"{name}{tuple(part.images.shape)}{part.classes}{part.info.get('protocol')}".encode())
         for tensor in (part.images, part.labels, part.subjects, part.slices, part.synthetic):
-            digest.update(tensor.contiguous().numpy())
+            digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -276,8 +305,8 @@ def _remarks(subjects: Subjects) -> list[str]:
 def save_splits(splits: DataSplits, table: pd.DataFrame, out: Path) -> None:
     """Write ``{train,validation,test}_set.pt`` and ``manifest.csv``: all of them or none."""
     out = Path(out)
-    writers = {
-        out / f"{name}_set.pt": lambda path, part=part: torch.save(_as_plain(part), path) for name, part in splits
+    writers: dict[Path, Writer] = {
+        out / f"{name}_set.pt": partial(torch.save, _as_plain(part)) for name, part in splits
     }
     writers[out / MANIFEST] = lambda path: table.to_csv(path, index=False)
     atomic_write_all(writers)

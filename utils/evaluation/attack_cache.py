@@ -121,7 +121,7 @@ def describe_images(images: ImageSet) -> str:
     """Digest of pixels, labels and patients."""
     digest = hashlib.sha256(repr(images.classes).encode())
     for tensor in (images.images, images.labels, images.subjects):
-        digest.update(tensor.contiguous().numpy())
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -146,21 +146,22 @@ class AttackCache:
         Raises:
             ValueError: the file is damaged; the message names it.
         """
-        if self.folder is None or not self._path(name).is_file():
+        if self.folder is None or not self._path(self.folder, name).is_file():
             return None
         try:
-            return load_file(self._path(name))
+            return load_file(self._path(self.folder, name))
         except Exception as error:
-            raise ValueError(f"{self._path(name)} is damaged ({error}); delete it and run this again") from error
+            path = self._path(self.folder, name)
+            raise ValueError(f"{path} is damaged ({error}); delete it and run this again") from error
 
     def save(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write one batch, whole or not at all."""
         if self.folder is not None:
             plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-            atomic_write(self._path(name), lambda path: save_file(plain, path))
+            atomic_write(self._path(self.folder, name), lambda path: save_file(plain, path))
 
-    def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+    def _path(self, folder: Path, name: str) -> Path:
+        return folder / f"{name}.safetensors"
 
 
 def cache_for(

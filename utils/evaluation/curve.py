@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from utils.core.parts import Part
 
 NEVER = -1
 
 
-@dataclass
-class RobustnessCurve:
+def _unknown() -> torch.Tensor:
+    return torch.empty(0)
+
+
+class AttackRun(Part):
+    """The budget of an attack that was run; see :class:`utils.attacks.attack.Attack`."""
+
+    title: str
+    name: str
+
+
+class ThreatFacts(Part):
+    """What an attacker might change; see :class:`utils.attacks.suites.Threat`."""
+
+    title: str
+    norm: str = "linf"
+    size: int | None = None
+
+
+class RobustnessCurve(Part):
     """Robust accuracy over radii for one model and a set of attacks.
 
     An image is robust at a radius if it is right without attack and was broken neither there nor
@@ -20,8 +40,8 @@ class RobustnessCurve:
 
     Attributes:
         title: of the attacks together.
-        attacks: budgets as plain values, each with its title, in the order they were run.
-        threat: what the attacker may change, as plain values.
+        attacks: budgets, in the order they were run.
+        threat: what the attacker may change.
         epsilons: radii, ascending, the first 0.
         robust_accuracy: share of all images, 0..1, for each radius; the first is clean accuracy.
         rounded_accuracy: the same where only adversarial images count that still fool the model once rounded
@@ -39,26 +59,44 @@ class RobustnessCurve:
     """
 
     title: str
-    attacks: list[dict[str, Any]]
-    threat: dict[str, Any]
+    attacks: list[AttackRun]
+    threat: ThreatFacts
     epsilons: list[float]
     robust_accuracy: list[float]
     rounded_accuracy: list[float | None]
-    first_broken: list[int] = field(repr=False)
-    broken_by: list[int] = field(repr=False)
+    first_broken: list[int] = Field(repr=False)
+    broken_by: list[int] = Field(repr=False)
     n_images: int
     n_subjects: int
     max_norm: list[float]
     seconds: float
-    first_rounded: torch.Tensor = field(repr=False, compare=False)
-    logits: torch.Tensor = field(repr=False, compare=False)
+    first_rounded: torch.Tensor = Field(default_factory=_unknown, repr=False, exclude=True)
+    logits: torch.Tensor = Field(default_factory=_unknown, repr=False, exclude=True)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for a record."""
-        return {key: value for key, value in vars(self).items() if key not in ("first_rounded", "logits")}
+    @model_validator(mode="after")
+    def _as_long(self) -> Self:
+        for name in ("robust_accuracy", "rounded_accuracy", "max_norm"):
+            if len(getattr(self, name)) != len(self.epsilons):
+                raise ValueError(f"{name} and epsilons must be as long as each other")
+        if not len(self.first_broken) == len(self.broken_by) == self.n_images:
+            raise ValueError(f"first_broken and broken_by must have {self.n_images} entries")
+        return self
+
+    def at(self, eps: float) -> float:
+        """Robust accuracy at one of ``epsilons``."""
+        return self.robust_accuracy[self.epsilons.index(eps)]
+
+    def robust(self, step: int) -> torch.Tensor:
+        """Which images are right at every radius up to the one with index ``step``; bool tensor N."""
+        first = torch.tensor(self.first_broken)
+        return (first == NEVER) | (first > step)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether two curves would be written alike."""
+        return isinstance(other, RobustnessCurve) and self.plain() == other.plain()
 
 
-def share_standing(first_broken: torch.Tensor, step: int) -> float:
+def share_robust(first_broken: torch.Tensor, step: int) -> float:
     """Share of images that stand all radii up to the one with index ``step``."""
     return ((first_broken == NEVER) | (first_broken > step)).double().mean().item()
 
@@ -83,9 +121,9 @@ def combine(curves: Sequence[RobustnessCurve], title: str = "worst case") -> Rob
         attacks=[attack for curve in curves for attack in curve.attacks],
         threat=curves[0].threat,
         epsilons=radii,
-        robust_accuracy=[share_standing(when, step) for step in range(len(radii))],
+        robust_accuracy=[share_robust(when, step) for step in range(len(radii))],
         rounded_accuracy=[
-            None if known is None else share_standing(rounded, step)
+            None if known is None else share_robust(rounded, step)
             for step, known in enumerate(curves[0].rounded_accuracy)
         ],
         first_broken=when.tolist(),

@@ -28,6 +28,8 @@ class Vote(nn.Module):
         ValueError: no members, an unknown rule, or weights that do not fit.
     """
 
+    shares: torch.Tensor
+
     def __init__(
         self, members: Sequence[nn.Module], *, rule: str = "soft", weights: Sequence[float] | None = None
     ) -> None:

@@ -7,16 +7,16 @@ metrics but AUROC are functions of counts that add up over patients, which makes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import scipy
 import torch
 
+from utils.core.parts import Part
 from utils.data.classes import CLASSES, healthy_class
 from utils.data.sets import ImageSet
 from utils.data.subject_ids import UNKNOWN
-from utils.evaluation.metrics import merge_by_patient, scores
+from utils.evaluation.metrics import Levels, Metrics, Scores, merge_by_patient, scores
 
 DRAWS = 1000
 _BINS = 15
@@ -109,9 +109,9 @@ def _auroc(score: np.ndarray, positive: np.ndarray, groups: np.ndarray, counts: 
 
 
 def with_intervals(
-    scores: dict[str, Any], probabilities: torch.Tensor, labels: torch.Tensor, subjects: torch.Tensor, *, seed: int = 0
-) -> dict[str, Any]:
-    """Metrics with their 95 % intervals added under ``interval``, name -> [low, high] or None.
+    scores: Scores, probabilities: torch.Tensor, labels: torch.Tensor, subjects: torch.Tensor, *, seed: int = 0
+) -> Scores:
+    """Metrics with their 95 % intervals, name -> [low, high] or None.
 
     Args:
         scores: from :func:`utils.evaluation.metrics.scores` on the same answers.
@@ -121,7 +121,7 @@ def with_intervals(
     groups = patient_groups(subjects)
     counts = bootstrap_counts(int(groups.max()) + 1, seed=seed)
     drawn = scores_over_draws(probabilities.numpy().astype(float), labels.numpy(), groups, counts)
-    return scores | {"interval": {name: interval(values) for name, values in drawn.items()}}
+    return scores.model_copy(update={"interval": {name: interval(values) for name, values in drawn.items()}})
 
 
 def share_interval(flags: torch.Tensor, subjects: torch.Tensor, *, seed: int = 0) -> list[float] | None:
@@ -132,9 +132,23 @@ def share_interval(flags: torch.Tensor, subjects: torch.Tensor, *, seed: int = 0
     return interval((counts @ hits) / (counts @ sizes))
 
 
-def compare(
-    first: torch.Tensor, second: torch.Tensor, subjects: torch.Tensor, *, seed: int = 0
-) -> dict[str, float | int | list[float] | None]:
+class Comparison(Part):
+    """Two models on the same images.
+
+    Attributes:
+        difference: first minus second, as a share, with its 95 % ``interval`` over patients.
+        only_first, only_second: images that only one of them gets right.
+        mcnemar_p: of McNemar's exact test.
+    """
+
+    difference: float
+    interval: list[float] | None
+    only_first: int
+    only_second: int
+    mcnemar_p: float
+
+
+def compare(first: torch.Tensor, second: torch.Tensor, subjects: torch.Tensor, *, seed: int = 0) -> Comparison:
     """Two models on the same images: paired difference and McNemar's exact test.
 
     The test treats images as independent, which slices of one patient are not; the interval draws patients and is
@@ -143,10 +157,6 @@ def compare(
     Args:
         first, second: bool tensors N, which images each model gets right (or withstands).
         subjects: int64 tensor N.
-
-    Returns:
-        ``difference`` (first minus second, as a share), its ``interval``, ``only_first``, ``only_second`` and
-        ``mcnemar_p``.
 
     Raises:
         ValueError: not the same images.
@@ -159,13 +169,13 @@ def compare(
     drawn = (counts @ gain) / (counts @ np.bincount(groups, minlength=counts.shape[1]))
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     differ = only_first + only_second
-    return {
-        "difference": float(drawn[0]),
-        "interval": interval(drawn),
-        "only_first": only_first,
-        "only_second": only_second,
-        "mcnemar_p": float(scipy.stats.binomtest(only_first, differ).pvalue) if differ else 1.0,
-    }
+    return Comparison(
+        difference=float(drawn[0]),
+        interval=interval(drawn),
+        only_first=only_first,
+        only_second=only_second,
+        mcnemar_p=float(scipy.stats.binomtest(only_first, differ).pvalue) if differ else 1.0,
+    )
 
 
 def questions(classes: Sequence[str]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
@@ -189,10 +199,12 @@ def questions(classes: Sequence[str]) -> dict[str, tuple[tuple[str, ...], tuple[
     return asked
 
 
-def binary_caption(metrics: Mapping[str, Any]) -> str:
+def binary_caption(metrics: Mapping[str, Levels]) -> str:
     """What the coarsest question of a :func:`report` asks, for tables and figures: ``Non against the rest``."""
     found = metrics.get("binary")
-    return f"{next(iter(found['image']['recall']))} against the rest" if found else "one class against the rest"
+    if found is None or found.image is None:
+        return "one class against the rest"
+    return f"{next(iter(found.image.recall))} against the rest"
 
 
 def merge_classes(probabilities: torch.Tensor, groups: tuple[int, ...]) -> torch.Tensor:
@@ -201,15 +213,14 @@ def merge_classes(probabilities: torch.Tensor, groups: tuple[int, ...]) -> torch
     return merged.index_add_(1, torch.tensor(groups), probabilities)
 
 
-def report(logits: torch.Tensor, images: ImageSet, *, seed: int = 0) -> dict[str, Any]:
+def report(logits: torch.Tensor, images: ImageSet, *, seed: int = 0) -> Metrics:
     """Every metric with its interval: for all :func:`questions`, by image and by patient.
 
     Args:
         logits: N x K.
 
     Returns:
-        ``{"4 classes": {"image": ..., "patient": ...}, "3 classes": ..., "binary": ...}``; ``patient`` None where no
-        patient is known.
+        ``{"4 classes": ..., "3 classes": ..., "binary": ...}``.
     """
     probabilities = logits.softmax(1)
     return {
@@ -220,15 +231,17 @@ def report(logits: torch.Tensor, images: ImageSet, *, seed: int = 0) -> dict[str
 
 def _levels(
     probabilities: torch.Tensor, images: ImageSet, names: tuple[str, ...], groups: tuple[int, ...], seed: int
-) -> dict[str, Any]:
+) -> Levels:
     merged = merge_classes(probabilities, groups)
     lookup = torch.tensor(groups)
     means, truth = merge_by_patient(merged, images)
-    found: dict[str, Any] = {"image": None, "patient": None}
-    for level, chances, labels, subjects in (
-        ("image", merged, lookup[images.labels], images.subjects),
-        ("patient", means, lookup[truth], torch.arange(len(truth))),
-    ):
-        if len(labels):
-            found[level] = with_intervals(scores(chances, labels, list(names)), chances, labels, subjects, seed=seed)
-    return found
+
+    def scored(chances: torch.Tensor, labels: torch.Tensor, subjects: torch.Tensor) -> Scores | None:
+        if not len(labels):
+            return None
+        return with_intervals(scores(chances, labels, list(names)), chances, labels, subjects, seed=seed)
+
+    return Levels(
+        image=scored(merged, lookup[images.labels], images.subjects),
+        patient=scored(means, lookup[truth], torch.arange(len(truth))),
+    )

@@ -7,17 +7,18 @@ which they cannot behave on a model that is truly robust.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from utils.attacks.attack import Attack
 from utils.attacks.suites import Threat
+from utils.core.parts import Part
 from utils.data.sets import ImageSet
 from utils.evaluation.attacker import predict_batch
 from utils.evaluation.curve import NEVER, RobustnessCurve, combine
@@ -27,8 +28,7 @@ from utils.evaluation.worst_case import robustness_curve
 TARGETED_STARTS = 2
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(Part):
     """One check: what was asked, what was measured, whether it passed, and its name where room is short."""
 
     question: str
@@ -36,25 +36,17 @@ class Check:
     passed: bool
     name: str = ""
 
-
-def verdict_of(panel: Mapping[str, Any] | None) -> str:
-    """How many checks a recorded panel passed, and which it failed: ``gradient checks 8/8``; ``unchecked`` without one.
-
-    Args:
-        panel: :meth:`Panel.as_dict`, or None.
-    """
-    if not panel:
-        return "unchecked"
-    failed = [check.get("name") or check["question"].split(",")[0] for check in panel["checks"] if not check["passed"]]
-    count = f"gradient checks {len(panel['checks']) - len(failed)}/{len(panel['checks'])}"
-    return f"{count}: {', '.join(failed)}" if failed else count
+    @property
+    def short(self) -> str:
+        """The name, or the question's beginning."""
+        return self.name or self.question.split(",")[0]
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(Part):
     """All checks of one model.
 
     Attributes:
+        verdict: of :func:`verdict_of` when it was made.
         checks: in the order of :func:`masking_panel`.
         eps: radius at which they were made.
         n_images: on so many images.
@@ -62,20 +54,21 @@ class Panel:
         seconds: wall time.
     """
 
-    checks: tuple[Check, ...]
+    verdict: str
+    checks: list[Check]
     eps: float
     n_images: int
     alone: dict[str, float]
     seconds: float
 
-    @property
-    def verdict(self) -> str:
-        """See :func:`verdict_of`."""
-        return verdict_of({"checks": [asdict(check) for check in self.checks]})
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for a record."""
-        return {"verdict": self.verdict, **asdict(self)}
+def verdict_of(checks: Sequence[Check] | None) -> str:
+    """How many checks passed, and which failed: ``gradient checks 8/8``; ``unchecked`` without any."""
+    if not checks:
+        return "unchecked"
+    failed = [check.short for check in checks if not check.passed]
+    count = f"gradient checks {len(checks) - len(failed)}/{len(checks)}"
+    return f"{count}: {', '.join(failed)}" if failed else count
 
 
 def masking_panel(
@@ -110,10 +103,11 @@ def masking_panel(
     steepest = next((attack for attack in attacks if attack.name == "pgd"), None)
     if not eps > 0 or steepest is None:
         raise ValueError("the panel needs a radius above 0 and a PGD among the attacks")
-    options = {"threat": threat, "seed": seed, "batch_size": batch_size, "device": device, "cache": cache}
-    inspection = _Inspection(model, images, replace(steepest, restarts=1, loss="ce"), options)
+    measure = partial(robustness_curve, threat=threat, seed=seed, batch_size=batch_size, device=device, cache=cache)
+    pgd_alone = replace(steepest, restarts=1, loss="ce")
+    inspection = _Inspection(model, images, pgd_alone, threat or Threat(), device, measure)
     slack = max(tolerance, 1.001 / len(images))
-    worst = robustness_curve(model, images, attack=attacks, epsilons=[eps], **options)
+    worst = measure(model, images, attack=attacks, epsilons=[eps])
     alone = {attack.title: inspection.alone(attack, eps) for attack in attacks}
     pgd = inspection.alone(inspection.pgd, eps)
     fgsm = inspection.alone(Attack("fgsm"), eps)
@@ -122,7 +116,7 @@ def masking_panel(
     white_box = [curve for attack, curve in zip(attacks, alone.values()) if attack.kind.sees == "gradient"]
     gradients = combine([pgd, fgsm, *white_box])
     fresh = [(radius, inspection.alone(inspection.pgd, radius)) for radius in sorted({*epsilons, eps} - {0.0})]
-    checks = (
+    checks = [
         _not_weaker(pgd, fgsm, slack),
         _never_rises([(0.0, worst), *fresh], slack),
         _reaches_zero(inspection.without_bound(), slack),
@@ -132,12 +126,19 @@ def masking_panel(
         _noise_is_weak(noise, pgd, worst, slack),
         _inside(worst, eps),
         inspection.same_answer_twice(),
-    )
-    standing = {title: curve.robust_accuracy[-1] for title, curve in alone.items()}
-    standing |= {curve.title: curve.robust_accuracy[-1] for curve in (square, noise)} | {
+    ]
+    robust = {title: curve.robust_accuracy[-1] for title, curve in alone.items()}
+    robust |= {curve.title: curve.robust_accuracy[-1] for curve in (square, noise)} | {
         "worst case": worst.robust_accuracy[-1]
     }
-    return Panel(checks, eps, len(images), standing, inspection.seconds + worst.seconds)
+    return Panel(
+        verdict=verdict_of(checks),
+        checks=checks,
+        eps=eps,
+        n_images=len(images),
+        alone=robust,
+        seconds=inspection.seconds + worst.seconds,
+    )
 
 
 @dataclass
@@ -145,7 +146,9 @@ class _Inspection:
     model: nn.Module
     images: ImageSet
     pgd: Attack
-    options: dict[str, Any]
+    threat: Threat
+    device: torch.device | str
+    measure: Callable[..., RobustnessCurve]
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -153,24 +156,26 @@ class _Inspection:
 
     def alone(self, attack: Attack, eps: float) -> RobustnessCurve:
         if (attack, eps) not in self._known:
-            curve = robustness_curve(self.model, self.images, attack=attack, epsilons=[eps], **self.options)
+            curve = self.measure(self.model, self.images, attack=attack, epsilons=[eps])
             self.seconds += curve.seconds
             self._known[attack, eps] = curve
         return self._known[attack, eps]
 
     def without_bound(self) -> RobustnessCurve:
         """PGD that may change the image into any other one."""
-        threat = self.options["threat"] or Threat()
-        pixels = threat.images(self.images, slice(0, 1), "cpu")[0]
-        return self.alone(self.pgd, 1.0 if threat.norm == "linf" else pixels.numel() ** 0.5)
+        pixels = self.threat.images(self.images, slice(0, 1), "cpu")[0]
+        return self.alone(self.pgd, 1.0 if self.threat.norm == "linf" else pixels.numel() ** 0.5)
 
     def same_answer_twice(self) -> Check:
         """A model that draws random numbers is attacked on other draws than it answers with."""
-        threat, device = self.options["threat"] or Threat(), self.options["device"]
-        pixels = threat.images(self.images, slice(0, 64), device)
+        pixels = self.threat.images(self.images, slice(0, 64), self.device)
         apart = (predict_batch(self.model, pixels) - predict_batch(self.model, pixels)).abs().max().item()
         measured = f"logits differ by {apart:.2g}"
-        return Check("the same image gets the same answer twice", measured, apart < 1e-3, "same answer")
+        return _check("the same image gets the same answer twice", measured, apart < 1e-3, "same answer")
+
+
+def _check(question: str, measured: str, passed: bool, name: str) -> Check:
+    return Check(question=question, measured=measured, passed=passed, name=name)
 
 
 def _percent(curve: RobustnessCurve) -> str:
@@ -179,7 +184,7 @@ def _percent(curve: RobustnessCurve) -> str:
 
 def _not_weaker(pgd: RobustnessCurve, fgsm: RobustnessCurve, slack: float) -> Check:
     passed = pgd.robust_accuracy[-1] <= fgsm.robust_accuracy[-1] + slack
-    return Check(
+    return _check(
         f"{pgd.title} is not weaker than FGSM",
         f"{_percent(pgd)} robust to {pgd.title}, {_percent(fgsm)} to FGSM",
         passed,
@@ -191,12 +196,12 @@ def _never_rises(fresh: list[tuple[float, RobustnessCurve]], slack: float) -> Ch
     values = [curve.robust_accuracy[0 if eps == 0 else -1] for eps, curve in fresh]
     passed = all(later <= earlier + slack for earlier, later in pairwise(values))
     shown = ", ".join(f"{value:.1%}" for value in values)
-    return Check("accuracy never rises with eps, each radius attacked afresh", shown, passed, "growing eps")
+    return _check("accuracy never rises with eps, each radius attacked afresh", shown, passed, "growing eps")
 
 
 def _reaches_zero(boundless: RobustnessCurve, slack: float) -> Check:
     passed = boundless.robust_accuracy[-1] <= 2 * slack
-    return Check(
+    return _check(
         "without a bound on the change hardly anything is robust", f"{_percent(boundless)} are", passed, "no bound"
     )
 
@@ -207,7 +212,7 @@ def _broken_survivors(inspection: _Inspection, worst: RobustnessCurve, attack: A
     if not len(alive):
         return 0.0
     survivors = inspection.images.subset(alive)
-    curve = robustness_curve(inspection.model, survivors, attack=attack, epsilons=[eps], **inspection.options)
+    curve = inspection.measure(inspection.model, survivors, attack=attack, epsilons=[eps])
     inspection.seconds += curve.seconds
     return sum(step != NEVER for step in curve.first_broken) / len(inspection.images)
 
@@ -215,7 +220,7 @@ def _broken_survivors(inspection: _Inspection, worst: RobustnessCurve, attack: A
 def _steps_suffice(inspection: _Inspection, worst: RobustnessCurve, eps: float, slack: float) -> Check:
     longer = replace(inspection.pgd, steps=10 * inspection.pgd.steps)
     share = _broken_survivors(inspection, worst, longer, eps)
-    return Check(
+    return _check(
         "ten times the steps change nothing",
         f"{longer.title} breaks {share:.1%} more",
         share < slack,
@@ -228,7 +233,7 @@ def _targets_add_nothing(inspection: _Inspection, worst: RobustnessCurve, eps: f
     classes = worst.logits.shape[2]
     targeted = Attack("apgd_t", steps=max(20, inspection.pgd.steps), restarts=TARGETED_STARTS, targets=classes - 1)
     share = _broken_survivors(inspection, worst, targeted, eps)
-    return Check(
+    return _check(
         "targeted attacks with restarts change nothing",
         f"{targeted.title} towards each wrong class breaks {share:.1%} more",
         share < slack,
@@ -240,7 +245,7 @@ def _square_adds_nothing(square: RobustnessCurve, gradients: RobustnessCurve, sl
     """Square sees the outputs only: what it breaks, one of the attacks that follow gradients must break too."""
     pairs = zip(square.first_broken, gradients.first_broken)
     only = sum(black != NEVER and white == NEVER for black, white in pairs) / square.n_images
-    return Check(
+    return _check(
         f"{square.title} breaks nothing that all gradient attacks leave",
         f"{only:.1%} broken by {square.title} alone",
         only < slack,
@@ -251,7 +256,7 @@ def _square_adds_nothing(square: RobustnessCurve, gradients: RobustnessCurve, sl
 def _noise_is_weak(noise: RobustnessCurve, pgd: RobustnessCurve, worst: RobustnessCurve, slack: float) -> Check:
     clean = worst.robust_accuracy[0]
     by_noise, by_pgd = (clean - curve.robust_accuracy[-1] for curve in (noise, pgd))
-    return Check(
+    return _check(
         "noise of the same size is far weaker",
         f"noise breaks {by_noise:.1%}, {pgd.title} {by_pgd:.1%}",
         by_noise <= max(by_pgd / 2, slack),
@@ -262,4 +267,4 @@ def _noise_is_weak(noise: RobustnessCurve, pgd: RobustnessCurve, worst: Robustne
 def _inside(worst: RobustnessCurve, eps: float) -> Check:
     largest = max(worst.max_norm)
     passed = largest <= eps * (1 + 1e-4) + 1e-6
-    return Check("no change is larger than eps", f"{largest / eps:.4f} eps at most", passed, "size")
+    return _check("no change is larger than eps", f"{largest / eps:.4f} eps at most", passed, "size")

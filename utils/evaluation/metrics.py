@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from utils.core.modes import eval_mode
+from utils.core.parts import Part
 from utils.data.sets import ImageSet
 from utils.data.subject_ids import UNKNOWN
+
+
+class Scores(Part):
+    """What answers are worth; shares are 0..1, and None where they are undefined.
+
+    Attributes:
+        n: images or patients.
+        auroc: macro, one class against the rest.
+        recall: by class; None for a class without images.
+        confusion: rows (true) of counts (predicted).
+        interval: 95 % interval of each metric over patients.
+    """
+
+    n: int
+    accuracy: float
+    balanced_accuracy: float
+    macro_f1: float
+    auroc: float | None
+    calibration_error: float | None = None
+    recall: dict[str, float | None] = {}
+    confusion: list[list[int]] = []
+    interval: dict[str, list[float] | None] = {}
+
+
+class Levels(Part):
+    """The same answers by image and by patient; None where no patient is known."""
+
+    image: Scores | None
+    patient: Scores | None
+
+    def of(self, level: str) -> Scores | None:
+        """``image`` or ``patient``."""
+        return self.patient if level == "patient" else self.image
+
+
+#: Question -> answers, see :func:`utils.evaluation.intervals.questions`.
+Metrics = dict[str, Levels]
 
 
 @torch.no_grad()
@@ -20,14 +55,10 @@ def predict(
     *,
     batch_size: int = 128,
     device: torch.device | str = "cpu",
-    progress: bool = False,
 ) -> torch.Tensor:
     """Logits of all images in order, in eval mode. Shape N x K, float32 on the CPU."""
-    batches = images.batches(batch_size, device)
-    total = -(-len(images) // batch_size)
-    bar = tqdm(batches, total=total, desc="predict", disable=not progress, leave=False)
     with eval_mode(model):
-        return torch.cat([model(batch).float().cpu() for batch, _ in bar])
+        return torch.cat([model(batch).float().cpu() for batch, _ in images.batches(batch_size, device)])
 
 
 def merge_by_patient(probabilities: torch.Tensor, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +79,7 @@ def merge_by_patient(probabilities: torch.Tensor, images: ImageSet) -> tuple[tor
     return means, torch.stack([images.labels[group].mode().values for group in groups])
 
 
-def scores(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str]) -> dict[str, Any]:
+def scores(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str]) -> Scores:
     """Accuracy, balanced accuracy, macro F1, AUROC, calibration error, recall a class, confusion.
 
     Balanced accuracy, macro F1 and AUROC are means over the classes that ``labels`` contain, so
@@ -59,9 +90,6 @@ def scores(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str]
         labels: int64 tensor N.
         classes: K names.
 
-    Returns:
-        plain floats; ``recall`` by class name; ``confusion`` as K rows (true) of K counts
-        (predicted).
     """
     import torchmetrics.functional.classification as tm  # slow to import
 
@@ -71,23 +99,23 @@ def scores(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str]
     recall = tm.multiclass_recall(predicted, labels, k, average=None)
     f1 = tm.multiclass_f1_score(predicted, labels, k, average=None)
     auroc = torch.stack([tm.binary_auroc(probabilities[:, c], (labels == c).long()) for c in range(k) if present[c]])
-    return {
-        "n": len(labels),
-        "accuracy": (predicted == labels).double().mean().item(),
-        "balanced_accuracy": recall[present].mean().item(),
-        "macro_f1": f1[present].mean().item(),
-        "auroc": auroc.mean().item() if present.sum() > 1 else None,
-        "calibration_error": tm.multiclass_calibration_error(probabilities, labels, k, n_bins=15).item(),
-        "recall": {name: recall[c].item() if present[c] else None for c, name in enumerate(classes)},
-        "confusion": tm.multiclass_confusion_matrix(predicted, labels, k).tolist(),
-    }
+    return Scores(
+        n=len(labels),
+        accuracy=(predicted == labels).double().mean().item(),
+        balanced_accuracy=recall[present].mean().item(),
+        macro_f1=f1[present].mean().item(),
+        auroc=auroc.mean().item() if present.sum() > 1 else None,
+        calibration_error=tm.multiclass_calibration_error(probabilities, labels, k, n_bins=15).item(),
+        recall={name: recall[c].item() if present[c] else None for c, name in enumerate(classes)},
+        confusion=tm.multiclass_confusion_matrix(predicted, labels, k).tolist(),
+    )
 
 
-def evaluate(logits: torch.Tensor, images: ImageSet) -> dict[str, Any]:
+def evaluate(logits: torch.Tensor, images: ImageSet) -> Levels:
     """:func:`scores` of logits N x K, once over images and once over patients."""
     probabilities = logits.softmax(1)
     by_patient = merge_by_patient(probabilities, images)
-    return {
-        "image": scores(probabilities, images.labels, images.classes),
-        "patient": scores(*by_patient, images.classes) if len(by_patient[1]) else None,
-    }
+    return Levels(
+        image=scores(probabilities, images.labels, images.classes),
+        patient=scores(*by_patient, images.classes) if len(by_patient[1]) else None,
+    )

@@ -9,22 +9,44 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import AliasChoices, Field
 from torch import nn
 
 from utils.attacks.attack import Attack
 from utils.attacks.suites import SUITES, Threat
+from utils.core.parts import Part
 from utils.data.sets import ImageSet
 from utils.evaluation.attacker import predict_batch
-from utils.evaluation.curve import NEVER, RobustnessCurve, combine, share_standing
+from utils.evaluation.curve import NEVER, RobustnessCurve, combine, share_robust
 from utils.evaluation.ensemble import Vote, mix
 from utils.evaluation.metrics import predict
 from utils.evaluation.worst_case import robustness_curve
 
 PROBABILITIES, LOGITS, LOSSES_SUM = "mean probability", "mean logits", "sum of member losses"
+
+
+class VoteAttack(Part):
+    """A vote under each kind of attack; lists are robust accuracies by radius.
+
+    Attributes:
+        rule: of the vote.
+        alone: title of each attack -> robust accuracy under it alone.
+        joint: under all attacks on stand-ins; ``transfer_only``: under all made on members.
+        members: each member attacked on its own by the suite; ``best_member`` is the best of them at each radius.
+        oracle: share of images that at least one member still gets right on every image that broke the vote.
+    """
+
+    rule: str
+    alone: dict[str, list[float]]
+    joint: list[float]
+    transfer_only: list[float] = Field(validation_alias=AliasChoices("transfer_only", "transfer only"))
+    members: dict[str, list[float]]
+    best_member: list[float] = Field(validation_alias=AliasChoices("best_member", "best member"))
+    oracle: list[float]
 
 
 class _Surrogate(nn.Module):
@@ -81,7 +103,7 @@ def attack_vote(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     cache: Path | None = None,
-) -> tuple[RobustnessCurve, dict[str, Any]]:
+) -> tuple[RobustnessCurve, VoteAttack]:
     """Attack a vote by every stand-in, every member and Square, each on all images, and take the worst case.
 
     Args:
@@ -90,41 +112,43 @@ def attack_vote(
             :func:`utils.evaluation.worst_case.robustness_curve`.
 
     Returns:
-        the worst case over all attacks, and plain values: ``alone``, attack title -> robust accuracy by radius;
-        ``transfer only`` and ``joint`` over the attacks of that kind; ``members``, each attacked on its own by the
-        suite; ``best member``; ``oracle``, the share of images that at least one member still gets right on every
-        image that broke the vote.
+        the worst case over all attacks, and what each kind of them leaves.
     """
     names = list(names) or [f"member {number}" for number in range(1, len(vote.members) + 1)]
     stand_ins = surrogates(vote, names)
     joint, transfer, black = vote_attacks(suite, names)
-    options = {"seed": seed, "threat": threat, "batch_size": batch_size, "device": device}
-    options |= {"precision": precision, "cache": cache}
+    measure = partial(
+        robustness_curve,
+        images=images,
+        epsilons=epsilons,
+        seed=seed,
+        threat=threat,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        cache=cache,
+    )
     oracle = _Oracle(vote, images, device)
     curves = {
-        attack.title: robustness_curve(
-            vote, images, attack=attack, epsilons=epsilons, surrogates=stand_ins, on_broken=oracle, **options
-        )
+        attack.title: measure(vote, attack=attack, surrogates=stand_ins, on_broken=oracle)
         for attack in (*joint, *transfer, *black)
     }
-    own = {
-        name: robustness_curve(member, images, attack=SUITES[suite], epsilons=epsilons, **options)
-        for name, member in zip(names, vote.members)
-    }
+    own = {name: measure(member, attack=SUITES[suite]) for name, member in zip(names, vote.members)}
     worst = combine(list(curves.values()))
     kinds = {
         kind: combine([curves[attack.title] for attack in attacks], title=kind).robust_accuracy
         for kind, attacks in (("joint", joint), ("transfer only", transfer))
     }
     members = {name: curve.robust_accuracy for name, curve in own.items()}
-    table = {
-        "rule": vote.rule,
-        "alone": {title: curve.robust_accuracy for title, curve in curves.items()},
-        **kinds,
-        "members": members,
-        "best member": [max(values) for values in zip(*members.values())],
-        "oracle": [share_standing(oracle.first_lost, step) for step in range(len(worst.epsilons))],
-    }
+    table = VoteAttack(
+        rule=vote.rule,
+        alone={title: curve.robust_accuracy for title, curve in curves.items()},
+        joint=kinds["joint"],
+        transfer_only=kinds["transfer only"],
+        members=members,
+        best_member=[max(values) for values in zip(*members.values())],
+        oracle=[share_robust(oracle.first_lost, step) for step in range(len(worst.epsilons))],
+    )
     return worst, table
 
 

@@ -22,7 +22,7 @@ from utils.core.radii import check_eps, radius_label, warn_if_negligible
 from utils.data.sets import ImageSet
 from utils.evaluation.attack_cache import AttackCache, cache_for
 from utils.evaluation.attacker import Attacker
-from utils.evaluation.curve import NEVER, RobustnessCurve, share_standing
+from utils.evaluation.curve import NEVER, AttackRun, RobustnessCurve, ThreatFacts, share_robust
 
 OnBroken = Callable[[torch.Tensor, torch.Tensor, int], None]
 #: An attack that fills its passes by itself gets so many batches at once, unless it has more starts anyway.
@@ -104,8 +104,9 @@ class _Run:
     def curve(self, radii: list[float], title: str, folder: Path | None) -> RobustnessCurve:
         self._start()
         self._check_known(radii)
-        budgets = [*(self.known.attacks if self.known else []), *describe(self.attacks)]
-        title = title or (budgets[0]["title"] if len(budgets) == 1 else "worst case")
+        budgets = [AttackRun(**own) for own in describe(self.attacks)]
+        budgets = [*(self.known.attacks if self.known else []), *budgets]
+        title = title or (budgets[0].title if len(budgets) == 1 else "worst case")
         logits = [self.worst.clone()]
         # the total is what a model costs that nothing breaks; images that are broken already pass at once
         passes = len(self.images) * (len(radii) - 1) * sum(attack.passes for attack in self.attacks)
@@ -121,11 +122,11 @@ class _Run:
         return RobustnessCurve(
             title=title,
             attacks=budgets,
-            threat=self.threat.as_dict(),
+            threat=ThreatFacts(**self.threat.as_dict()),
             epsilons=radii,
-            robust_accuracy=[share_standing(self.first_broken, step) for step in range(len(radii))],
+            robust_accuracy=[share_robust(self.first_broken, step) for step in range(len(radii))],
             rounded_accuracy=[
-                share_standing(self.first_rounded, step) if self.attacker.rounds(eps) else None
+                share_robust(self.first_rounded, step) if self.attacker.rounds(eps) else None
                 for step, eps in enumerate(radii)
             ],
             first_broken=self.first_broken.tolist(),
@@ -141,7 +142,7 @@ class _Run:
     def _check_known(self, radii: list[float]) -> None:
         if (known := self.known) is None:
             return
-        if (known.epsilons, known.n_images, known.threat) != (radii, len(self.images), self.threat.as_dict()):
+        if (known.epsilons, known.n_images, known.threat.plain()) != (radii, len(self.images), self.threat.as_dict()):
             raise ValueError("what is known was measured on other images, at other radii or of another threat")
         if not torch.equal(known.logits[0].argmax(1), self.worst.argmax(1)):
             raise ValueError("what is known was measured of another model or on other images")

@@ -21,7 +21,7 @@ from utils.core.reproducibility import seed_everything
 from utils.data.sets import DataSplits, load_splits
 from utils.data.workspace import Workspace, pick_device
 from utils.evaluation.metrics import evaluate, predict
-from utils.experiments.records import HARDENED, save_trained, update_record
+from utils.experiments.records import HARDENED, read_model_record, save_trained, update_record
 from utils.experiments.specification import differing, start_facts
 from utils.optuna_search import apply_hyperparams
 from utils.training.checkpoints import (
@@ -36,6 +36,7 @@ from utils.training.checkpoints import (
 from utils.training.config import TrainConfig
 from utils.training.loop import print_epoch, train
 from utils.training.objectives import RECIPES, Standard, make_objective
+from utils.training.record import ModelRecord
 
 #: Names of ``settings`` beside the fields of ``TrainConfig``.
 _AUGMENTATION = ("augmentation_strength",)
@@ -53,7 +54,7 @@ def fit(
     recipe: str = "adversarial",
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> dict[str, Any]:
+) -> ModelRecord | None:
     """Train a model, or harden the one in ``start``, and save it with its record.
 
     May be given to ``accelerate.notebook_launcher`` as it is.
@@ -71,7 +72,7 @@ def fit(
         overwrite: False refuses a folder that holds a finished model.
 
     Returns:
-        the record.
+        the record; None in all processes but the first.
 
     Raises:
         FileExistsError: ``folder`` holds a finished model, or one of other settings.
@@ -111,18 +112,18 @@ def fit(
                     specification=specification,
                 )
             wait_for_all()
-        model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        model, _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
         device = pick_device()
         metrics = evaluate(predict(model.to(device), splits.test, device=device), splits.test)
         if is_main():
-            record = update_record(folder, test=metrics)
+            update_record(folder, test=metrics)
         wait_for_all()
-    return record if is_main() else {}
+    return read_model_record(folder) if is_main() else None
 
 
 def _refuse_finished(folder: Path) -> None:
     """Raise FileExistsError where a folder holds a model that is trained and tested, or that is not whole."""
-    if "test" in read_record(folder) and belong_together(folder):
+    if read_record(folder).test and belong_together(folder):
         raise FileExistsError(f"{folder} holds a finished model; name another folder, or allow it to be replaced")
     if not belong_together(folder) and not (folder / RESUME).is_file():
         raise FileExistsError(
@@ -149,18 +150,19 @@ def _only_test_is_missing(folder: Path, wanted: Mapping[str, Any], overwrite: bo
     """
     if not (folder / RECORD).is_file() or not belong_together(folder):
         return False
-    record = read_record(folder)
-    training = record.get("training", {})
-    stored = {name: training[name] for name in ("config", "objective") if name in training}
-    stored |= training.get("specification", {})
+    record = read_model_record(folder)
+    training = record.training
     # without its specification it is not known whose it is
-    other = differing(stored, wanted) if "specification" in training else ["settings, which are not recorded"]
+    other = ["settings, which are not recorded"]
+    if training and training.specification:
+        told = {"config": training.config.plain(), "objective": training.objective.plain()}
+        other = differing(told | training.specification, wanted)
     if other and not overwrite:
         raise FileExistsError(
             f"{folder} holds a finished model of other {', '.join(other)}; name another folder, or allow it to be "
             "replaced"
         )
-    return not other and "test" not in record
+    return not other and record.test is None
 
 
 def _objective(recipe: str, settings: Mapping[str, Any]) -> Standard:

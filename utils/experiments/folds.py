@@ -19,7 +19,8 @@ import torch
 
 from utils.attacks.attack import describe
 from utils.attacks.suites import SUITES
-from utils.core.paths import need, write_json
+from utils.core.parts import read_part
+from utils.core.paths import write_json
 from utils.core.reproducibility import environment_facts
 from utils.data.sets import DataSplits, ImageSet, resplit
 from utils.data.splits import SPLITS, fold_sides
@@ -28,17 +29,25 @@ from utils.evaluation.baselines import baseline_answers
 from utils.evaluation.intervals import report
 from utils.evaluation.metrics import predict
 from utils.evaluation.worst_case import robustness_curve
+from utils.experiments.budget import Budget, weights_name
+from utils.experiments.fold_records import (
+    Counts,
+    FoldRecord,
+    FoldsData,
+    FoldsRow,
+    FoldsSummary,
+    Whose,
+    binary_by_patient,
+)
 from utils.experiments.recipes import (
     EPSILONS,
     VARIANTS,
-    Budget,
     claim,
     harden,
     specification,
     train_clean,
-    weights_name,
 )
-from utils.experiments.specification import differing, images_fingerprint, read_part, refuse_other
+from utils.experiments.specification import differing, images_fingerprint, refuse_other
 from utils.training.checkpoints import is_trained, load_checkpoint
 
 #: The default way of hardening, a key of :data:`utils.experiments.recipes.VARIANTS`; see ``benchmarks/recipes``.
@@ -46,9 +55,6 @@ VARIANT = "adversarial_full"
 PLAIN, HARD = "not hardened", "hardened"
 SUMMARY = "summary.json"
 _ANOTHER = "give an --out of another name"
-#: What every fold's file holds.
-_FOLD = ("data.source", "data.fold", "data.n_folds", "data.fold_seed", "budget", "model", "seed", "epsilons", "attacks")
-_FOLD += ("classes", "test.labels", "test.subjects", "attacked.labels", "attacked.subjects", "baselines", "models")
 
 
 def fold_of(splits: DataSplits, fold: int, n_folds: int, seed: int) -> DataSplits:
@@ -111,21 +117,20 @@ def fold_specification(
     return shared | folds | {"images": images_fingerprint(splits)}
 
 
-def read_fold(path: Path) -> dict[str, Any]:
+def read_fold(path: Path) -> FoldRecord:
     """The file of one fold.
 
     Raises:
         ValueError: it is not whole; the message names it.
     """
-    return read_part(path, _FOLD)
+    return read_part(FoldRecord, path, "delete it, and it is made again")
 
 
-def _facts_of(fold: Mapping[str, Any]) -> dict[str, Any]:
+def _facts_of(fold: FoldRecord) -> dict[str, Any]:
     """The :func:`fold_specification` of a stored fold, as far as older files tell it."""
-    told = {name: fold["data"][name] for name in ("n_folds", "fold_seed")}
-    told |= {name: fold[name] for name in ("seed", "epsilons", "attacks")}
-    told |= {"backbone": fold["model"].get("backbone")}
-    return {**fold["budget"], **told, **fold.get("specification", {})}
+    told: dict[str, Any] = {"n_folds": fold.data.n_folds, "fold_seed": fold.data.fold_seed, "seed": fold.seed}
+    told |= {"epsilons": fold.epsilons, "attacks": fold.attacks, "backbone": fold.model.get("backbone")}
+    return {**asdict(fold.budget), **told, **fold.specification}
 
 
 def refuse_other_folds(out: Path, splits: DataSplits, wanted: Mapping[str, Any]) -> None:
@@ -141,8 +146,8 @@ def refuse_other_folds(out: Path, splits: DataSplits, wanted: Mapping[str, Any])
     for path in sorted(out.glob("fold*.json")):
         stored = read_fold(path)
         refuse_other(path, _facts_of(stored), wanted, _ANOTHER)
-        own = fold_of(splits, stored["data"]["fold"], wanted["n_folds"], wanted["fold_seed"])
-        refuse_other(path, stored["data"], {"fingerprint": own.fingerprint}, _ANOTHER)
+        own = fold_of(splits, stored.data.fold, wanted["n_folds"], wanted["fold_seed"])
+        refuse_other(path, {"fingerprint": stored.data.fingerprint}, {"fingerprint": own.fingerprint}, _ANOTHER)
 
 
 def run_fold(
@@ -178,9 +183,9 @@ def run_fold(
         "epsilons": [0.0, *EPSILONS],
         "attacks": [attack["title"] for attack in describe(SUITES[budget.suite])],
         "classes": splits.classes,
-        "validation": _whose(splits.validation),
-        "test": _whose(splits.test),
-        "attacked": _whose(few),
+        "validation": Whose.of(splits.validation).plain(),
+        "test": Whose.of(splits.test).plain(),
+        "attacked": Whose.of(few).plain(),
         "baselines": {name: _rounded(logits) for name, logits in baseline_answers(splits).items()},
         "models": {},
         "environment": environment_facts(),
@@ -188,7 +193,6 @@ def run_fold(
     device = pick_device()
     for name, folder in folders.items():
         model, own = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
-        need(own, ("training.history",), folder / "record.json", "delete this folder, and the model is trained again")
         model.to(device)
         curve = robustness_curve(
             model,
@@ -199,9 +203,9 @@ def run_fold(
             device=device,
             cache=work / "attack_cache",
         )
-        record["model"] = own["model"]
+        record["model"] = own.model.plain()
         record["models"][name] = {
-            "training": own["training"],
+            "training": own.trained.plain(),
             "validation": _rounded(predict(model, splits.validation, device=device)),
             "logits": _rounded(predict(model, splits.test, device=device)),
             "attacked": [_rounded(logits) for logits in curve.logits],
@@ -209,15 +213,11 @@ def run_fold(
     write_json(target, record)
 
 
-def _whose(images: ImageSet) -> dict[str, list[int]]:
-    return {name: getattr(images, name).tolist() for name in ("labels", "subjects", "slices")}
-
-
 def _rounded(logits: torch.Tensor) -> list[list[float]]:
     return [[round(value, 4) for value in row] for row in logits.tolist()]
 
 
-def summarise(out: Path) -> dict[str, Any]:
+def summarise(out: Path) -> FoldsSummary:
     """All metrics over the patients of all folds in ``out``, and AUROC by fold.
 
     Answers of different folds come from different models, so a ranking over all patients also asks that their scales
@@ -230,71 +230,68 @@ def summarise(out: Path) -> dict[str, Any]:
     folds = [read_fold(path) for path in sorted(out.glob("fold*.json"))]
     if not folds:
         raise FileNotFoundError(f"no finished folds in {out}")
-    same = ("source", "n_folds", "fold_seed")
     facts = [
-        {name: fold["data"][name] for name in same}
-        | {"budget": fold["budget"], "model": fold["model"], "classes": fold["classes"], **_facts_of(fold)}
+        {"source": fold.data.source, "budget": asdict(fold.budget), "model": fold.model, "classes": fold.classes}
+        | _facts_of(fold)
         for fold in folds
     ]
     other = [name for one in facts[1:] for name in differing(facts[0], one)]
     if other:
         raise ValueError(f"{out} holds folds with other {', '.join(dict.fromkeys(other))}; use a folder for each")
-    patients = [set(fold["test"]["subjects"]) for fold in folds]
+    patients = [set(fold.test.subjects) for fold in folds]
     if len(set().union(*patients)) != sum(map(len, patients)):
         raise ValueError(f"{out} holds folds that test the same patient")
     first = folds[0]
-    rows = {name: _pooled(folds, "test", [[fold["baselines"][name] for fold in folds]]) for name in first["baselines"]}
-    for name in first["models"]:
-        own = [fold["models"][name] for fold in folds]
-        rows[name] = _pooled(folds, "test", [[one["logits"] for one in own]])
-        rows[name]["attacked"] = _pooled(
-            folds, "attacked", [[one["attacked"][step] for one in own] for step in range(len(first["epsilons"]))]
-        )
-    return {
-        "folds": [fold["data"]["fold"] for fold in folds],
-        "rows": rows,
-        **{key: first[key] for key in ("epsilons", "attacks", "classes", "budget", "model", "seed")},
-        "n_images": {side: sum(len(fold[side]["labels"]) for fold in folds) for side in ("test", "attacked")},
-        "n_subjects": sum(map(len, patients)),
-        "data": {key: first["data"][key] for key in ("source", "protocol", *same[1:])},
-        "environment": environment_facts(),
-    }
+    return FoldsSummary(
+        folds=[fold.data.fold for fold in folds],
+        rows=_rows(folds),
+        epsilons=first.epsilons,
+        attacks=first.attacks,
+        classes=first.classes,
+        budget=first.budget,
+        model=first.model,
+        seed=first.seed,
+        n_images=Counts(
+            test=sum(len(fold.test.labels) for fold in folds),
+            attacked=sum(len(fold.attacked.labels) for fold in folds),
+        ),
+        n_subjects=sum(map(len, patients)),
+        data=FoldsData(
+            source=first.data.source,
+            protocol=first.data.protocol,
+            n_folds=first.data.n_folds,
+            fold_seed=first.data.fold_seed,
+        ),
+        environment=environment_facts(),
+    )
 
 
-def _pooled(folds: Sequence[Mapping[str, Any]], side: str, steps: Sequence[Sequence[list]]) -> dict[str, Any]:
-    """``metrics`` over all folds for each radius, and the binary patient AUROC of each fold.
+def _rows(folds: Sequence[FoldRecord]) -> dict[str, FoldsRow]:
+    """Baselines, then models."""
+    test = [fold.test.bare(fold.classes) for fold in folds]
+    attacked = [fold.attacked.bare(fold.classes) for fold in folds]
+    first = folds[0]
+    rows = {name: _pooled(test, [[fold.baselines[name] for fold in folds]]) for name in first.baselines}
+    for name in first.models:
+        own = [fold.models[name] for fold in folds]
+        steps = [[one.attacked[step] for one in own] for step in range(len(first.epsilons))]
+        found = _pooled(test, [[one.logits for one in own]])
+        rows[name] = found.model_copy(update={"attacked": _pooled(attacked, steps)})
+    return rows
+
+
+def _pooled(sets: Sequence[ImageSet], steps: Sequence[Sequence[list]]) -> FoldsRow:
+    """Metrics over all folds for each radius, and the binary patient AUROC of each fold.
 
     Args:
-        side: ``test`` or ``attacked``, the images of ``steps``.
+        sets: the images of each fold.
         steps: for each radius the logits of each fold.
     """
-    sets = [_bare(fold[side], fold["classes"]) for fold in folds]
     everyone = sets[0]
     for part in sets[1:]:
         everyone = everyone.join(part)
     alone = [[report(torch.tensor(own), part) for own, part in zip(logits, sets)] for logits in steps]
-    return {
-        "metrics": [report(torch.cat([torch.tensor(own) for own in logits]), everyone) for logits in steps],
-        "auroc_by_fold": [[binary_by_patient(one)["auroc"] for one in found] for found in alone],
-    }
-
-
-def binary_by_patient(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of two classes by patient; of all classes where these are others."""
-    return found.get("binary", next(iter(found.values())))["patient"]
-
-
-def _bare(whose: Mapping[str, list[int]], classes: list[str]) -> ImageSet:
-    """Labels and patients without their images."""
-    n = len(whose["labels"])
-    labels, subjects = torch.tensor(whose["labels"]), torch.tensor(whose["subjects"])
-    unknown = torch.full((n,), -1)
-    return ImageSet(
-        torch.zeros((n, 1, 1, 1), dtype=torch.uint8),
-        labels,
-        subjects,
-        unknown,
-        torch.zeros(n, dtype=torch.bool),
-        [""] * n,
-        list(classes),
+    return FoldsRow(
+        metrics=[report(torch.cat([torch.tensor(own) for own in logits]), everyone) for logits in steps],
+        auroc_by_fold=[[binary_by_patient(one).auroc for one in found] for found in alone],
     )

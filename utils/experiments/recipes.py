@@ -12,35 +12,101 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from models.def_models import BACKBONES, MRIClassifier, build_model
+from models.def_models import MRIClassifier, build_model
 from utils.attacks.attack import describe
-from utils.attacks.suites import SUITES, check_suite
-from utils.core.paths import need, read_json, write_json
+from utils.attacks.suites import SUITES
+from utils.core.parts import Part, read_part
+from utils.core.paths import read_json, write_json
 from utils.core.reproducibility import environment_facts, seed_everything
-from utils.data.sets import DataSplits, ImageSet
+from utils.data.sets import DataFacts, DataSplits, ImageSet
 from utils.data.workspace import pick_device
 from utils.evaluation.baselines import baseline_answers
 from utils.evaluation.intervals import report
+from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.evaluation.worst_case import robustness_curve
+from utils.experiments.budget import Budget, BudgetPart, weights_name
 from utils.experiments.records import save_trained
-from utils.experiments.specification import differing, read_part, refuse_other, start_facts
+from utils.experiments.specification import differing, refuse_other, start_facts
 from utils.training.augment import Augmentation
 from utils.training.checkpoints import is_trained, load_checkpoint, load_trainable
 from utils.training.config import TrainConfig
 from utils.training.loop import print_epoch, train
 from utils.training.objectives import Standard, make_objective
+from utils.training.record import Epoch, ModelRecord
 
-SUITE = "brief"
 EPSILONS = (1 / 255, 2 / 255)
 _KEPT = ("n", "accuracy", "balanced_accuracy", "macro_f1", "auroc")
 SUMMARY = "summary.json"
 _ANOTHER = "give an --out of another name"
+
+
+class Side(Part):
+    """Metrics of some images at each radius; the first is without attack."""
+
+    epsilons: list[float] = []
+    attacks: list[str]
+    n_images: int
+    n_subjects: int = 0
+    metrics: list[Metrics]
+
+
+class TrainingTold(Part):
+    """What a run tells of its training."""
+
+    history: list[Epoch]
+    seconds: float
+
+
+class RunRecord(Part):
+    """The file of one variant and seed.
+
+    Attributes:
+        specification: what its result depends on, beside its variant and its seed.
+    """
+
+    variant: str
+    title: str
+    seed: int
+    model: dict[str, Any]
+    training: TrainingTold
+    budget: BudgetPart
+    validation: Side
+    test: Side
+    data: DataFacts
+    specification: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+
+
+class VariantRow(Part):
+    """One variant over its seeds; ``values`` by column of :data:`COLUMNS`."""
+
+    title: str
+    seeds: list[int]
+    minutes: float
+    collapsed: int = 0
+    values: dict[str, list[float | None]]
+
+
+class RecipesSummary(Part):
+    """All runs of one folder; ``winner`` was chosen by validation patients."""
+
+    winner: str | None
+    chosen_by: str
+    variants: dict[str, VariantRow]
+    baselines: dict[str, Metrics]
+    attacks: list[str]
+    n_images: int
+    n_subjects: int
+    model: dict[str, Any]
+    budget: BudgetPart
+    data: DataFacts
+    environment: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -88,45 +154,6 @@ CHANGE_VARIANTS = {
 }
 VARIANTS = RECIPE_VARIANTS | CHANGE_VARIANTS
 CLEAN = "clean"
-#: Files of encoders, and what they are called wherever their results are shown.
-ENCODERS = {"dinov2_vits14_dav2s_fp16.safetensors": "DINOv2-S (Depth-Anything-V2)"}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is spent on each run; the same for all variants.
-
-    Attributes:
-        clean_epochs, clean_rate: of the clean model; ``epochs`` and ``rate`` are of hardening.
-        train_steps, eps: PGD steps and radius of hardening.
-        validation_images: at most so many are attacked after each epoch.
-        max_images: at most so many test and so many validation images are attacked in the end, spread over patients.
-        weights, trainable: of the clean model, see :func:`models.def_models.build_model`; hardening trains the same
-            blocks.
-        slices_per_patient, label_smoothing: of both trainings, see :class:`utils.training.config.TrainConfig`.
-        suite: key of :data:`utils.attacks.suites.SUITES`, whose worst case is reported.
-        precision: see :class:`utils.training.config.TrainConfig`; attacks that score a model compute in float32.
-    """
-
-    image_size: int = 32
-    clean_epochs: int = 14
-    epochs: int = 8
-    train_steps: int = 2
-    eps: float = 2 / 255
-    batch_size: int = 64
-    clean_rate: float = 1e-3
-    rate: float = 5e-4
-    validation_images: int = 512
-    max_images: int = 640
-    weights: str = "scratch"
-    trainable: str | int = "all"
-    slices_per_patient: int = 0
-    label_smoothing: float = 0.0
-    suite: str = SUITE
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_suite(self.suite)
 
 
 def run_seed(
@@ -156,17 +183,16 @@ def run_seed(
     for name in (CLEAN, *variants):
         target = out / f"{name}_seed{seed}.json"
         if target.is_file():
-            refuse_other(target, read_run(target), {"variant": name, "seed": seed}, "delete it, and it is made again")
+            run = read_run(target)
+            told = {"variant": run.variant, "seed": run.seed}
+            refuse_other(target, told, {"variant": name, "seed": seed}, "delete it, and it is made again")
             continue
         print(f"{name}, seed {seed}", flush=True)
         folder = work / f"{name}_seed{seed}"
         if not is_trained(folder):
             harden(splits, VARIANTS[name], seed, budget, clean_folder, folder)
         model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
-        need(
-            record, ("training.history",), folder / "record.json", "delete this folder, and the model is trained again"
-        )
-        write_json(target, _score_run(name, seed, model, record, splits, budget) | {"specification": wanted})
+        write_json(target, _score_run(name, seed, model, record, splits, budget).plain() | {"specification": wanted})
 
 
 def specification(splits: DataSplits, backbone: str, budget: Budget) -> dict[str, Any]:
@@ -180,25 +206,20 @@ def specification(splits: DataSplits, backbone: str, budget: Budget) -> dict[str
     return asdict(budget) | start_facts(budget.weights) | data | measured
 
 
-#: What every run's file holds.
-_RUN = ("variant", "title", "seed", "model.backbone", "training.history", "training.seconds", "budget")
-_RUN += ("data.fingerprint", "validation.metrics", "test.metrics", "test.attacks", "test.n_images")
-
-
-def read_run(path: Path) -> dict[str, Any]:
+def read_run(path: Path) -> RunRecord:
     """The file of one run.
 
     Raises:
         ValueError: it is not whole; the message names it.
     """
-    return read_part(path, _RUN)
+    return read_part(RunRecord, path, "delete it, and it is made again")
 
 
-def _facts_of(run: Mapping[str, Any]) -> dict[str, Any]:
+def _facts_of(run: RunRecord) -> dict[str, Any]:
     """The :func:`specification` of a stored run, as far as older files tell it."""
-    told = {"backbone": run["model"]["backbone"], "fingerprint": run["data"]["fingerprint"]}
-    told |= {name: run["test"][name] for name in ("epsilons", "attacks")}
-    return {**run["budget"], **told, **run.get("specification", {})}
+    told = {"backbone": run.model["backbone"], "fingerprint": run.data.fingerprint}
+    told |= {"epsilons": run.test.epsilons, "attacks": run.test.attacks}
+    return {**asdict(run.budget), **told, **run.specification}
 
 
 def claim(work: Path, wanted: Mapping[str, Any]) -> None:
@@ -260,84 +281,95 @@ def harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, star
         precision=budget.precision,
         seed=seed,
     )
-    objective = make_objective(variant.recipe, **{"eps": budget.eps, "steps": budget.train_steps} | variant.objective)
+    objective = make_objective(variant.recipe, **{"eps": budget.eps, "steps": budget.train_steps, **variant.objective})
     _train(model, splits, replace(config, **variant.config), objective, folder, start.name)
 
 
 def _train(
     model: MRIClassifier, splits: DataSplits, config: TrainConfig, objective: Standard, folder: Path, start: str
 ) -> None:
-    run = {"config": config, "objective": objective}
-    result = train(model, splits, folder=folder, on_epoch=print_epoch, **run)
-    save_trained(model, folder, splits=splits, result=result, start=start, **run)
-
-
-def weights_name(weights: str) -> str:
-    """Weights without the place where they lie."""
-    return Path(weights).name
+    result = train(model, splits, objective=objective, config=config, folder=folder, on_epoch=print_epoch)
+    save_trained(model, folder, splits=splits, result=result, config=config, objective=objective, start=start)
 
 
 def _score_run(
-    name: str, seed: int, model: MRIClassifier, record: Mapping[str, Any], splits: DataSplits, budget: Budget
-) -> dict[str, Any]:
-    return {
-        "variant": name,
-        "title": VARIANTS[name].title if name in VARIANTS else "not hardened",
-        "seed": seed,
-        "model": record["model"],
-        "training": record["training"],
-        "budget": asdict(budget) | {"weights": weights_name(budget.weights)},
-        "validation": _attacked(model, splits.validation, EPSILONS[-1:], seed, budget),
-        "test": _attacked(model, splits.test, EPSILONS, seed, budget),
-        "data": splits.info,
-        "environment": environment_facts(),
-    }
+    name: str, seed: int, model: MRIClassifier, record: ModelRecord, splits: DataSplits, budget: Budget
+) -> RunRecord:
+    return RunRecord(
+        variant=name,
+        title=VARIANTS[name].title if name in VARIANTS else "not hardened",
+        seed=seed,
+        model=record.model.plain(),
+        training=TrainingTold(**record.trained.plain()),
+        budget=replace(budget, weights=weights_name(budget.weights)),
+        validation=_attacked(model, splits.validation, EPSILONS[-1:], seed, budget),
+        test=_attacked(model, splits.test, EPSILONS, seed, budget),
+        data=DataFacts(**splits.info),
+        environment=environment_facts(),
+    )
 
 
-def _attacked(
-    model: MRIClassifier, side: ImageSet, epsilons: Sequence[float], seed: int, budget: Budget
-) -> dict[str, Any]:
+def _attacked(model: MRIClassifier, side: ImageSet, epsilons: Sequence[float], seed: int, budget: Budget) -> Side:
     """Metrics of some images without attack and under the worst case of the budget's suite at each radius."""
     device, attacks = pick_device(), SUITES[budget.suite]
     images = side.balanced_subset(budget.max_images)
     curve = robustness_curve(model.to(device), images, attack=attacks, epsilons=epsilons, seed=seed, device=device)
+    return Side(
+        epsilons=curve.epsilons,
+        attacks=[attack.title for attack in attacks],
+        n_images=curve.n_images,
+        n_subjects=curve.n_subjects,
+        metrics=[_short(logits, images) for logits in curve.logits],
+    )
+
+
+def _short(logits: torch.Tensor, images: ImageSet) -> Metrics:
+    """A report without recalls, counts and intervals."""
     return {
-        "epsilons": curve.epsilons,
-        "attacks": [attack["title"] for attack in describe(attacks)],
-        "n_images": curve.n_images,
-        "n_subjects": curve.n_subjects,
-        "metrics": [_short(logits, images) for logits in curve.logits],
+        question: Levels(image=_kept(levels.image), patient=_kept(levels.patient))
+        for question, levels in report(logits, images).items()
     }
 
 
-def _short(logits: torch.Tensor, images: ImageSet) -> dict[str, Any]:
-    found = report(logits, images)
-    return {
-        question: {level: {key: own[key] for key in _KEPT} if own else None for level, own in levels.items()}
-        for question, levels in found.items()
-    }
+def _kept(found: Scores | None) -> Scores | None:
+    return Scores.model_validate({key: getattr(found, key) for key in _KEPT}) if found else None
 
 
-def score_baselines(splits: DataSplits) -> dict[str, dict[str, Any]]:
+def score_baselines(splits: DataSplits) -> dict[str, Metrics]:
     """Name -> metrics of each baseline on all test images."""
     return {name: _short(logits, splits.test) for name, logits in baseline_answers(splits).items()}
 
 
-#: Column -> where its value is in a run's file: side, radius (index), question, level, metric.
-COLUMNS: dict[str, tuple[str, int, str, str, str]] = {
-    "validation balanced, 2/255": ("validation", 1, "4 classes", "image", "balanced_accuracy"),
-    "clean": ("test", 0, "4 classes", "image", "accuracy"),
-    "1/255": ("test", 1, "4 classes", "image", "accuracy"),
-    "2/255": ("test", 2, "4 classes", "image", "accuracy"),
-    "clean, balanced": ("test", 0, "4 classes", "image", "balanced_accuracy"),
-    "2/255, balanced": ("test", 2, "4 classes", "image", "balanced_accuracy"),
-    "patient AUROC, clean": ("test", 0, "binary", "patient", "auroc"),
-    "patient AUROC, 1/255": ("test", 1, "binary", "patient", "auroc"),
+class Place(NamedTuple):
+    """Where a value is in a run's file; ``step`` is the index of the radius."""
+
+    side: str
+    step: int
+    question: str
+    level: str
+    metric: str
+
+    def value(self, metrics: Sequence[Metrics]) -> float | None:
+        """The value; None where it was not measured or is undefined."""
+        asked = metrics[self.step].get(self.question)
+        found = asked.of(self.level) if asked else None
+        return getattr(found, self.metric) if found else None
+
+
+COLUMNS: dict[str, Place] = {
+    "validation balanced, 2/255": Place("validation", 1, "4 classes", "image", "balanced_accuracy"),
+    "clean": Place("test", 0, "4 classes", "image", "accuracy"),
+    "1/255": Place("test", 1, "4 classes", "image", "accuracy"),
+    "2/255": Place("test", 2, "4 classes", "image", "accuracy"),
+    "clean, balanced": Place("test", 0, "4 classes", "image", "balanced_accuracy"),
+    "2/255, balanced": Place("test", 2, "4 classes", "image", "balanced_accuracy"),
+    "patient AUROC, clean": Place("test", 0, "binary", "patient", "auroc"),
+    "patient AUROC, 1/255": Place("test", 1, "binary", "patient", "auroc"),
 }
 CHOSEN_BY = next(iter(COLUMNS))
 
 
-def summarise(out: Path, baselines: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def summarise(out: Path, baselines: Mapping[str, Metrics] | None = None) -> RecipesSummary:
     """Mean and standard deviation over seeds of each variant whose runs lie in ``out``, and the winner.
 
     Args:
@@ -350,69 +382,65 @@ def summarise(out: Path, baselines: Mapping[str, Any] | None = None) -> dict[str
     runs = [read_run(path) for path in sorted(out.glob("*_seed*.json"))]
     if not runs:
         raise FileNotFoundError(f"no finished runs in {out}")
-    same = [{"budget": run["budget"], "model": run["model"], **_facts_of(run)} for run in runs]
+    same = [{"budget": asdict(run.budget), "model": run.model, **_facts_of(run)} for run in runs]
     other = [name for one in same[1:] for name in differing(same[0], one)]
     if other:
         raise ValueError(f"{out} holds runs with other {', '.join(dict.fromkeys(other))}; use a folder for each")
-    old = {}
+    old: Mapping[str, Metrics] = {}
     if baselines is None and (out / SUMMARY).is_file():
-        old = read_part(out / SUMMARY, ("baselines",))["baselines"]
+        old = read_part(RecipesSummary, out / SUMMARY, "delete it, and it is made again").baselines
     order = [CLEAN, *VARIANTS]
     rows = {}
-    for name in sorted({run["variant"] for run in runs}, key=order.index):
-        own = [run for run in runs if run["variant"] == name]
-        rows[name] = {
-            "title": own[0]["title"],
-            "seeds": [run["seed"] for run in own],
-            "minutes": float(np.mean([run["training"]["seconds"] for run in own])) / 60,
-            "collapsed": sum(any(entry.get("collapsed") for entry in run["training"]["history"]) for run in own),
-            "values": {column: [_value(run, *place) for run in own] for column, place in COLUMNS.items()},
-        }
-    hardened = {name: np.mean(row["values"][CHOSEN_BY]) for name, row in rows.items() if name != CLEAN}
+    for name in sorted({run.variant for run in runs}, key=order.index):
+        own = [run for run in runs if run.variant == name]
+        rows[name] = VariantRow(
+            title=own[0].title,
+            seeds=[run.seed for run in own],
+            minutes=float(np.mean([run.training.seconds for run in own])) / 60,
+            collapsed=sum(any(entry.get("collapsed") for entry in run.training.history) for run in own),
+            values={
+                column: [
+                    place.value((run.validation if place.side == "validation" else run.test).metrics) for run in own
+                ]
+                for column, place in COLUMNS.items()
+            },
+        )
+    hardened = {name: float(np.mean(_known(row.values[CHOSEN_BY]))) for name, row in rows.items() if name != CLEAN}
     first = runs[0]
-    return {
-        "winner": max(hardened, key=hardened.__getitem__) if hardened else None,
-        "chosen_by": CHOSEN_BY,
-        "variants": rows,
-        "baselines": dict(baselines) if baselines is not None else old,
-        "attacks": first["test"]["attacks"],
-        "n_images": first["test"]["n_images"],
-        "n_subjects": first["test"]["n_subjects"],
-        "model": first["model"],
-        "budget": first["budget"],
-        "data": first["data"],
-        "environment": environment_facts(),
-    }
+    return RecipesSummary(
+        winner=max(hardened, key=hardened.__getitem__) if hardened else None,
+        chosen_by=CHOSEN_BY,
+        variants=rows,
+        baselines=dict(old if baselines is None else baselines),
+        attacks=first.test.attacks,
+        n_images=first.test.n_images,
+        n_subjects=first.test.n_subjects,
+        model=first.model,
+        budget=first.budget,
+        data=first.data,
+        environment=environment_facts(),
+    )
 
 
-def _value(run: Mapping[str, Any], side: str, step: int, question: str, level: str, metric: str) -> float | None:
-    found = run[side]["metrics"][step].get(question, {}).get(level)
-    return found[metric] if found else None
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
-def summary_table(summary: Mapping[str, Any]) -> pd.DataFrame:
+def summary_table(summary: RecipesSummary) -> pd.DataFrame:
     """Mean ± standard deviation over seeds in percent, a row a variant, the baselines below; the winner has a star."""
     rows = {}
-    for name, row in summary["variants"].items():
-        cells = {column: _mean_and_sd(values) for column, values in row["values"].items()}
-        title = row["title"] + (" *" if name == summary["winner"] else "")
-        rows[title] = {"seeds": str(len(row["seeds"])), **cells, "minutes": f"{row['minutes']:.1f}"}
-    for name, metrics in summary["baselines"].items():
-        found = {"test": {"metrics": [metrics]}}
-        places = {column: place for column, place in COLUMNS.items() if place[:2] == ("test", 0)}
-        rows[name] = {column: _mean_and_sd([_value(found, *place)]) for column, place in places.items()}
+    for name, row in summary.variants.items():
+        cells = {column: _mean_and_sd(values) for column, values in row.values.items()}
+        title = row.title + (" *" if name == summary.winner else "")
+        rows[title] = {"seeds": str(len(row.seeds)), **cells, "minutes": f"{row.minutes:.1f}"}
+    for name, metrics in summary.baselines.items():
+        places = {column: place for column, place in COLUMNS.items() if (place.side, place.step) == ("test", 0)}
+        rows[name] = {column: _mean_and_sd([place.value([metrics])]) for column, place in places.items()}
     return pd.DataFrame.from_dict(rows, orient="index").astype(object).fillna("-")
 
 
 def _mean_and_sd(values: Sequence[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
+    known = [100 * value for value in _known(values)]
     if not known:
         return "-"
     return f"{np.mean(known):.1f}" + (f" ± {np.std(known, ddof=1):.1f}" if len(known) > 1 else "")
-
-
-def describe_start(summary: Mapping[str, Any]) -> str:
-    """Backbone, size and, where they were not drawn at random, the weights that the training began with."""
-    weights = summary["budget"]["weights"]
-    model = f"{BACKBONES[summary['model']['backbone']].title}, {summary['model']['image_size']} px"
-    return model + ("" if weights == "scratch" else f", from {ENCODERS.get(weights, weights)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import Any
 import pandas as pd
 
 from models.def_models import BACKBONES, MRIClassifier
+from utils.core.parts import plain
 from utils.core.paths import write_json
 from utils.core.radii import radius_label
 from utils.core.reproducibility import environment_facts
-from utils.data.sets import DataSplits
+from utils.data.sets import DataFacts, DataSplits
 from utils.data.workspace import Workspace
 from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.ensemble import Vote
+from utils.evaluation.metrics import Levels
 from utils.training.checkpoints import (
     RECORD,
     checkpoint_folder,
@@ -30,6 +31,17 @@ from utils.training.checkpoints import (
 from utils.training.config import TrainConfig
 from utils.training.loop import TrainResult
 from utils.training.objectives import Standard
+from utils.training.record import (
+    SCHEMA,
+    Environment,
+    MemberTraining,
+    ModelRecord,
+    Record,
+    RuleScores,
+    VoteFacts,
+    VoteRecord,
+    parse_record,
+)
 
 ENSEMBLE = "Ensemble"
 HARDENED = "_atk"
@@ -46,7 +58,7 @@ def save_trained(
     start: str = "scratch",
     note: str = "",
     specification: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> ModelRecord:
     """Write weights and record of a finished training, and drop its resume state.
 
     Args:
@@ -81,17 +93,38 @@ def save_trained(
         save_checkpoint(model, record, folder)
         # until both files are in place, the same training can be started again and finishes them
         clear_resume_state(folder)
-    return read_record(folder)
+    return read_model_record(folder)
 
 
-def update_record(folder: Path, **entries: Any) -> dict[str, Any]:
-    """Add or replace entries of a checkpoint's record, and return it."""
-    record = read_record(folder) | entries
-    write_json(checkpoint_folder(folder) / RECORD, record)
+def read_model_record(folder: str | Path) -> ModelRecord:
+    """The record of a trained model.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`utils.training.checkpoints.read_record`; also that of a vote.
+    """
+    record = read_record(folder)
+    if isinstance(record, VoteRecord):
+        raise ValueError(f"{folder} holds the record of a vote, not of a model")
     return record
 
 
-def check_against_record(metrics: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+def update_record(folder: Path, **entries: Any) -> ModelRecord | VoteRecord:
+    """Add or replace entries of a checkpoint's record, and return it.
+
+    Args:
+        entries: parts of a record (see :mod:`utils.training.record`) as types or as plain values.
+
+    Raises:
+        ValueError: an entry is none; the file is as it was.
+    """
+    path = checkpoint_folder(folder) / RECORD
+    changed = read_record(folder).plain() | {name: plain(value) for name, value in entries.items()}
+    record = parse_record(changed | {"schema_version": SCHEMA}, path)
+    write_json(path, record.plain())
+    return record
+
+
+def check_against_record(metrics: Levels, record: Record) -> None:
     """Make sure that a loaded model still scores what its record says.
 
     Half a point is allowed, because other hardware rounds otherwise. A record over another number
@@ -100,11 +133,11 @@ def check_against_record(metrics: Mapping[str, Any], record: Mapping[str, Any]) 
     Raises:
         ValueError: it does not; the message gives both numbers.
     """
-    found, stored = metrics["image"], record.get("test", metrics)["image"]
-    if found["n"] == stored["n"] and abs(found["accuracy"] - stored["accuracy"]) > 0.005:
+    found, stored = metrics.image, (record.test or metrics).image
+    if found and stored and found.n == stored.n and abs(found.accuracy - stored.accuracy) > 0.005:
         raise ValueError(
-            f"this model scores {found['accuracy']:.2%} on the test images, but its record says "
-            f"{stored['accuracy']:.2%}: the weights or the data are not those of the record. Train it again."
+            f"this model scores {found.accuracy:.2%} on the test images, but its record says "
+            f"{stored.accuracy:.2%}: the weights or the data are not those of the record. Train it again."
         )
 
 
@@ -124,7 +157,7 @@ def parameter_table(model: MRIClassifier) -> pd.DataFrame:
     return table.round(3)
 
 
-def score_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
+def score_table(metrics: Levels) -> pd.DataFrame:
     """What :func:`utils.evaluation.metrics.evaluate` found, images and patients side by side."""
     shown = {
         "n": "n",
@@ -136,10 +169,10 @@ def score_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
     }
     columns = {}
     for level in ("image", "patient"):
-        found = metrics[level]
+        found = metrics.of(level)
         if found:
-            column = {label: found[key] for key, label in shown.items()}
-            column |= {f"recall {name}": value for name, value in found["recall"].items()}
+            column = {label: getattr(found, key) for key, label in shown.items()}
+            column |= {f"recall {name}": value for name, value in found.recall.items()}
             columns[f"by {level}"] = column
     return pd.DataFrame(columns).map(_readable)
 
@@ -161,12 +194,11 @@ def robustness_table(curves: Mapping[str, RobustnessCurve]) -> pd.DataFrame:
     return table.rename_axis("eps")
 
 
-def title_of(record: Mapping[str, Any]) -> str:
+def title_of(record: Record) -> str:
     """Folder name of the model that a record describes."""
-    if "vote" in record:
+    if not isinstance(record, ModelRecord):
         return ENSEMBLE
-    hardened = record["training"]["objective"]["name"] != "standard"
-    return BACKBONES[record["model"]["backbone"]].title + (HARDENED if hardened else "")
+    return BACKBONES[record.model.backbone].title + (HARDENED if record.trained.objective.hardens else "")
 
 
 def known_titles() -> list[str]:
@@ -183,14 +215,14 @@ def display_name(title: str) -> str:
     return re.sub(rf"{HARDENED}\b", ", hardened", title)
 
 
-def trained_models(workspace: Workspace) -> dict[str, dict[str, Any]]:
+def trained_models(workspace: Workspace) -> dict[str, ModelRecord]:
     """Title -> record of every trained model of a workspace, each clean one before its hardened twin."""
     titles = known_titles()[:-1]
     found = [title for title in titles if (workspace.checkpoint(title) / RECORD).is_file()]
-    return {title: read_record(workspace.checkpoint(title)) for title in found}
+    return {title: read_model_record(workspace.checkpoint(title)) for title in found}
 
 
-def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+def comparison_table(records: Mapping[str, Record | RuleScores]) -> pd.DataFrame:
     """A row a model: test images, accuracies in percent, and robust accuracy a column for each attack and radius.
 
     Args:
@@ -201,14 +233,14 @@ def comparison_table(records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """
     rows, counts = {}, {}
     for name, record in records.items():
-        if "robustness" not in record:
+        if not record.robustness or record.test is None or record.test.image is None:
             raise ValueError(f"the record of {name} has no attack results; run its _atk notebook to the end")
-        counts[name] = record["test"]["image"]["n"]
-        image, patient = record["test"]["image"], record["test"]["patient"]
-        row = {"clean": image["accuracy"], "clean, balanced": image["balanced_accuracy"]}
-        row["clean, by patient"] = patient["accuracy"] if patient else float("nan")
-        for attack, curve in sorted(record["robustness"].items()):
-            for eps, value in zip(curve["epsilons"], curve["robust_accuracy"]):
+        image, patient = record.test.image, record.test.patient
+        counts[name] = image.n
+        row = {"clean": image.accuracy, "clean, balanced": image.balanced_accuracy}
+        row["clean, by patient"] = patient.accuracy if patient else float("nan")
+        for attack, curve in sorted(record.robustness.items()):
+            for eps, value in zip(curve.epsilons, curve.robust_accuracy):
                 if eps:
                     row[f"{attack}, {radius_label(eps)}"] = value
         rows[name] = row
@@ -224,11 +256,11 @@ def load_members(workspace: Workspace, titles: list[str], **fits: Any) -> dict[s
     return {title: load_checkpoint(workspace.checkpoint(title), **fits)[0] for title in titles}
 
 
-def load_vote(workspace: Workspace, record: Mapping[str, Any], **fits: Any) -> Vote:
+def load_vote(workspace: Workspace, record: VoteRecord, **fits: Any) -> Vote:
     """The vote that a record of :func:`save_vote` describes, from its members' checkpoints."""
-    vote = record["vote"]
-    members = load_members(workspace, vote["members"], **fits)
-    return Vote(list(members.values()), rule=vote["rule"], weights=vote["weights"].get(vote["rule"]))
+    vote = record.vote
+    members = load_members(workspace, vote.members, **fits)
+    return Vote(list(members.values()), rule=vote.rule, weights=vote.weights.get(vote.rule))
 
 
 def save_vote(
@@ -236,11 +268,11 @@ def save_vote(
     *,
     splits: DataSplits,
     rule: str,
-    members: Mapping[str, Mapping[str, Any]],
-    rules: Mapping[str, Mapping[str, Any]],
+    members: Mapping[str, ModelRecord],
+    rules: Mapping[str, RuleScores],
     weights: list[float],
     note: str = "",
-) -> dict[str, Any]:
+) -> VoteRecord:
     """Write the record of the votes over ``members`` and return it.
 
     Args:
@@ -249,41 +281,36 @@ def save_vote(
         rules: rule -> ``test`` and ``robustness`` of that vote.
         weights: of the members in the weighted vote.
     """
-    curves = {f"{title}, {name}": curve for title, own in members.items() for name, curve in own["robustness"].items()}
+    curves = {f"{title}, {name}": curve for title, own in members.items() for name, curve in own.robustness.items()}
     curves |= {
         f"{other} vote, {name}": curve
         for other, found in rules.items()
-        for name, curve in found["robustness"].items()
+        for name, curve in found.robustness.items()
         if other != rule
     }
-    training = {title: {k: own["training"][k] for k in ("history", "best_epoch")} for title, own in members.items()}
-    record = {
-        "vote": {
-            "rule": rule,
-            "members": list(members),
-            "weights": {"weighted": weights},
-            "rules": dict(rules),
-            "training": training,
-            "robustness": {name: curve for name, curve in curves.items() if "PGD" in name},
-        },
-        "classes": splits.classes,
-        "data": splits.info,
-        "note": note,
-        **rules[rule],
-        "environment": environment_facts(),
+    training = {
+        title: MemberTraining(history=own.trained.history, best_epoch=own.trained.best_epoch)
+        for title, own in members.items()
     }
-    write_json(workspace.checkpoint(ENSEMBLE) / RECORD, record)
+    vote = VoteFacts(
+        rule=rule,
+        members=list(members),
+        weights={"weighted": weights},
+        rules=dict(rules),
+        training=training,
+        robustness={name: curve for name, curve in curves.items() if "PGD" in name},
+    )
+    path = workspace.checkpoint(ENSEMBLE) / RECORD
+    record = VoteRecord(
+        schema_version=SCHEMA,
+        vote=vote,
+        classes=splits.classes,
+        data=DataFacts(**splits.info),
+        note=note,
+        test=rules[rule].test,
+        robustness=rules[rule].robustness,
+        worst_case=rules[rule].worst_case,
+        environment=Environment(**environment_facts()),
+    )
+    write_json(path, record.plain())
     return record
-
-
-def plain(record: Mapping[str, Any]) -> str:
-    """A record as indented JSON without the long lists, for reading."""
-
-    def shorten(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: shorten(entry) for key, entry in value.items()}
-        if isinstance(value, list) and len(value) > 12:
-            return f"[{len(value)} values]"
-        return value
-
-    return json.dumps(shorten(record), indent=2)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.core.paths import file_digest, need, read_json
+from utils.core.paths import file_digest
 from utils.data.sets import DataSplits
 
 
@@ -80,18 +80,3 @@ def images_fingerprint(splits: DataSplits) -> str:
         digest.update(f"{everyone.paths[place]}{everyone.labels[place]}{everyone.subjects[place]}".encode())
         digest.update(everyone.images[place].contiguous().numpy().data)
     return digest.hexdigest()[:16]
-
-
-def read_part(path: Path, needed: Sequence[str]) -> dict[str, Any]:
-    """A stored part of an experiment.
-
-    Args:
-        needed: its keys, with dots for those inside of others.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no JSON, or a key is missing; the message names file and key.
-    """
-    content = read_json(path)
-    need(content, needed, path, "delete it, and it is made again")
-    return content

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from utils.core.radii import radius_label
-from utils.experiments.recipes import ENCODERS
+from utils.data.sets import DataFacts
+from utils.experiments.budget import ENCODERS
 from utils.experiments.records import display_name
-from utils.reporting.markdown import data_and_protocol, markdown
+from utils.reporting.markdown import markdown
 
 
 def signal_table(record: Mapping[str, Any]) -> str:
@@ -99,9 +100,10 @@ def near_training_table(record: Mapping[str, Any]) -> str:
             shown = display_name(title)
             name = shown if float(eps) == 0 else f"{shown}, {radius_label(float(eps))}"
             rows.append([name, *("-" if share is None else f"{100 * share:.1f}" for share in shares)])
+    data = DataFacts.model_validate(record["data"])
     header = ["model", *(f"{group['name']} (n = {group['n']})" for group in record["groups"])]
     said = "groups by the highest correlation with a training image, and by the next slices of the same patient; %"
-    return markdown(header, rows) + f"\n{data_and_protocol([record])}; {said}.\n"
+    return markdown(header, rows) + f"\n{data.source}, {data.split_name}; {said}.\n"
 
 
 def memory_table(record: Mapping[str, Any]) -> str:

@@ -2,71 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.data.sets import protocol_name
 from utils.evaluation.intervals import binary_caption
-from utils.experiments.folds import binary_by_patient
-from utils.experiments.recipes import (
-    describe_start,
-)
+from utils.evaluation.metrics import Scores
+from utils.experiments.budget import describe_start
+from utils.experiments.fold_records import FoldsSummary, binary_by_patient
+from utils.experiments.recipes import RecipesSummary
 from utils.reporting.style import COLOURS, axes_of, finish
 
 
-def recipes_figure(summary: Mapping[str, Any]) -> Figure:
+def recipes_figure(summary: RecipesSummary) -> Figure:
     """Test accuracy without and under attack of each variant, mean and standard deviation over seeds."""
     figure, axes = axes_of(size=(8.4, 5.2))
     ax = axes[0, 0]
-    for index, (name, row) in enumerate(summary["variants"].items()):
-        clean, robust = (100 * np.array(row["values"][column]) for column in ("clean", "2/255"))
+    for index, (name, row) in enumerate(summary.variants.items()):
+        clean, robust = (100 * np.array(row.values[column], dtype=float) for column in ("clean", "2/255"))
         spread = [values.std(ddof=1) if len(values) > 1 else 0 for values in (clean, robust)]
-        label = row["title"] + (" (chosen on validation)" if name == summary["winner"] else "")
+        label = row.title + (" (chosen on validation)" if name == summary.winner else "")
         style = {"color": COLOURS[index % len(COLOURS)], "marker": "osD^vPX*"[index // len(COLOURS) % 8]}
         ax.errorbar(clean.mean(), robust.mean(), xerr=spread[0], yerr=spread[1], capsize=2, label=label, **style)
     ax.set(xlabel="accuracy without attack (%)", ylabel="accuracy, worst case at 2/255 (%)")
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
-    title = f"{describe_start(summary)}, {protocol_name(summary['data'])}: {summary['n_images']} test images"
-    counts = {len(row["seeds"]) for row in summary["variants"].values()}
+    title = f"{describe_start(summary)}, {summary.data.split_name}: {summary.n_images} test images"
+    counts = {len(row.seeds) for row in summary.variants.values()}
     note = f"bars: standard deviation over {max(counts)} seeds" if max(counts) > 1 else "one seed"
     return finish(figure, title, note + ("; no bar: one seed" if min(counts) == 1 < max(counts) else ""))
 
 
-def folds_figure(summary: Mapping[str, Any]) -> Figure:
+def folds_figure(summary: FoldsSummary) -> Figure:
     """Binary AUROC by patient with its interval, beside the baselines: the numbers of the table, on the same images.
 
     Without attack these are all images; under attack fewer, to which no line leads from there.
     """
     figure, axes = axes_of(size=(8.4, 4.4))
-    ax, levels, counts = axes[0, 0], [255 * eps for eps in summary["epsilons"]], summary["n_images"]
-    for number, (name, row) in enumerate(summary["rows"].items()):
-        colour, clean = COLOURS[number], binary_by_patient(row["metrics"][0])
-        if "attacked" not in row:
-            ax.axhline(100 * clean["auroc"], color=colour, linestyle=":", label=f"{name} (no attack)")
+    ax, levels, counts = axes[0, 0], [255 * eps for eps in summary.epsilons], summary.n_images
+    for number, (name, row) in enumerate(summary.rows.items()):
+        colour, clean = COLOURS[number], binary_by_patient(row.metrics[0])
+        if row.attacked is None:
+            ax.axhline(100 * clean.auroc, color=colour, linestyle=":", label=f"{name} (no attack)")
             continue
-        aside = 0.02 * (number - len(summary["rows"]) + 1.5)
-        attacked = [binary_by_patient(one) for one in row["attacked"]["metrics"][1:]]
+        aside = 0.02 * (number - len(summary.rows) + 1.5)
+        attacked = [binary_by_patient(one) for one in row.attacked.metrics[1:]]
         style = {"color": colour, "marker": "os^D"[number % 4], "capsize": 3}
         _draw_auroc(ax, [levels[0] + aside], [clean], style)
         _draw_auroc(ax, [level + aside for level in levels[1:]], attacked, style | {"label": name})
     ax.set(xlabel="eps (/255, L-infinity)", ylabel=f"AUROC by patient, {_question(summary)} (%)", xticks=levels)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
-    folds = f"{len(summary['folds'])} of {summary['data']['n_folds']} folds, {summary['n_subjects']} patients"
-    images = f"{counts['test']} images without attack, {counts['attacked']} of them attacked"
+    folds = f"{len(summary.folds)} of {summary.data.n_folds} folds, {summary.n_subjects} patients"
+    images = f"{counts.test} images without attack, {counts.attacked} of them attacked"
     title = f"{describe_start(summary)}: each patient tested once"
     return finish(figure, title, f"{folds}; bars: 95 % over patients", images)
 
 
-def _draw_auroc(ax: Axes, x: list[float], found: list[dict[str, Any]], style: dict[str, Any]) -> None:
-    middle = np.array([100 * one["auroc"] for one in found])
-    low, high = np.array([[100 * bound for bound in one["interval"]["auroc"]] for one in found]).T
+def _draw_auroc(ax: Axes, x: list[float], found: list[Scores], style: dict[str, Any]) -> None:
+    middle = 100 * np.array([one.auroc for one in found], dtype=float)
+    low, high = 100 * np.array([one.interval["auroc"] or [np.nan, np.nan] for one in found], dtype=float).T
     ax.errorbar(x, middle, yerr=[middle - low, high - middle], **style)
 
 
-def _question(summary: Mapping[str, Any]) -> str:
-    first = next(iter(summary["rows"].values()))["metrics"][0]
-    return binary_caption(first)
+def _question(summary: FoldsSummary) -> str:
+    return binary_caption(next(iter(summary.rows.values())).metrics[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ from utils.attacks.attack import Attack
 from utils.core.paths import read_json, write_json
 from utils.core.radii import radius_label
 from utils.core.reproducibility import environment_facts, generator
-from utils.data.sets import DataSplits, ImageSet, patients_verified
+from utils.data.sets import DataSplits, ImageSet
 from utils.data.workspace import Workspace, pick_device
 from utils.evaluation.attacker import predict_batch
 from utils.evaluation.examples import adversarial_examples
@@ -38,57 +38,58 @@ from utils.reporting.robustness_figures import show_all
 from utils.reporting.robustness_plots import plot_heat_map, plot_step_sizes
 from utils.reporting.slices import plot_adversarial_examples, plot_grad_cam, plot_hero
 from utils.reporting.style import save_figure
-from utils.training.checkpoints import RECORD, WEIGHTS, load_checkpoint
+from utils.training.checkpoints import WEIGHTS, load_checkpoint, read_record
+from utils.training.record import ModelRecord, ObjectiveFacts, Record, VoteRecord
 
-Record = dict[str, Any]
+Study = Mapping[str, Any]
 
 
 def loss_curve(record: Record) -> Figure:
     """Losses over epochs; of a vote, the validation losses of its members."""
     title = f"{_name(record)}: training"
-    if "vote" in record:
+    if isinstance(record, VoteRecord):
         unit = "validation loss (cross-entropy, nats)"
-        return plot_member_curves(_histories(record), "validation_loss", title=title, unit=unit, note=record["note"])
-    training = record["training"]
+        return plot_member_curves(_histories(record), "validation_loss", title=title, unit=unit, note=record.note)
+    training = record.trained
     return plot_loss_curve(
-        training["history"],
+        training.history,
         title=title,
-        best_epoch=training["best_epoch"],
-        training=_trained_on(training["objective"]),
-        note=record["note"],
+        best_epoch=training.best_epoch,
+        training=_trained_on(training.objective),
+        note=record.note,
     )
 
 
-def _trained_on(objective: Record) -> str:
+def _trained_on(objective: ObjectiveFacts) -> str:
     """What the loss of a training is of."""
-    name, weight = objective["name"], objective.get("adv_weight", 1)
-    if name == "standard":
+    weight = objective.adv_weight
+    if not objective.hardens:
         return "clean images"
-    if name == "adversarial" and weight < 1:
+    if objective.name == "adversarial" and weight < 1:
         return f"{1 - weight:.0%} clean,\n{weight:.0%} attacked images"
-    if name in ("trades", "mart"):
-        return f"clean and attacked,\n{name.upper()}'s own loss"
+    if objective.name in ("trades", "mart"):
+        return f"clean and attacked,\n{objective.name.upper()}'s own loss"
     return "attacked images"
 
 
 def accuracy_curve(record: Record) -> Figure:
     """Accuracies over epochs; of a vote, the robust validation accuracies of its members."""
     title = f"{_name(record)}: training"
-    if "vote" in record:
+    if isinstance(record, VoteRecord):
         unit = "validation accuracy, balanced, PGD-10 (%)"
         return plot_member_curves(
-            _histories(record), "validation_robust_accuracy", title=title, unit=unit, note=record["note"]
+            _histories(record), "validation_robust_accuracy", title=title, unit=unit, note=record.note
         )
-    training = record["training"]
-    n = training["config"].get("validation_images")
-    robust = "validation_robust_accuracy" in training["history"][0]
+    training = record.trained
+    n = training.config.validation_images
+    robust = "validation_robust_accuracy" in training.history[0]
     told = f"attacked on at most {n} validation images" if robust and n else ""
-    note = "; ".join(filter(None, [told, record["note"]]))
-    return plot_accuracy_curve(training["history"], title=title, best_epoch=training["best_epoch"], note=note)
+    note = "; ".join(filter(None, [told, record.note]))
+    return plot_accuracy_curve(training.history, title=title, best_epoch=training.best_epoch, note=note)
 
 
-def _histories(record: Record) -> dict[str, list[dict[str, float]]]:
-    return {display_name(title): training["history"] for title, training in record["vote"]["training"].items()}
+def _histories(record: VoteRecord) -> dict[str, list[dict[str, float]]]:
+    return {display_name(title): training.history for title, training in record.vote.training.items()}
 
 
 def _name(record: Record) -> str:
@@ -97,10 +98,9 @@ def _name(record: Record) -> str:
 
 def confusion_matrix(record: Record) -> Figure:
     """Of the test images, without attack."""
-    title = f"{_name(record)}: {record['test']['image']['n']} test images, without attack"
-    return plot_confusion_matrix(
-        record["test"]["image"]["confusion"], record["classes"], title=title, note=record["note"]
-    )
+    found = record.tested
+    title = f"{_name(record)}: {found.n} test images, without attack"
+    return plot_confusion_matrix(found.confusion, record.classes, title=title, note=record.note)
 
 
 def robustness_curve(record: Record, base: Record | None = None) -> Figure:
@@ -109,46 +109,67 @@ def robustness_curve(record: Record, base: Record | None = None) -> Figure:
     Args:
         base: record of the model before hardening, drawn beside it.
     """
-    lines = {}
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     for one in (base, record) if base else (record,):
-        for name, curve in one["robustness"].items():
-            lines[f"{_name(one)}, {name}"] = (curve["epsilons"], curve["robust_accuracy"])
-    for name, curve in record.get("vote", {}).get("robustness", {}).items():
-        lines[display_name(name)] = (curve["epsilons"], curve["robust_accuracy"])
-    rows = record["test"]["image"]["confusion"]
+        for name, curve in one.robustness.items():
+            lines[f"{_name(one)}, {name}"] = (curve.epsilons, curve.robust_accuracy)
+    for name, curve in (record.vote.robustness if isinstance(record, VoteRecord) else {}).items():
+        lines[display_name(name)] = (curve.epsilons, curve.robust_accuracy)
+    rows = record.tested.confusion
     title = f"{_name(base)} before and after hardening" if base else f"{_name(record)} under attack"
     chance = max(map(sum, rows)) / sum(map(sum, rows))
-    note = "; ".join(filter(None, [f"{sum(map(sum, rows))} test images", record["note"]]))
+    note = "; ".join(filter(None, [f"{sum(map(sum, rows))} test images", record.note]))
     return plot_robustness_curve(lines, title=title, chance=chance, note=note)
 
 
 def step_size(record: Record) -> Figure:
-    """Accuracy under PGD over its step size."""
+    """Accuracy under PGD over its step size.
+
+    Raises:
+        ValueError: it was not measured.
+    """
     title = f"{_name(record)}: accuracy under PGD by its step size"
-    made, n = record["step_size"], record["test"]["image"]["n"]
+    made, n = getattr(record, "step_size", None), record.tested.n
+    if made is None:
+        raise ValueError(f"the record of {_name(record)} tells nothing of step sizes")
     # records of before the number was kept are of a quarter of the test images, as their notebooks say
-    sample = {"n_images": made.get("n_images", n // 4)}
-    told = f"the tables' numbers are of {n}" if sample["n_images"] != n else ""
-    note = "; ".join(filter(None, [told, record["note"]]))
-    return plot_step_sizes(**made | sample, title=title, note=note)
+    n_images = made.n_images or n // 4
+    told = f"the tables' numbers are of {n}" if n_images != n else ""
+    return plot_step_sizes(
+        made.alphas,
+        made.accuracy,
+        eps=made.eps,
+        steps=made.steps,
+        clean=made.clean,
+        n_images=n_images,
+        n_subjects=made.n_subjects,
+        title=title,
+        note="; ".join(filter(None, [told, record.note])),
+    )
 
 
 def transfer_matrix(record: Record) -> Figure:
-    """Accuracy of each member of a vote on images that were made to fool each other one."""
-    made = record["transfer"]
-    title = f"{_name(record)}: {made['attack']} carried from member to member, eps {radius_label(made['eps'])}"
+    """Accuracy of each member of a vote on images that were made to fool each other one.
+
+    Raises:
+        ValueError: it was not measured.
+    """
+    made = getattr(record, "transfer", None)
+    if made is None:
+        raise ValueError(f"the record of {_name(record)} tells nothing of transfer")
+    title = f"{_name(record)}: {made.attack} carried from member to member, eps {radius_label(made.eps)}"
     accuracy = {
         display_name(source): {display_name(target): value for target, value in row.items()}
-        for source, row in made["accuracy"].items()
+        for source, row in made.accuracy.items()
     }
-    n = made.get("n_images", record.get("worst_case", {}).get("curve", {}).get("n_images"))
-    told = f"{n} of {record['test']['image']['n']} test images" if n else ""
-    note = "; ".join(filter(None, [told, record["note"]]))
+    n = made.n_images or (record.worst_case.curve.n_images if record.worst_case else None)
+    told = f"{n} of {record.tested.n} test images" if n else ""
+    note = "; ".join(filter(None, [told, record.note]))
     return plot_heat_map(accuracy, title=title, rows="made to fool", columns="shown to", note=note)
 
 
 #: Figures that a record alone suffices for, by file name.
-FROM_RECORD: dict[str, Callable[[Record], Figure]] = {
+FROM_RECORD: dict[str, Callable[..., Figure]] = {
     "loss_curve": loss_curve,
     "accuracy_curve": accuracy_curve,
     "confusion_matrix": confusion_matrix,
@@ -164,7 +185,7 @@ _NEEDS = {"robustness_curve": "robustness", "step_size": "step_size", "transfer_
 FEWEST_TRIALS = 10
 
 
-def optuna_figures(study: Record, title: str, note: str = "") -> dict[str, Figure]:
+def optuna_figures(study: Study, title: str, note: str = "") -> dict[str, Figure]:
     """History and importance of a search, from the file that it wrote; nothing for what the file does not tell.
 
     Importance takes ``FEWEST_TRIALS`` finished trials: of fewer it says nothing.
@@ -218,21 +239,22 @@ def pictures(record: Record, model: torch.nn.Module, test: ImageSet, cams: list[
     """Attacked examples as the record says that they were made, and heat maps of ``cams`` where there are any."""
     device = pick_device()
     figures = {}
-    for kind, made in record.get("examples", {}).items():
-        attacks = [(Attack.from_dict(budget), eps) for budget, eps in made["attacks"]]
+    rule = f", {record.vote.rule} vote" if isinstance(record, VoteRecord) else ""
+    for kind, made in record.examples.items():
+        attacks = [(Attack.from_dict(budget), eps) for budget, eps in made.attacks]
         examples = adversarial_examples(model.to(device), test, attacks=attacks, device=device)
         figures[f"adversarial_examples_{kind}"] = plot_adversarial_examples(
-            made["values"],
+            made.values,
             examples,
             kind,
-            made["parameter_type"],
-            classes=record["classes"],
-            model=f"{_name(record)}, {record['vote']['rule']} vote" if "vote" in record else _name(record),
-            note=record["note"],
+            made.parameter_type,
+            classes=record.classes,
+            model=f"{_name(record)}{rule}",
+            note=record.note,
         )
     if cams:
         title = f"{_name(record)}: Grad-CAM of the model's own answer"
-        figures["grad_cam"] = plot_grad_cam(cams, title=title, note=record["note"])
+        figures["grad_cam"] = plot_grad_cam(cams, title=title, note=record.note)
     return figures
 
 
@@ -268,7 +290,7 @@ HERO_RULE = (
 )
 
 
-def hero(models: Mapping[str, torch.nn.Module], test: ImageSet, eps: float) -> tuple[ImageSet, Record]:
+def hero(models: Mapping[str, torch.nn.Module], test: ImageSet, eps: float) -> tuple[ImageSet, dict[str, Any]]:
     """The test slice of the picture, and what each model says of it before and after PGD-20 made to fool that model.
 
     Args:
@@ -317,7 +339,7 @@ def hero(models: Mapping[str, torch.nn.Module], test: ImageSet, eps: float) -> t
     return few.subset(torch.tensor([middle])), shown
 
 
-def hero_figure(image: ImageSet, shown: Record, record: Record) -> Figure:
+def hero_figure(image: ImageSet, shown: Mapping[str, Any], record: Record) -> Figure:
     """The picture of :func:`hero`.
 
     Args:
@@ -327,16 +349,16 @@ def hero_figure(image: ImageSet, shown: Record, record: Record) -> Figure:
         display_name(title).replace(", ", ",\n"): (shown["attacked"][title], chances)
         for title, chances in shown["probabilities"].items()
     }
-    unseen = record["data"]["protocol"] == "patient" and patients_verified(record["data"])
+    unseen = record.data is not None and record.data.protocol == "patient" and record.data.verified
     told = "a slice of a patient that no model has seen" if unseen else ""
     eps = shown["attack"]["eps"]
     whose = " and its hardened twin, each" if len(rows) > 1 else ""
     title = f"{_name(record)}{whose} attacked by {shown['attack']['title']} at {radius_label(eps)}"
-    note = "; ".join(filter(None, [told, record["note"]]))
+    note = "; ".join(filter(None, [told, record.note]))
     return plot_hero(
         image.pixels(slice(None), "cpu")[0],
         rows,
-        record["classes"],
+        record.classes,
         label=shown["label"],
         eps=eps,
         title=title,
@@ -360,15 +382,20 @@ def save_hero(workspace: Workspace, title: str, splits: DataSplits, eps: float) 
     figure = hero_figure(image, shown, record)
     told = {
         name: {
-            "model": {"title": name, **own["model"]},
-            "training": {key: own["training"][key] for key in ("objective", "config", "start", "best_epoch")},
+            "model": {"title": name, **own.model.plain()},
+            "training": {
+                "objective": own.trained.objective.plain(),
+                "config": own.trained.config.plain(),
+                "start": own.trained.start,
+                "best_epoch": own.trained.best_epoch,
+            },
             "probabilities": shown["probabilities"][name],
         }
         for name, (_, own) in loaded.items()
     }
     facts = told.pop(title) | ({"hardened": told[titles[1]]} if told else {})
     facts |= {key: shown[key] for key in ("rule", "attack", "image", "label")}
-    facts |= {key: record[key] for key in ("classes", "data", "note")} | {"environment": environment_facts()}
+    facts |= {"classes": record.classes, "data": splits.info, "note": record.note, "environment": environment_facts()}
     target = workspace.root / "assets" / "hero.json"
     write_json(target, facts)
     return [save_figure(figure, target.with_suffix(".png")), target]
@@ -384,41 +411,41 @@ def redraw(workspace: Workspace, title: str, splits: DataSplits | None) -> list[
     Raises:
         FileNotFoundError, ValueError: the record is missing or damaged, or the images are not those of the record.
     """
-    record = read_json(workspace.checkpoint(title) / RECORD)
+    record = read_record(workspace.checkpoint(title))
     base = None
     if title.endswith(HARDENED):
-        base = read_json(workspace.checkpoint(title.removesuffix(HARDENED)) / RECORD)
+        base = read_record(workspace.checkpoint(title.removesuffix(HARDENED)))
     figures = {}
     for name, draw in FROM_RECORD.items():
-        if name in _NEEDS and _NEEDS[name] not in record:
+        if name in _NEEDS and not getattr(record, _NEEDS[name], None):
             continue
         figures[name] = draw(record, base) if name == "robustness_curve" else draw(record)
     study = workspace.hyperparams(title)
     if study.is_file():
-        figures |= optuna_figures(read_json(study), title, record["note"])
+        figures |= optuna_figures(read_json(study), title, record.note)
     if splits:
         figures |= _pictures(workspace, title, record, splits)
     return [save_figure(figure, workspace.assets(title) / f"{name}.png") for name, figure in figures.items()]
 
 
 def _pictures(workspace: Workspace, title: str, record: Record, splits: DataSplits) -> dict[str, Figure]:
-    fits = {"classes": splits.classes, "fingerprint": splits.fingerprint}
-    test = splits.test.balanced_subset(record["test"]["image"]["n"])
+    classes, fingerprint = splits.classes, splits.fingerprint
+    test = splits.test.balanced_subset(record.tested.n)
     device = pick_device()
-    if "vote" in record:
-        model = load_vote(workspace, record, **fits).to(device)
-        members = dict(zip(record["vote"]["members"], model.members))
-        return pictures(record, model, test, member_cams(members, test, device))
+    if isinstance(record, VoteRecord):
+        vote = load_vote(workspace, record, classes=classes, fingerprint=fingerprint).to(device)
+        members = dict(zip(record.vote.members, cast(list[MRIClassifier], list(vote.members))))
+        return pictures(record, vote, test, member_cams(members, test, device))
     if not (workspace.checkpoint(title) / WEIGHTS).is_file():
         return {}
-    model, _ = load_checkpoint(workspace.checkpoint(title), **fits)
+    model, _ = load_checkpoint(workspace.checkpoint(title), classes=classes, fingerprint=fingerprint)
     model.to(device)
     if not title.endswith(HARDENED):
         return pictures(record, model, test, explain_rows(model, test, n=5, device=device))
     plain = workspace.checkpoint(title.removesuffix(HARDENED))
-    if not (plain / WEIGHTS).is_file():
+    if not (plain / WEIGHTS).is_file() or not isinstance(record, ModelRecord) or not record.grad_cam_attack:
         return pictures(record, model, test, [])
-    clean, _ = load_checkpoint(plain, **fits)
-    budget, eps = record["grad_cam_attack"]
+    clean, _ = load_checkpoint(plain, classes=classes, fingerprint=fingerprint)
+    budget, eps = record.grad_cam_attack
     cams = hardening_cams(clean.to(device), model, test, (Attack.from_dict(budget), eps), device)
     return pictures(record, model, test, cams)

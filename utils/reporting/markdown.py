@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
-from utils.data.sets import protocol_name
+from utils.data.sets import DataFacts
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -14,7 +14,12 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def data_and_protocol(records: Sequence[Mapping[str, Any]]) -> str:
+class _OfData(Protocol):
+    @property
+    def data(self) -> DataFacts | None: ...
+
+
+def data_and_protocol(records: Sequence[_OfData]) -> str:
     """Name and split of the data that records are of."""
-    data = records[0]["data"]
-    return f"{data['source']}, {protocol_name(data)}"
+    data = records[0].data
+    return f"{data.source}, {data.split_name}" if data else "unknown data"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import ast
 import base64
 import html
 import io
@@ -11,12 +9,10 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import nbformat
 from nbclient import NotebookClient
@@ -24,20 +20,10 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from PIL import Image
 from tqdm.auto import tqdm
 
-from utils.attacks.suites import SUITES
-from utils.core.checks import whole
-from utils.core.paths import DATASET_VARIABLES, ROOT, atomic_write
-from utils.core.precision import PRECISIONS
-from utils.core.radii import check_eps
-from utils.data.archives import check_source
-from utils.data.splits import DEFAULT_RATIOS
-from utils.evaluation.ensemble import RULES
+from utils.core.paths import ROOT, atomic_write
+from utils.reporting.notebook_plan import RESULTS, parameters_of
 from utils.reporting.widgets import HEADLESS
-from utils.training.augment import Augmentation
-from utils.training.config import SAMPLINGS, TrainConfig, parse_assignment
-from utils.training.objectives import RECIPES, make_objective
 
-QUICK_FOLDER = ROOT / "quick_run"
 FAILED = ROOT / "runs" / "failed"
 
 #: Kernels talk through files of this user. TCP ports, which are all that Windows has, would be open to others here.
@@ -54,106 +40,8 @@ FIGURE_BYTES, FIGURE_COLOURS, FIGURE_WIDTH = 80_000, 256, 720
 #: Seconds between two looks at the bar of a cell.
 BAR_EVERY = 2.0
 
-#: Parameters that have an option of their own, and the option.
-_OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profile": "--profile", "split": "--split"}
-
-#: Parameters that may be paths.
-_PATHS = ("weights", "pretrained_model_path", "subjects")
-
-#: Parameters that name one or several of a few things.
-_CHOICES = {
-    "rule": RULES,
-    "attacked_rules": RULES,
-    "vote_suite": SUITES,
-    "recipe": RECIPES,
-    "sampling": SAMPLINGS,
-    "precision": PRECISIONS,
-}
-
-#: Parameters that are radii or step sizes, in pixels of [0, 1].
-_RADII = {"epsilons", "Epsilon", "alphas", "Alpha"}
-#: Parameters that count something, and the least of each; 0 means all, or leaves a part out.
-_COUNTS = {
-    "num_iter": 1,
-    "search_epochs": 1,
-    "panel_queries": 1,
-    "image_size": 32,
-    "seed": 0,
-    "size": 0,
-    "n_trials": 0,
-    "max_test_images": 0,
-    "panel_images": 0,
-    "vote_images": 0,
-}
-
-#: What a quick run sets in the notebooks, where they have such a parameter.
-QUICK = {
-    "source": "phantom",
-    "weights": "scratch",
-    "image_size": 48,
-    "num_epochs": 8,
-    "batch_size": 32,
-    "search_epochs": 1,
-    "search_space": ["weight_decay", "augmentation_strength"],
-    "train_steps": 1,
-    "validation_images": 16,
-    "max_test_images": 40,
-    "Epsilon": 3 / 255,
-    "num_iter": 5,
-    "panel_images": 4,
-    "panel_queries": 50,
-    "epsilons": [0, 2 / 255, 3 / 255],
-    "alphas": [0.0002, 0.001, 0.006],
-    "profile": "quick",
-}
-#: What it sets beyond that in single notebooks; a vision transformer cuts patches of 14 pixels.
-_DINO = {"image_size": 56, "learning_rate": 0.001}
-_EFFICIENTNET = {"image_size": 56, "batch_size": 16, "augmentation_strength": 0.5}
-_HARDEN = {"num_epochs": 4}
-QUICK_NOTEBOOK = {
-    "dino_v2_model": _DINO | {"num_epochs": 6, "n_trials": 2},
-    "dino_v2_model_atk": _HARDEN | _DINO | {"num_epochs": 2, "learning_rate": 0.0005},
-    "resnet_model_atk": _HARDEN | {"learning_rate": 0.001},
-    "efficientnet_model": _EFFICIENTNET | {"num_epochs": 12, "learning_rate": 0.004},
-    "efficientnet_model_atk": _HARDEN | _EFFICIENTNET | {"learning_rate": 0.002},
-    "results": {
-        "epsilons": [0, 3 / 255],
-        "attacked_rules": [],
-        "vote_suite": "smoke",
-        "vote_images": 8,
-        "panel_images": 0,
-    },
-}
 #: Where notebooks run beside each other, the longest first: a last one would have the machine to itself.
 LONGEST_FIRST = ("resnet", "dino_v2", "efficientnet")
-RESULTS = ROOT / "models" / "results.ipynb"
-
-
-def model_notebooks() -> dict[str, list[Path]]:
-    """Model name -> its notebooks in the order in which they must run."""
-    found = {}
-    for path in sorted((ROOT / "models").glob("*_model.ipynb")):
-        name = path.name.removesuffix("_model.ipynb")
-        attack = path.with_name(f"{name}_model_atk.ipynb")
-        found[name] = [path, *([attack] if attack.is_file() else [])]
-    return found
-
-
-def parameters_of(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """Names and values of the cell tagged ``parameters``.
-
-    Raises:
-        ValueError: the notebook has no such cell, or it assigns anything but constants.
-    """
-    cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise ValueError(f"expected one cell tagged 'parameters', found {len(cells)}")
-    values: dict[str, Any] = {}
-    for node in ast.parse(cells[0].source).body:
-        if not isinstance(node, ast.Assign) or any(isinstance(n, ast.Call | ast.Attribute) for n in ast.walk(node)):
-            raise ValueError(f"the parameters cell may only assign constants, not: {ast.unparse(node)}")
-        exec(compile(ast.Module([node], []), "parameters", "exec"), {}, values)  # constants only, checked above
-    return values
 
 
 def without_injected(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -229,7 +117,7 @@ class _Client(NotebookClient):
         """End the kernels of all notebooks that other threads are running."""
         for client in list(cls.live):
             if client.km and client.km.has_kernel:
-                client.km.provisioner.process.kill()
+                cast(Any, client.km.provisioner).process.kill()  # of a local kernel
 
 
 def execute(path: Path, values: dict[str, Any], target: Path, *, threads: int | None = None) -> None:
@@ -385,130 +273,3 @@ def _fleeting(output: nbformat.NotebookNode) -> bool:
     if output.output_type == "stream":
         return output.name == "stderr" and "Warning" not in output.text
     return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
-
-
-def plan(args: argparse.Namespace) -> list[tuple[Path, dict[str, Any]]]:
-    """Notebooks to run, each with its parameters.
-
-    Raises:
-        ValueError: an unknown model, options that exclude each other, or a ``--set`` name that no chosen notebook has.
-    """
-    available = model_notebooks()
-    models = [] if args.only_results else args.models or list(available)
-    if args.only_results and (args.models or args.skip_results):
-        raise ValueError("--only-results leaves neither models to run nor results to skip")
-    unknown = [name for name in models if name not in available]
-    if unknown:
-        raise ValueError(f"no notebooks for {', '.join(unknown)}; available: {', '.join(available)}")
-    shared, quick = (dict(QUICK), QUICK_NOTEBOOK) if args.profile == "quick" else ({}, {})
-    split = args.split or "patient"
-    shared |= {"profile": args.profile, "out_dir": str(args.out) if args.out else "", "split": split}
-    shared["ratios"] = list(DEFAULT_RATIOS[split])
-    if args.jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, not {args.jobs}")
-    if args.out and args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out} is a file; give a folder")
-    chosen, chosen_atk = (dict(map(_assigned, texts)) for texts in (args.set, args.set_atk))
-    steps = []
-    data = _data(args)
-    if prepared(data):
-        shared["data_dir"] = str(Path(data).resolve())
-    else:
-        check_source(data)
-        shared["source"] = str(Path(data).resolve()) if Path(data).exists() else data
-        steps.append((ROOT / "dataset" / "prepare_dataset.ipynb", shared | chosen))
-    if args.only_results and steps:
-        raise ValueError(f"--only-results needs the data that the models were trained on, not {data}")
-    for name in models:
-        for path in available[name]:
-            attacks = path.stem.endswith("_atk")
-            steps.append((path, shared | quick.get(path.stem, {}) | chosen | (chosen_atk if attacks else {})))
-    if RESULTS.is_file() and not args.skip_results:
-        steps.append((RESULTS, shared | quick.get(RESULTS.stem, {}) | chosen))
-    for option, settings, suffix in (("--set", chosen, ""), ("--set-atk", chosen_atk, "_atk")):
-        known: dict[str, Any] = {}
-        for path, _ in steps:
-            if path.stem.endswith(suffix):
-                known |= parameters_of(nbformat.read(path, as_version=4))
-        for name, value in settings.items():
-            _check_setting(f"{option} {name}", name, value, known)
-    for path, values in steps:
-        own = parameters_of(nbformat.read(path, as_version=4))
-        try:
-            check_parameters(own | {name: value for name, value in values.items() if name in own})
-        except ValueError as error:
-            raise ValueError(f"{path.stem}: {error}") from error
-    return steps
-
-
-def _assigned(text: str) -> tuple[str, Any]:
-    """Name and value of an assignment; a path is made whole, because notebooks run in another folder."""
-    name, value = parse_assignment(text)
-    here = name in _PATHS and str(value) and Path(str(value)).expanduser().exists()
-    return name, str(Path(value).expanduser().resolve()) if here else value
-
-
-def _data(args: argparse.Namespace) -> str:
-    if args.data == "":
-        raise ValueError("--data is empty; give a path, a Kaggle handle or phantom")
-    data = args.data or ("phantom" if args.profile == "quick" else str(DATASET_VARIABLES))
-    if not args.data and args.profile == "full" and not prepared(data):
-        raise ValueError(f"no prepared data in {DATASET_VARIABLES}; say with --data where the images are")
-    if args.split and prepared(data):
-        raise ValueError(f"{data} is split already; leave out --split, or give the images as --data")
-    return data
-
-
-def _check_setting(label: str, name: str, value: Any, known: dict[str, Any]) -> None:
-    """Refuse now what would stop a notebook after hours."""
-    if name in _OPTIONS:
-        raise ValueError(f"{label}: use {_OPTIONS[name]} instead")
-    if name not in known:
-        raise ValueError(f"{label}: no chosen notebook has this parameter; known: {', '.join(sorted(known))}")
-    default = known[name]
-    kinds = {bool: bool, int: int, float: (int, float), list: (list, tuple), str: (str, int)}[type(default)]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise ValueError(f"{label}={value}: expected a value like {default!r}")
-    if isinstance(default, list):
-        kinds = (int, float) if default and not isinstance(default[0], str) else (str,)
-        if not all(isinstance(entry, kinds) for entry in value):
-            raise ValueError(f"{label}={value}: expected {'names' if str in kinds else 'numbers'} like {default!r}")
-    entries = value if isinstance(value, list | tuple) else [value]
-    wrong = [entry for entry in entries if name in _CHOICES and entry not in _CHOICES[name]]
-    if wrong:
-        raise ValueError(f"{label}: no {wrong[0]!r}; choose from {', '.join(_CHOICES[name])}")
-    if name in _RADII and not all(0 <= radius <= 1 for radius in entries):
-        raise ValueError(f"{label}={value}: pixel units are in [0, 1]; for k grey levels give k/255")
-
-
-def check_parameters(values: Mapping[str, Any]) -> None:
-    """Build of a notebook's parameters what its cells will build, so that none of them stops it after hours.
-
-    Raises:
-        ValueError: a value out of its range; the message names the parameter.
-    """
-    for name, least in _COUNTS.items():
-        if name in values:
-            whole(name, values[name], least)
-    for name in _RADII & set(values):
-        for eps in values[name] if isinstance(values[name], (list, tuple)) else [values[name]]:
-            check_eps(eps)
-    if "num_epochs" in values:
-        known = {field.name for field in fields(TrainConfig)} - {"augmentation"}
-        augmentation = Augmentation(strength=values["augmentation_strength"], scanner=values["scanner"])
-        TrainConfig(**{name: values[name] for name in known & set(values)}, augmentation=augmentation)
-    if "recipe" in values:
-        make_objective(
-            values["recipe"],
-            eps=values["Epsilon"],
-            alpha=values["Alpha"] or None,
-            steps=values["train_steps"],
-            curriculum=values["curriculum"],
-            adv_weight=values["adv_weight"],
-            beta=values["beta"] or None,
-        )
-
-
-def prepared(data: str) -> bool:
-    """True where ``data`` is a folder that ``utils.data.preparation`` wrote."""
-    return (Path(data) / "train_set.pt").is_file()

@@ -8,18 +8,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from utils.attacks.suites import GRID
+from utils.core.parts import read_part
 from utils.core.paths import ROOT, read_json
 from utils.core.radii import ORIGINAL_EPS, radius_label
-from utils.data.sets import patients_verified, protocol_name
+from utils.data.sets import patients_verified
 from utils.evaluation.intervals import binary_caption
-from utils.experiments.folds import binary_by_patient
-from utils.experiments.recipes import COLUMNS, ENCODERS, describe_start
+from utils.evaluation.metrics import Metrics
+from utils.evaluation.robustness import SuiteRecord
+from utils.experiments.budget import ENCODERS, describe_start
+from utils.experiments.fold_records import FoldsRow, FoldsSummary, binary_by_patient
+from utils.experiments.recipes import COLUMNS, RecipesSummary
 from utils.experiments.recipes import summary_table as recipes_summary
 from utils.experiments.records import display_name, known_titles, title_of
 from utils.reporting.benchmark_tables import (
@@ -42,7 +46,10 @@ from utils.reporting.robustness_figures import (
     summary_table,
     worst_cases,
 )
+from utils.training.checkpoints import RECORD
+from utils.training.record import ModelRecord, Record, VoteRecord, read_record_file
 
+AnyRecord = Record | SuiteRecord
 DOCUMENTS = tuple(
     ROOT / name for name in ("README.md", "assets/RESULTS.md", "benchmarks/README.md", "checkpoints/MODEL_CARD.md")
 )
@@ -75,7 +82,7 @@ def _share(value: float | None) -> str:
     return "unknown" if value is None else f"{100 * value:.1f} %"
 
 
-def recipes_table(summary: Mapping[str, Any]) -> str:
+def recipes_table(summary: RecipesSummary) -> str:
     """What :mod:`utils.experiments.recipes` found, with how many images, patients and attacks that was."""
     table = recipes_summary(summary).drop(columns="minutes")
     rows = [[name, *map(str, row)] for name, row in zip(table.index, table.to_numpy())]
@@ -83,140 +90,143 @@ def recipes_table(summary: Mapping[str, Any]) -> str:
     return markdown(["hardening", *table.columns], rows) + f"\n{_budget(summary)}; {said}.\n"
 
 
-def _budget(summary: Mapping[str, Any]) -> str:
-    budget = summary["budget"]
+def _budget(summary: RecipesSummary) -> str:
+    budget = summary.budget
     return (
-        f"{describe_start(summary)}, {protocol_name(summary['data'])}: "
-        f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening at "
-        f"{radius_label(budget['eps'])} with {budget['train_steps']} steps; {summary['n_images']} test images of "
-        f"{summary['n_subjects']} patients; worst case of {', '.join(summary['attacks'])}; %, mean ± standard "
+        f"{describe_start(summary)}, {summary.data.split_name}: "
+        f"{budget.clean_epochs} epochs without attack, then {budget.epochs} of hardening at "
+        f"{radius_label(budget.eps)} with {budget.train_steps} steps; {summary.n_images} test images of "
+        f"{summary.n_subjects} patients; worst case of {', '.join(summary.attacks)}; %, mean ± standard "
         "deviation over seeds"
     )
 
 
-def trainable_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+def trainable_table(summaries: Sequence[RecipesSummary]) -> str:
     """One backbone trained in more or fewer blocks: a summary of :mod:`utils.experiments.recipes` for each part."""
     order, names = {"head": 0, "all": 2}, {"head": "the head", "all": "everything"}
     columns = ["seeds", *(name for name in COLUMNS if not name.startswith("patient AUROC, 1"))]
     rows = []
-    for summary in sorted(summaries, key=lambda one: order.get(one["budget"]["trainable"], 1)):
-        part = summary["budget"]["trainable"]
-        table = recipes_summary(summary)[columns].head(len(summary["variants"]))
+    for summary in sorted(summaries, key=lambda one: order.get(str(one.budget.trainable), 1)):
+        part = str(summary.budget.trainable)
+        table = recipes_summary(summary)[columns].head(len(summary.variants))
         cells = [[title.removesuffix(" *"), *map(str, row)] for title, row in zip(table.index, table.to_numpy())]
         rows += [[names.get(part, f"the last {part} blocks"), *own] for own in cells]
     return markdown(["trained", "hardening", *columns], rows) + f"\n{_budget(summaries[0])}.\n"
 
 
-def folds_table(summary: Mapping[str, Any]) -> str:
+def folds_table(summary: FoldsSummary) -> str:
     """What :mod:`utils.experiments.folds` found over all folds, beside the baselines."""
-    epsilons, rows = summary["epsilons"], []
-    for name, row in summary["rows"].items():
-        attacked = row["attacked"]["metrics"][1:] if "attacked" in row else [None] * len(epsilons[1:])
-        cells = headline_cells([row["metrics"][0], *attacked], epsilons)
-        by_fold = np.array(row["auroc_by_fold"][0], dtype=float) * 100
+    epsilons, rows = summary.epsilons, []
+    for name, row in summary.rows.items():
+        cells = headline_cells([row.metrics[0], *_attacked(row, summary)], epsilons)
+        by_fold = np.array(row.auroc_by_fold[0], dtype=float) * 100
         rows.append([name, *cells.values(), f"{by_fold.mean():.1f} ± {by_fold.std():.1f}"])
-    budget = summary["budget"]
+    budget = summary.budget
     said = (
-        f"\n{describe_start(summary)}, {len(summary['folds'])} of {summary['data']['n_folds']} "
-        f"folds, {summary['n_subjects']} patients each tested once: {summary['n_images']['test']} images without "
-        f"attack, {summary['n_images']['attacked']} under the worst case of {', '.join(summary['attacks'])}; "
-        f"{budget['clean_epochs']} epochs without attack, then {budget['epochs']} of hardening; %, 95 % intervals over "
+        f"\n{describe_start(summary)}, {len(summary.folds)} of {summary.data.n_folds} "
+        f"folds, {summary.n_subjects} patients each tested once: {summary.n_images.test} images without "
+        f"attack, {summary.n_images.attacked} under the worst case of {', '.join(summary.attacks)}; "
+        f"{budget.clean_epochs} epochs without attack, then {budget.epochs} of hardening; %, 95 % intervals over "
         f"patients.{_clean_on_attacked(summary)}\n"
     )
     return markdown(["model", *cells, "clean AUROC by fold"], rows) + said
 
 
-def by_patient_table(summaries: Sequence[Mapping[str, Any]]) -> str:
+def _attacked(row: FoldsRow, summary: FoldsSummary) -> list[Metrics | None]:
+    """Metrics at each radius above 0; None for a baseline, which nothing attacks."""
+    return [*row.attacked.metrics[1:]] if row.attacked else [None] * len(summary.epsilons[1:])
+
+
+def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
     """AUROC of two classes by patient, each patient tested once, of several models and the baselines of the first."""
     rows = []
     for summary in summaries:
-        trained = {name for name, row in summary["rows"].items() if "attacked" in row}
-        for name, row in summary["rows"].items():
-            if name in trained:
-                title = f"{describe_start(summary)}, {name}"
-                attacked = row["attacked"]["metrics"][1:]
-            elif summary is summaries[0]:
-                title, attacked = name, [None] * len(summary["epsilons"][1:])
-            else:
-                continue
-            rows.append([title, *map(_auroc_by_patient, [row["metrics"][0], *attacked])])
+        for name, row in summary.rows.items():
+            if row.attacked or summary is summaries[0]:
+                title = f"{describe_start(summary)}, {name}" if row.attacked else name
+                rows.append([title, *map(_auroc_by_patient, [row.metrics[0], *_attacked(row, summary)])])
     first = summaries[0]
     rows.sort(key=lambda row: "-" not in row)
-    header = ["model", "no attack", *(radius_label(eps) for eps in first["epsilons"][1:])]
+    header = ["model", "no attack", *(radius_label(eps) for eps in first.epsilons[1:])]
     said = (
-        f"AUROC by patient, {binary_caption(next(iter(first['rows'].values()))['metrics'][0])}, %, with 95 % intervals "
-        f"over patients; {first['n_subjects']} patients, each tested once in {len(first['folds'])} folds; "
-        f"{first['n_images']['test']} images without attack, {first['n_images']['attacked']} under the worst case of "
-        f"{', '.join(first['attacks'])}"
+        f"AUROC by patient, {binary_caption(next(iter(first.rows.values())).metrics[0])}, %, with 95 % intervals "
+        f"over patients; {first.n_subjects} patients, each tested once in {len(first.folds)} folds; "
+        f"{first.n_images.test} images without attack, {first.n_images.attacked} under the worst case of "
+        f"{', '.join(first.attacks)}"
     )
     return markdown(header, rows) + f"\n{said}.\n"
 
 
-def _auroc_by_patient(metrics: Mapping[str, Any] | None) -> str:
+def _auroc_by_patient(metrics: Metrics | None) -> str:
     if metrics is None:
         return "-"
     found = binary_by_patient(metrics)
-    low, high = found["interval"]["auroc"] or (float("nan"),) * 2
-    return f"{100 * found['auroc']:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+    low, high = found.interval["auroc"] or (float("nan"),) * 2
+    return f"{100 * found.auroc:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def _clean_on_attacked(summary: Mapping[str, Any]) -> str:
+def _clean_on_attacked(summary: FoldsSummary) -> str:
     """What the attacked images alone give without attack, to set beside the columns under attack."""
-    rows = {name: row["attacked"]["metrics"][:1] for name, row in summary["rows"].items() if "attacked" in row}
+    rows = {name: row.attacked.metrics[:1] for name, row in summary.rows.items() if row.attacked}
     cells = {name: headline_cells(found, [0.0]) for name, found in rows.items()}
     shown = "; ".join(
         f"{name}: " + ", ".join(f"{column} {value}" for column, value in own.items()) for name, own in cells.items()
     )
-    return f" The attacked {summary['n_images']['attacked']} without attack: {shown}." if shown else ""
+    return f" The attacked {summary.n_images.attacked} without attack: {shown}." if shown else ""
 
 
-def headline(records: Sequence[Mapping[str, Any]]) -> str:
+def headline(records: Sequence[AnyRecord]) -> str:
     """All models and, where the vote's record holds them, the baselines: the numbers that come first."""
     worst = _worst(records)
-    baselines = next((record["baselines"] for record in records if "baselines" in record), None)
-    questions = sorted({binary_caption(record["metrics"][0]) for record in worst.values()})
+    votes = [record for record in records if isinstance(record, VoteRecord)]
+    baselines = next((record.baselines for record in votes if record.baselines), None)
+    questions = sorted({binary_caption(record.metrics[0]) for record in worst.values()})
     said = f"AUROC is by patient, {' or '.join(questions)}"
     said += "; the lowest rows are baselines on the same test images" if baselines else ""
     return _of_frame(headline_table(worst, baselines), "model") + _attacks(worst, said)
 
 
-def price(records: Sequence[Mapping[str, Any]]) -> str:
+def price(records: Sequence[AnyRecord]) -> str:
     """What hardening and voting cost, as a list of sentences."""
     return "".join(f"- {sentence}\n" for sentence in price_sentences(_titled(records)))
 
 
-def trained(records: Sequence[Mapping[str, Any]]) -> str:
+def trained(records: Sequence[AnyRecord]) -> str:
     """How each model was trained."""
-    rows = {
-        display_name(title): _training(record) for title, record in _titled(records).items() if "training" in record
-    }
+    rows = {display_name(title): _training(record) for title, record in _models(records).items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
     return _of_frame(table, "model") + f"\n{data_and_protocol(records)}; {_trained_on(records)}.\n"
 
 
-def _trained_on(records: Sequence[Mapping[str, Any]]) -> str:
+def _models(records: Sequence[AnyRecord]) -> dict[str, ModelRecord]:
+    titled = _titled(records).items()
+    return {title: record for title, record in titled if isinstance(record, ModelRecord) and record.training}
+
+
+def _trained_on(records: Sequence[AnyRecord]) -> str:
     """The machine of all models, or each machine with its models."""
     machines: dict[str, list[str]] = {}
-    for title, record in _titled(records).items():
-        if "training" in record:
-            machines.setdefault(record["environment"]["hardware"], []).append(display_name(title))
+    for title, record in _models(records).items():
+        hardware = record.environment.hardware if record.environment else "unknown"
+        machines.setdefault(hardware, []).append(display_name(title))
     if len(machines) == 1:
         return next(iter(machines))
     return "; ".join(f"{', '.join(titles)}: {machine}" for machine, titles in machines.items())
 
 
-def _training(record: Mapping[str, Any]) -> dict[str, Any]:
-    own, objective = record["training"], record["training"]["objective"]
-    hardened, decay = objective["name"] != "standard", own["config"].get("layer_decay", 1)
+def _training(record: ModelRecord) -> dict[str, Any]:
+    own = record.trained
+    objective, config = own.objective, own.config
+    decay = f", x {config.layer_decay} a block" if config.layer_decay != 1 else ""
     return {
-        "input": f"{record['model']['image_size']} px",
-        "begins with": ENCODERS.get(Path(own["start"]).name, own["start"]),
-        "attack": f"{radius_label(objective['eps'])}, {_steps(objective['steps'])}" if hardened else "none",
-        "epoch kept": f"{own['best_epoch'] + 1} of {len(own['history'])}",
-        "learning rate": f"{own['config']['learning_rate']:.2g}" + (f", x {decay} a block" if decay != 1 else ""),
-        "precision": own["config"]["precision"],
-        "seed": own["config"]["seed"],
-        "minutes": f"{own['seconds'] / 60:.0f}",
+        "input": f"{record.model.image_size} px",
+        "begins with": ENCODERS.get(Path(own.start).name, own.start),
+        "attack": f"{radius_label(objective.eps)}, {_steps(objective.steps)}" if objective.hardens else "none",
+        "epoch kept": f"{own.best_epoch + 1} of {len(own.history)}",
+        "learning rate": f"{config.learning_rate:.2g}{decay}",
+        "precision": config.precision,
+        "seed": config.seed,
+        "minutes": f"{own.seconds / 60:.0f}",
     }
 
 
@@ -224,49 +234,53 @@ def _steps(count: int) -> str:
     return f"{count} step{'s' if count != 1 else ''}"
 
 
-def worst_case_table(records: Sequence[Mapping[str, Any]]) -> str:
+def worst_case_table(records: Sequence[AnyRecord]) -> str:
     """Robust accuracy of all models at every radius."""
     worst = _worst(records)
     return _of_frame(summary_table(worst), "model") + _attacks(worst)
 
 
-def recalls(records: Sequence[Mapping[str, Any]]) -> str:
+def recalls(records: Sequence[AnyRecord]) -> str:
     """Recall of each class without attack and at 1/255."""
     worst = _worst(records)
     return _of_frame(recall_table(worst), "model") + _attacks(worst, unit="%")
 
 
-def questions(record: Mapping[str, Any]) -> str:
+def questions(record: AnyRecord) -> str:
     """Four, three and two classes, by image and by patient, at every radius, of one model."""
     worst = _worst([record])
     table = question_table(next(iter(worst.values()))).reset_index()
     return markdown(list(table.columns), table.astype(str).to_numpy().tolist()) + _attacks(worst)
 
 
-def sweeps(records: Sequence[Mapping[str, Any]]) -> str:
+def sweeps(records: Sequence[Record]) -> str:
     """Robust accuracy of all models under each attack of the notebooks alone, a column a radius."""
     rows, counts = {}, set()
     for title, record in _titled(records).items():
-        for attack, curve in sorted(record["robustness"].items()):
-            counts.add(f"{curve['n_images']} test images of {curve['n_subjects']} patients")
-            levels = map(column_of, curve["epsilons"])
+        for attack, curve in sorted(record.robustness.items()):
+            counts.add(f"{curve.n_images} test images of {curve.n_subjects} patients")
+            levels = map(column_of, curve.epsilons)
             rows[f"{display_name(title)}, {attack}"] = {
-                level: f"{100 * value:.1f}" for level, value in zip(levels, curve["robust_accuracy"])
+                level: f"{100 * value:.1f}" for level, value in zip(levels, curve.robust_accuracy)
             }
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("-")
     return _of_frame(table, "model, attack") + f"\n{data_and_protocol(records)}, {' or '.join(sorted(counts))}; %.\n"
 
 
-def _worst(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Title -> worst case, of records of models or of :mod:`utils.experiments.robustness`."""
+def _worst(records: Sequence[AnyRecord]) -> dict[str, SuiteRecord]:
+    """Title -> worst case, of records of models or of :mod:`utils.evaluation.robustness`."""
     titled = _titled(records)
-    return {title: record for title, record in titled.items() if "curve" in record} | worst_cases(titled)
+    suites = {title: record for title, record in titled.items() if isinstance(record, SuiteRecord)}
+    return suites | worst_cases({title: own for title, own in titled.items() if isinstance(own, Record)})
 
 
-def _titled(records: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Title -> record, in the order of all tables; ``python -m utils robustness`` writes the title into its records."""
+R = TypeVar("R", bound="Record | SuiteRecord")
+
+
+def _titled(records: Sequence[R]) -> dict[str, R]:
+    """Title -> record, in the order of all tables."""
     order = known_titles()
-    named = {record.get("title") or title_of(record): record for record in records}
+    named = {one.title if isinstance(one, SuiteRecord) else title_of(one): one for one in records}
     return dict(sorted(named.items(), key=lambda item: order.index(item[0])))
 
 
@@ -276,16 +290,14 @@ def _of_frame(table: pd.DataFrame, first: str) -> str:
     )
 
 
-def _attacks(
-    worst: Mapping[str, Mapping[str, Any]], said: str = "", unit: str = "%, 95 % intervals over patients"
-) -> str:
+def _attacks(worst: Mapping[str, SuiteRecord], said: str = "", unit: str = "%, 95 % intervals over patients") -> str:
     """Which attacks a table's worst cases are over, and on how many images."""
     by_attacks: dict[str, list[str]] = {}
     for title, record in worst.items():
-        curve = record["curve"]
-        names = "; ".join(display_name(one["title"]) for one in curve["attacks"])
-        suite = f"suite {record['suite']} ({names})" if "suite" in record else f"the notebooks' attacks ({names})"
-        over = f"{suite} on {curve['n_images']} test images of {curve['n_subjects']} patients"
+        curve = record.curve
+        names = "; ".join(display_name(one.title) for one in curve.attacks)
+        suite = f"suite {record.suite} ({names})" if record.suite else f"the notebooks' attacks ({names})"
+        over = f"{suite} on {curve.n_images} test images of {curve.n_subjects} patients"
         by_attacks.setdefault(over, []).append(display_name(title))
     most, *others = sorted(by_attacks, key=lambda over: -len(by_attacks[over]))
     parts = [most, *(f"of {', '.join(by_attacks[over])}: {over}" for over in others)]
@@ -297,17 +309,13 @@ def _attacks(
     return f"\n{data_and_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; {unit}.\n"
 
 
-def _targeted(record: Mapping[str, Any]) -> bool:
-    names = [one["title"].lower() for one in record["curve"]["attacks"]]
+def _targeted(record: SuiteRecord) -> bool:
+    names = [one.title.lower() for one in record.curve.attacks]
     return any("apgd-t" in name or "autoattack" in name or "targeted" in name for name in names)
 
 
-KINDS: dict[str, Callable[[Any], str]] = {
-    "leak": leak_table,
-    "recipes": recipes_table,
-    "folds": folds_table,
-    "by_patient": by_patient_table,
-    "signal": signal_table,
+#: Tables of records of models, or of suites, as types.
+_OF_MODELS: dict[str, Callable[[Any], str]] = {
     "headline": headline,
     "trained": trained,
     "worst_case": worst_case_table,
@@ -315,6 +323,13 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "recalls": recalls,
     "price": price,
     "questions": questions,
+}
+KINDS: dict[str, Callable[[Any], str]] = {
+    "leak": leak_table,
+    "recipes": recipes_table,
+    "folds": folds_table,
+    "by_patient": by_patient_table,
+    "signal": signal_table,
     "trainable": trainable_table,
     "attack_speed": attack_speed_table,
     "training_speed": training_speed_table,
@@ -322,7 +337,21 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "memory": memory_table,
     "large_set": large_set_table,
     "near_training": near_training_table,
+    **_OF_MODELS,
 }
+
+
+def _read(kind: str, path: Path) -> Any:
+    """A record as the type that a kind of table takes."""
+    if kind in ("folds", "by_patient"):
+        return read_part(FoldsSummary, path, "make it again from its folds")
+    if kind in ("recipes", "trainable"):
+        return read_part(RecipesSummary, path, "make it again from its runs")
+    if kind not in _OF_MODELS:
+        return read_json(path)
+    if path.name == RECORD:
+        return read_record_file(path)
+    return read_part(SuiteRecord, path, "run the suite again")
 
 
 def rebuilt(text: str, root: Path = ROOT) -> str:
@@ -337,7 +366,7 @@ def rebuilt(text: str, root: Path = ROOT) -> str:
         begin, kind, record, _, end = block.groups()
         if kind not in KINDS:
             raise ValueError(f"no table {kind!r}; known: {', '.join(KINDS)}")
-        found = [read_json(path) for path in sorted(root.glob(record))]
+        found = [_read(kind, path) for path in sorted(root.glob(record))]
         if not found:
             raise FileNotFoundError(f"no record {record} in {root}")
         return begin + KINDS[kind](found if "*" in record else found[0]) + end

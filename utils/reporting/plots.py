@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ def _plot_history(
 
 
 def plot_member_curves(
-    histories: dict[str, Sequence[dict[str, float]]], key: str, *, title: str, unit: str, note: str = ""
+    histories: Mapping[str, Sequence[dict[str, float]]], key: str, *, title: str, unit: str, note: str = ""
 ) -> Figure:
     """One line a model over its own epochs.
 
@@ -133,7 +133,7 @@ def plot_member_curves(
 
 
 def plot_robustness_curve(
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]],
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
     title: str,
     chance: float | None = None,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from utils.core.radii import radius_label
+from utils.evaluation.robustness import SuiteRecord, WorstCase
+from utils.evaluation.vote import VoteAttack
 from utils.experiments.records import HARDENED, display_name
+from utils.training.record import Record, VoteRecord
 
-Record = Mapping[str, Any]
 #: A recall that falls by more than this is named by itself.
 STEEP = 0.1
 #: A vote in which one member has more than this share of the weights is that member.
 ALONE = 0.99
 
 
-def recalls_of(record: Record, eps: float = 0.0) -> dict[str, float | None]:
+def recalls_of(record: WorstCase, eps: float = 0.0) -> dict[str, float | None]:
     """Class -> recall 0..1 over images under the worst case at ``eps``; None where a class has no image.
 
     Args:
@@ -24,13 +25,14 @@ def recalls_of(record: Record, eps: float = 0.0) -> dict[str, float | None]:
     Raises:
         ValueError: that radius was not measured.
     """
-    radii = record["curve"]["epsilons"]
-    if eps not in radii:
+    radii, metrics = record.curve.epsilons, record.metrics_at(eps)
+    if metrics is None:
         raise ValueError(f"{radius_label(eps)} was not measured; there are {', '.join(map(radius_label, radii))}")
-    return next(iter(record["metrics"][radii.index(eps)].values()))["image"]["recall"]
+    found = next(iter(metrics.values())).image
+    return found.recall if found else {}
 
 
-def price_of_hardening(records: Mapping[str, Record]) -> list[str]:
+def price_of_hardening(records: Mapping[str, WorstCase]) -> list[str]:
     """A sentence for each pair of a plain and a hardened model: recall of each class before and after, without attack.
 
     Args:
@@ -40,26 +42,28 @@ def price_of_hardening(records: Mapping[str, Record]) -> list[str]:
     return [_price(plain, records[plain], records[hard]) for plain, hard in pairs if plain in records]
 
 
-def _price(title: str, before: Record, after: Record) -> str:
+def _price(title: str, before: WorstCase, after: WorstCase) -> str:
     old, new = recalls_of(before), recalls_of(after)
-    known = [name for name in old if old[name] is not None and new[name] is not None]
-    changes = ", ".join(f"{name} {100 * old[name]:.1f} → {100 * new[name]:.1f}" for name in known)
-    lost = [name for name in known if old[name] - new[name] > STEEP]
-    falls = " and ".join(f"{name} from {100 * old[name]:.1f} to {100 * new[name]:.1f} %" for name in lost)
+    pairs = [(name, first, new[name]) for name, first in old.items()]
+    known = [(name, 100 * first, 100 * last) for name, first, last in pairs if first is not None and last is not None]
+    changes = ", ".join(f"{name} {first:.1f} → {last:.1f}" for name, first, last in known)
+    lost = [(name, first, last) for name, first, last in known if first - last > 100 * STEEP]
+    falls = " and ".join(f"{name} from {first:.1f} to {last:.1f} %" for name, first, last in lost)
     told = f"recall falls for {falls}" if lost else f"no recall falls by more than {100 * STEEP:.0f} points"
-    n = after["curve"]["n_images"]
+    n = after.curve.n_images
     return f"{title}, hardening: {told} (without attack, {n} test images; recall in %: {changes})."
 
 
-def price_of_vote(record: Record) -> str:
+def price_of_vote(record: WorstCase, attack: VoteAttack) -> str:
     """Whether a vote is better than its best member on the same images, radius by radius.
 
     Args:
-        record: worst case of a vote, which holds its members' on the same images.
+        record: worst case of a vote.
+        attack: what is known of its members on the same images.
     """
-    curve, members = record["curve"], record["vote"]["members"]
-    best = [max(members, key=lambda name, step=step: members[name][step]) for step in range(len(curve["epsilons"]))]
-    rows = list(zip(curve["epsilons"], curve["robust_accuracy"], best))
+    curve, members = record.curve, attack.members
+    best = [list(members)[values.index(max(values))] for values in zip(*members.values())]
+    rows = list(zip(curve.epsilons, curve.robust_accuracy, best))
     better = [eps for step, (eps, value, name) in enumerate(rows) if value > members[name][step] + 1e-9]
     shown = ", ".join(
         f"{_at(eps)} {100 * value:.1f} against {100 * members[name][step]:.1f} ({display_name(name)})"
@@ -72,7 +76,7 @@ def price_of_vote(record: Record) -> str:
         told = "the vote is better than its best member at every radius"
     else:
         told = f"the vote is better than its best member {where} and not elsewhere"
-    n = curve["n_images"]
+    n = curve.n_images
     return (
         f"On the same {n} images, vote and members each attacked on their own, {told} (robust accuracy in %: {shown})."
     )
@@ -92,19 +96,19 @@ def weights_of_vote(members: list[str], weights: list[float]) -> str:
     return f"Weights of the weighted vote: {shares}."
 
 
-def price_sentences(records: Mapping[str, Record]) -> list[str]:
+def price_sentences(records: Mapping[str, Record | SuiteRecord]) -> list[str]:
     """All that the records tell of what hardening and voting cost.
 
     Args:
-        records: title -> record of a trained model or of the vote, or worst case.
+        records: title -> record of a trained model or of the vote, or of a suite.
     """
-    worst = {title: {**record, **record.get("worst_case", {})} for title, record in records.items()}
-    worst = {title: record for title, record in worst.items() if "curve" in record}
-    found = price_of_hardening(worst)
-    for title, record in worst.items():
-        if record.get("vote", {}).get("best member"):
-            found.append(price_of_vote(record))
-        own = records[title].get("vote", {})
-        if "weights" in own:
-            found.append(weights_of_vote(own["members"], own["weights"]["weighted"]))
-    return found
+    found_of = {title: own.worst_case if isinstance(own, Record) else own for title, own in records.items()}
+    worst = {title: found for title, found in found_of.items() if found is not None}
+    said = price_of_hardening(worst)
+    for title, own in worst.items():
+        if own.vote:
+            said.append(price_of_vote(own, own.vote))
+        record = records[title]
+        if isinstance(record, VoteRecord) and "weighted" in record.vote.weights:
+            said.append(weights_of_vote(record.vote.members, record.vote.weights["weighted"]))
+    return said

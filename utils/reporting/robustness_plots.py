@@ -117,7 +117,7 @@ def plot_before_after(
     figure, axes = axes_of(size=(max(5.4, 1.1 * len(bars) + 2.4), 4.2))
     places = np.arange(len(bars))
     for number, (name, colour) in enumerate(zip(names, COLOURS)):
-        heights = [np.nan if pair[number] is None else 100 * pair[number] for pair in bars.values()]
+        heights = 100 * np.array([pair[number] for pair in bars.values()], dtype=float)
         drawn = axes[0, 0].bar(places + 0.38 * (number - 0.5), heights, 0.36, color=colour, label=name)
         texts = ["-" if np.isnan(height) else f"{height:.1f}" for height in heights]
         axes[0, 0].bar_label(drawn, texts, fontsize=9, padding=1)
@@ -219,8 +219,8 @@ def plot_first_breaking(
     figure, axes = axes_of(size=(0.8 * len(labels) + 2, 4))
     width = 0.8 / len(models)
     for index, (name, steps) in enumerate(models.items()):
-        steps = np.asarray(steps)
-        counts = [(steps == step).mean() for step in (*range(len(epsilons)), -1)]
+        first = np.asarray(steps)
+        counts = [(first == step).mean() for step in (*range(len(epsilons)), -1)]
         places = np.arange(len(labels)) + width * (index - (len(models) - 1) / 2)
         axes[0, 0].bar(places, 100 * np.array(counts), 0.94 * width, color=line_style(index)["color"], label=name)
     axes[0, 0].set_xticks(range(len(labels)), labels)

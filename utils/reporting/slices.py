@@ -89,7 +89,8 @@ def _show_with_change(ax: Axes, example: AdversarialExample, eps: float | None) 
 
 
 def _show(ax: Axes, image: torch.Tensor | np.ndarray, **options: Any) -> None:
-    ax.imshow(np.asarray(image), **({"vmin": 0, "vmax": 1, "cmap": "gray"} | options))
+    shown: dict[str, Any] = {"vmin": 0, "vmax": 1, "cmap": "gray"}
+    ax.imshow(np.asarray(image), **shown | options)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     for spine in ax.spines.values():

@@ -16,17 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from models.def_models import MRIClassifier, load_exactly
-from utils.core.paths import atomic_write, atomic_write_all, file_digest, need, read_json, remove_unfinished
+from utils.core.paths import atomic_write, atomic_write_all, file_digest, remove_unfinished
 from utils.core.processes import is_main
+from utils.training.record import SCHEMA, ModelRecord, VoteRecord, read_record_file
 
 WEIGHTS = "weights.safetensors"
 RECORD = "record.json"
 RESUME = Path("resume") / "state.pt"
 #: Key of the record under which the SHA-256 of the weights file stands.
 DIGEST = "weights_sha256"
-#: What a record of a model, and one of a vote, must tell.
-_MODEL = ("model.backbone", "model.num_classes", "model.image_size")
-_VOTE = ("vote.rule", "vote.members", "vote.weights")
 #: What the state of an unfinished training holds beside its settings.
 _STATE = ("progress", "model", "optimizer", "best", "average")
 
@@ -76,7 +74,7 @@ def save_checkpoint(model: MRIClassifier, record: dict[str, Any], folder: Path) 
     """
     folder = Path(folder)
     state = {name: _storable(value) for name, value in model.state_dict().items()}
-    record = {"model": describe_model(model), **record}
+    record = {"schema_version": SCHEMA, "model": describe_model(model), **record}
     json.dumps(record, allow_nan=False)  # what cannot be written is refused before the weights are
     # one entry: safetensors writes several in an order that changes from run to run
     told = {"classes": record["classes"]} if "classes" in record else {}
@@ -120,7 +118,7 @@ def load_checkpoint(
     backbone: str | None = None,
     classes: list[str] | None = None,
     fingerprint: str | None = None,
-) -> tuple[MRIClassifier, dict[str, Any]]:
+) -> tuple[MRIClassifier, ModelRecord]:
     """Rebuild a model from its folder, in eval mode on the CPU.
 
     Args:
@@ -135,26 +133,22 @@ def load_checkpoint(
         ValueError: weights, record, classes or data do not fit; the message says which.
     """
     record, weights = read_record(folder), checkpoint_folder(folder) / WEIGHTS
-    if "vote" in record:
+    if isinstance(record, VoteRecord):
         raise ValueError(f"{folder} holds the record of a vote; load its members instead")
-    own = record["model"]["backbone"]
-    if backbone is not None and own != backbone:
-        raise ValueError(f"{folder} holds a model of backbone {own}, not {backbone}; set BACKBONE or the path")
-    model = MRIClassifier(
-        record["model"]["backbone"],
-        num_classes=record["model"]["num_classes"],
-        image_size=record["model"]["image_size"],
-    )
+    own = record.model
+    if backbone is not None and own.backbone != backbone:
+        raise ValueError(f"{folder} holds a model of backbone {own.backbone}, not {backbone}; set BACKBONE or the path")
+    model = MRIClassifier(own.backbone, num_classes=own.num_classes, image_size=own.image_size)
     _check_header(weights, record)
     _check_digest(weights, record)
     load_exactly(model, weights)
-    for what, own, wanted in (
-        ("classes", record.get("classes"), classes),
-        ("data fingerprint", record.get("data", {}).get("fingerprint"), fingerprint),
+    for what, told, wanted in (
+        ("classes", record.classes or None, classes),
+        ("data fingerprint", record.data.fingerprint if record.data else None, fingerprint),
     ):
-        if wanted is not None and own != wanted:
+        if wanted is not None and told != wanted:
             raise ValueError(
-                f"{folder} was trained with {what} {own}, but the data here have {wanted}. Prepare the "
+                f"{folder} was trained with {what} {told}, but the data here have {wanted}. Prepare the "
                 "data with the same source, split and seed, or train this model again."
             )
     return model.eval(), record
@@ -176,7 +170,7 @@ def checkpoint_folder(path: str | Path) -> Path:
     return path.parent if path.name == WEIGHTS else path
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
+def read_record(folder: str | Path) -> ModelRecord | VoteRecord:
     """The record of a checkpoint folder.
 
     Raises:
@@ -189,21 +183,10 @@ def read_record(folder: str | Path) -> dict[str, Any]:
             f"there is no trained model in {folder} (no {RECORD}). Run the model's notebook with "
             "load_existing_params = False first."
         )
-    record = read_json(path)
-    if not isinstance(record, dict) or not {"vote", "model"} & set(record):
-        raise ValueError(f"{path} does not describe a model; it was not written by this project")
-    parts = _VOTE if "vote" in record else _MODEL
-    need(record, parts, f"{path} does not describe a model; it", "train the model again, or put its record back")
-    other = [name for name in ("data", "training", "test", "environment") if not isinstance(record.get(name, {}), dict)]
-    whole = "vote" in record or all(type(record["model"][name]) is int for name in ("num_classes", "image_size"))
-    if other or not whole:
-        raise ValueError(
-            f"{path} has no {other[0] if other else 'whole numbers in its model'} as this project writes it"
-        )
-    return record
+    return read_record_file(path)
 
 
-def _check_header(weights: Path, record: dict[str, Any]) -> None:
+def _check_header(weights: Path, record: ModelRecord) -> None:
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} does not exist; the folder's record.json does")
     try:
@@ -211,9 +194,9 @@ def _check_header(weights: Path, record: dict[str, Any]) -> None:
             own = json.loads((opened.metadata() or {}).get("model", "null")) or {}
     except Exception as error:
         raise ValueError(f"{weights} is not a readable safetensors file ({error})") from error
-    classes = own.pop("classes", record.get("classes"))
-    if own != record["model"] or classes != record.get("classes"):
-        described = {**record["model"], "classes": record.get("classes")}
+    classes = own.pop("classes", record.classes)
+    if own != record.model.plain() or classes != record.classes:
+        described = {**record.model.plain(), "classes": record.classes}
         raise ValueError(f"{weights} holds {own | {'classes': classes}}, but its record.json describes {described}")
 
 
@@ -225,13 +208,14 @@ def is_trained(folder: str | Path) -> bool:
 def belong_together(folder: str | Path) -> bool:
     """Whether the weights in a checkpoint folder are those that its record names; older records name none."""
     record, weights = read_record(folder), checkpoint_folder(folder) / WEIGHTS
-    return DIGEST not in record or (weights.is_file() and file_digest(weights) == record[DIGEST])
+    named = record.weights_sha256 if isinstance(record, ModelRecord) else None
+    return named is None or (weights.is_file() and file_digest(weights) == named)
 
 
-def _check_digest(weights: Path, record: dict[str, Any]) -> None:
-    if DIGEST in record and file_digest(weights) != record[DIGEST]:
+def _check_digest(weights: Path, record: ModelRecord) -> None:
+    if record.weights_sha256 and file_digest(weights) != record.weights_sha256:
         raise ValueError(
-            f"{weights} is not the file that the record beside it names (SHA-256 {str(record[DIGEST])[:12]}…): a run "
+            f"{weights} is not the file that the record beside it names (SHA-256 {record.weights_sha256[:12]}…): a run "
             "was stopped while it replaced the model, or one of the two files was changed. Start that training "
             "again, it finishes what it began; or put both files of one run back"
         )

@@ -7,23 +7,22 @@ import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
 from models.def_models import MRIClassifier
-from utils.core.paths import need
 from utils.core.processes import join_others, rank, shared_batchnorm, world_size
 from utils.core.reproducibility import generator
 from utils.data.sets import DataSplits
 from utils.training.checkpoints import hold, load_resume_state, rounded_to_half, save_resume_state
 from utils.training.config import TrainConfig
 from utils.training.objectives import Standard
+from utils.training.record import ModelRecord
 from utils.training.sampling import epoch_order, epoch_size
 from utils.training.steps import Steps
 from utils.training.validation import collapsed, validate
@@ -316,15 +315,14 @@ def print_epoch(entry: dict[str, float]) -> None:
     print(f"epoch {entry['epoch'] + 1}: {numbers}{collapsed} ({entry['seconds']:.0f} s)", flush=True)
 
 
-def print_training(record: Mapping[str, Any]) -> None:
+def print_training(record: ModelRecord) -> None:
     """The epochs of a loaded model, as they were printed when it was trained.
 
     Raises:
         ValueError: the record does not tell them.
     """
-    told = ("environment.created", "environment.hardware", "training.history")
-    need(dict(record), told, "the model's record", "train the model again")
-    environment = record["environment"]
-    print(f"loaded; trained {environment['created'][:10]} on {environment['hardware']}")
-    for entry in record["training"]["history"]:
+    history = record.trained.history
+    if record.environment:
+        print(f"loaded; trained {record.environment.created[:10]} on {record.environment.hardware}")
+    for entry in history:
         print_epoch(entry)

@@ -36,8 +36,8 @@ def validate(
     found = scores(logits.softmax(1), images.labels, images.classes)
     entry = {
         "validation_loss": F.cross_entropy(logits, images.labels).item(),
-        "validation_accuracy": found["accuracy"],
-        "validation_balanced_accuracy": found["balanced_accuracy"],
+        "validation_accuracy": found.accuracy,
+        "validation_balanced_accuracy": found.balanced_accuracy,
     }
     if not isinstance(objective, Hardening):
         return entry
@@ -63,7 +63,7 @@ def _accuracy_under(
             return model(attacked).float().softmax(1).cpu()
 
     probabilities = share_out(torch.arange(len(part)).split(config.batch_size), answer)
-    return scores(torch.cat(probabilities), part.labels, part.classes)["balanced_accuracy"]
+    return scores(torch.cat(probabilities), part.labels, part.classes).balanced_accuracy
 
 
 def collapsed(entry: Mapping[str, float], best: float, n_images: int) -> bool:

@@ -1,0 +1,140 @@
+"""What cross-validation leaves in files: one of each fold, and one of all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from utils.core.parts import Part
+from utils.data.sets import DataFacts, ImageSet
+from utils.evaluation.metrics import Levels, Metrics
+from utils.experiments.budget import BudgetPart
+
+
+class FoldData(DataFacts):
+    """The data of one fold."""
+
+    fold: int
+    n_folds: int
+    fold_seed: int
+
+
+class Whose(Part):
+    """Labels, patients and places in their chains of some images; older files do not tell the places."""
+
+    labels: list[int]
+    subjects: list[int]
+    slices: list[int] = []
+
+    @classmethod
+    def of(cls, images: ImageSet) -> Whose:
+        """Those of a set."""
+        return cls(labels=images.labels.tolist(), subjects=images.subjects.tolist(), slices=images.slices.tolist())
+
+    def bare(self, classes: list[str]) -> ImageSet:
+        """A set of these images without their pixels."""
+        n = len(self.labels)
+        return ImageSet(
+            torch.zeros((n, 1, 1, 1), dtype=torch.uint8),
+            torch.tensor(self.labels),
+            torch.tensor(self.subjects),
+            torch.tensor(self.slices) if self.slices else torch.full((n,), -1),
+            torch.zeros(n, dtype=torch.bool),
+            [""] * n,
+            list(classes),
+        )
+
+
+class FoldModel(Part):
+    """One model of a fold.
+
+    Attributes:
+        training: see :class:`utils.training.record.TrainingFacts`.
+        validation: logits of all validation images; older files do not tell them.
+        logits: of all test images.
+        attacked: at each radius, of the worst images found for the attacked ones.
+    """
+
+    training: dict[str, Any]
+    validation: list[list[float]] = []
+    logits: list[list[float]]
+    attacked: list[list[list[float]]]
+
+
+class FoldRecord(Part):
+    """All answers of one fold.
+
+    Attributes:
+        specification: what all folds of an experiment share.
+        epsilons: radii of ``attacked``, the first 0.
+        baselines: name -> logits of all test images.
+    """
+
+    data: FoldData
+    specification: dict[str, Any] = {}
+    budget: BudgetPart
+    model: dict[str, Any]
+    seed: int
+    epsilons: list[float]
+    attacks: list[str]
+    classes: list[str]
+    validation: Whose | None = None
+    test: Whose
+    attacked: Whose
+    baselines: dict[str, list[list[float]]]
+    models: dict[str, FoldModel]
+    environment: dict[str, Any] = {}
+
+
+class FoldsRow(Part):
+    """One model over all folds.
+
+    Attributes:
+        metrics: at each radius, over the patients of all folds.
+        auroc_by_fold: at each radius, of two classes by patient, of each fold by itself.
+        attacked: the same on the attacked images alone.
+    """
+
+    metrics: list[Metrics]
+    auroc_by_fold: list[list[float | None]]
+    attacked: FoldsRow | None = None
+
+
+class Counts(Part):
+    """How many test images, and how many of them attacked."""
+
+    test: int
+    attacked: int
+
+
+class FoldsData(Part):
+    """The data of all folds."""
+
+    source: str
+    protocol: str
+    n_folds: int
+    fold_seed: int
+
+
+class FoldsSummary(Part):
+    """All folds together; ``rows`` holds baselines and models."""
+
+    folds: list[int]
+    rows: dict[str, FoldsRow]
+    epsilons: list[float]
+    attacks: list[str]
+    classes: list[str]
+    budget: BudgetPart
+    model: dict[str, Any]
+    seed: int
+    n_images: Counts
+    n_subjects: int
+    data: FoldsData
+    environment: dict[str, Any] = {}
+
+
+def binary_by_patient(found: Metrics) -> Any:
+    """The scores of two classes by patient; of all classes where these are others."""
+    levels: Levels = found.get("binary", next(iter(found.values())))
+    return levels.patient
