@@ -54,33 +54,45 @@ AttackFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def pgd_contenders(
-    model: nn.Module, images: ImageSet, steps: int, restarts: int, device: str, libraries: Sequence[str]
+    model: nn.Module,
+    images: ImageSet,
+    steps: int,
+    restarts: int,
+    device: str,
+    libraries: Sequence[str],
+    batch_size: int = BATCH,
 ) -> dict[str, Contender]:
     """Accuracy left by PGD: ours as we evaluate (only on images that still stand), ours on every image, and others."""
     attack = Attack("pgd", steps=steps, restarts=restarts, stop_when_fooled=True)
     ours = partial(pgd, model, eps=EPS, steps=steps, restarts=restarts)
     others = {LOOP: ours, **_others(model, steps, restarts, device, libraries)}
-    left = {name: partial(_accuracy_left, model, images, [[run]], device) for name, run in others.items()}
-    return {**_as_evaluated(model, images, [attack], [EPS], device), **left}
+    left = {name: partial(_accuracy_left, model, images, [[run]], device, batch_size) for name, run in others.items()}
+    return {**_as_evaluated(model, images, [attack], [EPS], device, batch_size), **left}
 
 
 def suite_contenders(
-    model: nn.Module, images: ImageSet, suite: str, epsilons: Sequence[float], device: str
+    model: nn.Module, images: ImageSet, suite: str, epsilons: Sequence[float], device: str, batch_size: int = BATCH
 ) -> dict[str, Contender]:
     """Accuracy left by a suite, mean over growing radii: as we evaluate, and attack by attack on every image."""
     every = [replace(attack, stop_when_fooled=False) for attack in SUITES[suite]]
     radii = [[partial(attack, model, eps=eps) for attack in every] for eps in epsilons]
-    loop = partial(_accuracy_left, model, images, radii, device)
-    return {**_as_evaluated(model, images, SUITES[suite], epsilons, device), LOOP: loop}
+    loop = partial(_accuracy_left, model, images, radii, device, batch_size)
+    return {**_as_evaluated(model, images, SUITES[suite], epsilons, device, batch_size), LOOP: loop}
 
 
 def _as_evaluated(
-    model: nn.Module, images: ImageSet, attacks: Sequence[Attack], epsilons: Sequence[float], device: str
+    model: nn.Module,
+    images: ImageSet,
+    attacks: Sequence[Attack],
+    epsilons: Sequence[float],
+    device: str,
+    batch_size: int,
 ) -> dict[str, Contender]:
     def left(**special: Any) -> float:
-        options = {"attack": attacks, "epsilons": epsilons, "batch_size": BATCH, "device": device}
-        # the first is without attack
-        return mean(robustness_curve(model, images, **options, **special).robust_accuracy[1:])
+        curve = robustness_curve(
+            model, images, attack=attacks, epsilons=epsilons, batch_size=batch_size, device=device, **special
+        )
+        return mean(curve.robust_accuracy[1:])  # the first is without attack
 
     bf16 = {} if emulates_bf16(device) else {BF16: partial(left, precision="bf16")}
     return {OURS: left, **bf16, FUSED: partial(left, compiled=True)}
@@ -100,13 +112,15 @@ def counted(model: nn.Module, run: Contender) -> Callable[[], tuple[float, int]]
     return both
 
 
-def _accuracy_left(model: nn.Module, images: ImageSet, radii: Sequence[Sequence[AttackFunction]], device: str) -> float:
+def _accuracy_left(
+    model: nn.Module, images: ImageSet, radii: Sequence[Sequence[AttackFunction]], device: str, batch_size: int
+) -> float:
     """Share of images right without attack and after all attacks of a radius and of those before it, mean over radii.
 
     All attacks see all images.
     """
     standing = []
-    for pixels, labels in images.batches(BATCH, device):
+    for pixels, labels in images.batches(batch_size, device):
         alive = predict_batch(model, pixels).argmax(1) == labels
         for attacks in radii:
             for attack in attacks:
@@ -206,15 +220,16 @@ def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) ->
     device = str(pick_device())
     model, _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
     model.to(device)
-    compiling = _compile_now(model, splits.test.balanced_subset(2 * BATCH), device) if args.compile else None
+    compiling = _compile_now(model, splits.test.balanced_subset(2 * args.batch_size), device) if args.compile else None
     many, few = (splits.test.balanced_subset(n) for n in (args.images, args.few_images))
-    suite = partial(suite_contenders, model, few, args.suite)
+    suite = partial(suite_contenders, model, few, args.suite, batch_size=args.batch_size)
+    against = partial(pgd_contenders, model, device=device, batch_size=args.batch_size)
     grid = f"eps {255 * RADII[0]:g} to {255 * RADII[-1]:g}/255"
     rows = {
-        "PGD-10": ("PGD-10", pgd_contenders(model, many, 10, 1, device, LIBRARIES), args.repeats, BEST_OTHER),
-        "PGD-50x5": ("PGD-50x5", pgd_contenders(model, few, 50, 5, device, [BEST_OTHER]), 0, BEST_OTHER),
-        "suite": (f"suite {args.suite}", suite([EPS], device), 0, LOOP),
-        "grid": (f"suite {args.suite}, {grid}", suite(RADII, device), 0, LOOP),
+        "PGD-10": ("PGD-10", against(images=many, steps=10, restarts=1, libraries=LIBRARIES), args.repeats, BEST_OTHER),
+        "PGD-50x5": ("PGD-50x5", against(images=few, steps=50, restarts=5, libraries=[BEST_OTHER]), 0, BEST_OTHER),
+        "suite": (f"suite {args.suite}", suite(epsilons=[EPS], device=device), 0, LOOP),
+        "grid": (f"suite {args.suite}, {grid}", suite(epsilons=RADII, device=device), 0, LOOP),
     }
     chosen = [rows[name] for name in args.rows]
     # torchattacks leaves models in train mode, which the next contender must not meet
@@ -235,7 +250,7 @@ def measure_model(folder: Path, splits: DataSplits, args: argparse.Namespace) ->
 def _once(folder: Path, splits: DataSplits, args: argparse.Namespace) -> dict[str, Any]:
     """:func:`measure_model`, unless an interrupted benchmark of the same things has left it in ``ROOT/benchmarks``."""
     settings = {name: getattr(args, name) for name in ("rows", "images", "few_images", "suite", "repeats", "compile")}
-    settings |= {"eps": EPS, "batch": BATCH, "threads": torch.get_num_threads(), "data": splits.fingerprint}
+    settings |= {"eps": EPS, "batch": args.batch_size, "threads": torch.get_num_threads(), "data": splits.fingerprint}
     facts = environment_facts() | {"created": ""}
     settings |= {"weights": (folder / WEIGHTS).stat().st_mtime_ns, "environment": facts}
     target = args.root / "benchmarks" / f"{args.name}_{folder.name}.json"
@@ -275,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     splits = load_splits(Workspace.open(str(args.root), data_dir=args.data).data_dir)
     found = {folder.name: _once(folder, splits, args) for folder in progress(models, "attack speed")}
-    content = {"eps": EPS, "batch_size": BATCH, "data": splits.info, "models": found}
+    content = {"eps": EPS, "batch_size": args.batch_size, "data": splits.info, "models": found}
     save(args.name, content, speed_figure(content), args.out)
     return 0
 
@@ -290,6 +305,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--images", type=int, default=64, help="test images of PGD-10 (default 64)")
     add("--few-images", type=int, default=16, help="of all others (default 16)")
     add("--suite", choices=SUITES, default="standard")
+    add("--batch-size", type=int, default=BATCH, help=f"images a pass (default {BATCH})")
     add("--repeats", type=int, default=5, help="turns of PGD-10 (default 5); the others take one")
     add("--compile", action="store_true", help="compiled models take part as well")
     add("--name", default="attack_speed", help="of the files")

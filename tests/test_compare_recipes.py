@@ -103,7 +103,7 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_variant_is_refused_before_anything_runs(command: list[str], tmp_path: Path, capsys) -> None:
     assert main([*command, "--variants", "tradse"]) == 1
-    assert "known: adversarial" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "one of adversarial" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", VARIANTS)

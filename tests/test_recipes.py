@@ -380,7 +380,7 @@ def _wide(num_classes: int, image_size: int) -> nn.Module:
 
 
 def test_a_run_made_to_collapse_is_noticed_and_goes_on_with_more_steps(tmp_path: Path, monkeypatch) -> None:
-    """FGSM without noise and without decay of the rate, until the model stands FGSM alone."""
+    """FGSM without noise and without decay of the rate, until the model is robust to FGSM alone."""
     add_backbone(monkeypatch, "wide", _wide)
     splits = DataSplits(toy_images(768, seed=1), toy_images(96, seed=3), toy_images(96, seed=4))
     config = TrainConfig(num_epochs=80, seed=1, learning_rate=0.01, scheduler="constant", weight_decay=0.0)

@@ -34,7 +34,7 @@ class Command:
         self.app = App(
             name=name,
             default_command=function,
-            default_parameter=Parameter(negative=(), consume_multiple=True),
+            default_parameter=Parameter(negative=(), consume_multiple=True, allow_repeating=True),
             help_format="plaintext",
             help_epilogue=_EPILOGUE,
             version_flags=[],

@@ -45,7 +45,7 @@ class Compiled(nn.Module):
 
     def _compile(self, images: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
         torch._dynamo.config.recompile_limit = max(PROGRAMS, torch._dynamo.config.recompile_limit)
-        # one program for every number of images, which changes with each image that falls
+        # one program for every number of images, which changes with each image that is misclassified
         fused = torch.compile(self.model.forward, dynamic=True)
         if images.requires_grad:
             # the gradient is compiled when it is first taken, which would be outside the caller's try

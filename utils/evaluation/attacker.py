@@ -67,7 +67,7 @@ class Attacker:
         """Attack some images; what the model answers to the attacked ones, also once they are rounded."""
         begun = time.perf_counter()
         clean, labels = self.threat.images(self.images, index, self.device), self.images.labels[index].to(self.device)
-        # drawn for each image by itself: it meets the same start whoever else stands and whatever ran before
+        # drawn for each image by itself: it meets the same start whoever else is attacked and whatever ran before
         title = replace(attack, restarts=1).title
         draws = [generator(self.seed, eps, title, start, image) for image in index.tolist()]
         attacked = self._attacked(attack, clean, labels, draws, eps)

@@ -2,7 +2,7 @@
 
 A vote has no single best gradient: a hard vote has none at all, and the mean of probabilities saturates. So
 several smooth stand-ins are attacked, and each member, and the outputs alone; an image counts as robust only if
-it stands all of them.
+it is right under all of them.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def train(
     ``splits`` is never looked at.
 
     Catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994) is looked for after each epoch of
-    hardening: a model that has learnt to fool the single step of its own training stands FGSM and falls to PGD.
+    hardening: a model that has learnt to fool the single step of its own training is robust to FGSM and not to PGD.
     Then the best weights so far are taken back, and the training goes on with the recipe's ``multi_step()``.
 
     Every draw depends only on the seed, the epoch and the step, so that a run which was killed
@@ -256,7 +256,7 @@ class _Run:
             self.state.collapsed_at = self.state.epoch
             self.steps.objective = self.steps.objective.multi_step()
         warnings.warn(
-            f"catastrophic overfitting in epoch {self.state.epoch + 1}: the model stands FGSM and falls to PGD. "
+            f"catastrophic overfitting in epoch {self.state.epoch + 1}: the model is robust to FGSM and not to PGD. "
             f"Going on from the best weights with {self.steps.objective}.",
             stacklevel=2,
         )
