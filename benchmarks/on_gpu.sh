@@ -10,11 +10,11 @@
 #
 # ENCODERS=FOLDER   starts from FOLDER/{efficientnet_b0,dino_v2,resnet34}.safetensors where they are, else from scratch
 # BACKBONES="..."   only these, in this order
-# KEEP="..."        models whose weights are packed, as far as PARTS files go (default 6)
+# KEEP="..."        models whose weights are packed, as far as PARTS files go (default 4)
 # WHEELS=FOLDER     Python packages to install first, for a machine without them
 # PYTHON=python3    the interpreter
 set -euo pipefail
-[ $# -eq 3 ] || { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -eq 3 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 2; }
 part=$1 data=$2 out=$3
 python=${PYTHON:-python3}
 backbones=${BACKBONES:-efficientnet_b0 resnet34 dino_v2}
@@ -24,8 +24,14 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 work=${WORK:-$(mktemp -d)}
 case $part in
-speed | train) side=224 clean=8 harden=6 batch=128 suite=standard images=512 few=128 repeats=3 epoch=8 panel=128 extra=() ;;
-smoke) side=32 clean=1 harden=1 batch=8 suite=smoke images=8 few=4 repeats=0 epoch=1 panel=0 extra=(--max-images 8) ;;
+speed | train)
+  side=224 clean=8 harden=6 batch=128 slices=8 attacked=160 suite=standard panel=128 extra=()
+  images=512 few=128 repeats=3 epoch=8 rows="PGD-10 PGD-50x5" precisions="fp32 bf16"
+  ;;
+smoke)
+  side=32 clean=1 harden=1 batch=8 slices=1 attacked=8 suite=smoke panel=0 extra=(--max-images 8)
+  images=4 few=4 repeats=0 epoch=1 rows=PGD-10 precisions=fp32
+  ;;
 *) echo "error: no part $part; there are speed, train and smoke" >&2; exit 2 ;;
 esac
 if [ -n "${WHEELS:-}" ]; then
@@ -46,12 +52,12 @@ utils() { "$python" -m utils "$@"; }
 fitted() { # BACKBONE EPOCHS : a clean model
   utils train --backbone "$1" --data "$work/data" --out "$work/checkpoints/$(title "$1")" --image-size $side \
     --weights "$(start "$1")" --set "num_epochs=$2" --set "batch_size=$batch" --set learning_rate=5e-4 \
-    --set label_smoothing=0.1 --set slices_per_patient=8
+    --set label_smoothing=0.1 --set "slices_per_patient=$slices"
 }
 hardened() { # BACKBONE : its twin
   utils train --backbone "$1" --data "$work/data" --out "$work/checkpoints/$(title "$1")_atk" --recipe n_fgsm \
     --start "$work/checkpoints/$(title "$1")" --set eps=2/255 --set "num_epochs=$harden" --set "batch_size=$batch" \
-    --set learning_rate=5e-4 --set slices_per_patient=8 --set validation_images=160
+    --set learning_rate=5e-4 --set "slices_per_patient=$slices" --set "validation_images=$attacked"
 }
 attacked() { # TITLE
   utils robustness --root "$work" --data "$work/data" --model "$1" --suite $suite --epsilons 1/255 2/255 \
@@ -72,11 +78,11 @@ measure_speed() {
   for backbone in $backbones; do
     [ -f "$work/checkpoints/$(title "$backbone")/record.json" ] || step "start_$backbone" fitted "$backbone" 1
   done
-  # shellcheck disable=SC2046
-  step attack_speed "$python" -m benchmarks.attack_speed --root "$work" --data "$work/data" --rows PGD-10 PGD-50x5 \
+  # shellcheck disable=SC2046,SC2086
+  step attack_speed "$python" -m benchmarks.attack_speed --root "$work" --data "$work/data" --rows $rows \
     --models $(for backbone in $backbones; do title "$backbone"; done) --images $images --few-images $few \
     --batch-size $batch --repeats $repeats --name attack_speed_gpu --out "$out"
-  for precision in fp32 bf16; do
+  for precision in $precisions; do
     # shellcheck disable=SC2086
     step "training_speed_$precision" "$python" -m benchmarks.training_speed --backbones $backbones --image-size $side \
       --images $((epoch * batch)) --batch-size $batch --precision $precision --repeats $repeats \
@@ -93,7 +99,7 @@ train_all() {
   return $status
 }
 pack() { # weights in the order of KEEP, as far as PARTS files of 15 MiB go; what is left out is said
-  local room=$((${PARTS:-6} * 15 * 1048576 - 1048576)) chosen=() size
+  local room=$((${PARTS:-4} * 15 * 1048576 - 1048576)) chosen=() size
   for model in $keep; do
     [ -f "$work/checkpoints/$model/weights.safetensors" ] || continue
     size=$(stat -c %s "$work/checkpoints/$model/weights.safetensors")

@@ -30,6 +30,7 @@ from utils.data.sets import load_splits
 from utils.evaluation.examples import adversarial_examples
 from utils.reporting.pages import trained
 from utils.training.checkpoints import save_checkpoint
+from utils.training.record import Record, parse_record
 
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
@@ -72,7 +73,7 @@ def _install(folder: Path) -> None:
 def _quick(folder: Path) -> None:
     """The command's own plan; tests/test_notebooks.py runs it whole, at smaller sizes."""
     _install(folder)
-    steps = reproduce.plan(reproduce._arguments(["--profile", "quick"]))
+    steps = reproduce.plan(reproduce.main.parse(["--profile", "quick"])["order"].filled())
     assert len(steps) == 8 and steps[0][1]["source"] == "phantom"
 
 
@@ -123,7 +124,7 @@ def _train_one(command: str, clean_epochs: int, atk_epochs: int) -> Callable[[Pa
     """The command's own plan; what it runs is what _full runs, longer."""
 
     def run(folder: Path) -> None:
-        steps = reproduce.plan(reproduce._arguments(_arguments(command)))
+        steps = reproduce.plan(reproduce.main.parse(_arguments(command))["order"].filled())
         epochs = {path.stem: values.get("num_epochs") for path, values in steps}
         assert epochs["resnet_model"] == clean_epochs and epochs["resnet_model_atk"] == atk_epochs
 
@@ -137,7 +138,7 @@ def _results(command: str) -> Callable[[Path], None]:
         made = str(_phantom_data(folder))
         prepared = command.replace("runs/published", made)
         data = [] if "--data" in command else ["--data", made]
-        steps = reproduce.plan(reproduce._arguments([*_arguments(prepared), *data]))
+        steps = reproduce.plan(reproduce.main.parse([*_arguments(prepared), *data])["order"].filled())
         assert all(path.is_file() and values["profile"] == "full" for path, values in steps) and steps
 
     return run
@@ -333,13 +334,15 @@ def test_command(command: str, tmp_path: Path) -> None:
 
 
 def test_training_table_names_each_machine_and_the_rates_of_the_blocks() -> None:
-    def record(backbone: str, machine: str, decay: float) -> dict:
+    def record(backbone: str, machine: str, decay: float) -> Record:
         config = {"learning_rate": 2e-4, "layer_decay": decay, "precision": "bf16", "seed": 0}
         training = {"objective": {"name": "standard"}, "config": config, "start": "scratch", "best_epoch": 0}
+        training |= {"selected_by": "x"}
         data = {"source": "phantom", "protocol": "patient"}
-        model = {"backbone": backbone, "image_size": 64}
-        own = {"training": training | {"history": [{}], "seconds": 60.0}, "environment": {"hardware": machine}}
-        return {"model": model, "data": data} | own
+        model = {"backbone": backbone, "image_size": 64, "num_classes": 4}
+        environment = {"hardware": machine, "created": "2026-11-28"}
+        own = {"training": training | {"history": [{}], "seconds": 60.0}, "environment": environment}
+        return parse_record({"model": model, "data": data} | own, "x")
 
     alike = trained([record("resnet34", "CPU A", 1), record("efficientnet_b0", "CPU A", 1)])
     assert alike.endswith("; CPU A.\n") and " x " not in alike

@@ -133,9 +133,9 @@ uf.show(record, "robustness_curve", workspace.assets(title))
 # The worst case of each image over both attacks and a third: PGD on the margin between the right class and the next,
 # which fools some that cross-entropy leaves. It meets only what the other two left. With 95 % intervals over patients,
 # and with gradient checks, which a model fails that only hides its gradients: how many it passed, and which it failed,
-# is said beside the number wherever it is shown. They say nothing of how good the classifier is. None of these attacks
-# aims at a class, and targeted ones fool more: what is shown here is an upper bound. `python -m utils robustness --suite
-# standard` attacks with more.
+# is said beside the number wherever it is shown. They say nothing of how good the classifier is. None of these
+# attacks aims at a class, and targeted ones fool more: what is shown here is an upper bound. `python -m utils
+# robustness --suite standard` attacks with more.
 
 # %%
 margin = uf.Attack("pgd", steps=num_iter, loss="margin", stop_when_fooled=True)
