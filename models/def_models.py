@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.weight_files import EXTRAS, LAYOUTS, Loaded, WeightsFile, inner_names, listed, read_weights_file
+from models.weight_files import listed
+from models.weight_loading import load_backbone, load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -243,7 +244,7 @@ class MRIClassifier(nn.Module):
         self.requires_grad_(trainable == "all" or last == len(blocks))
         for block in blocks[len(blocks) - last :]:
             block.requires_grad_(True)
-        self.backbone.get_submodule(self._head).requires_grad_(True)
+        self.backbone.get_submodule(self.head_name).requires_grad_(True)
         return self.train(self.training)
 
     def freeze_batchnorm(self) -> MRIClassifier:
@@ -259,8 +260,13 @@ class MRIClassifier(nn.Module):
         return BACKBONES[self.backbone_name].blocks(self.backbone)
 
     @property
-    def _head(self) -> str:
+    def head_name(self) -> str:
+        """Attribute path of the final classifier inside ``backbone``."""
         return BACKBONES[self.backbone_name].head
+
+    def adapt(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Foreign weights under the names of ``backbone``; see :attr:`Backbone.adapt`."""
+        return BACKBONES[self.backbone_name].adapt(state, self.backbone)
 
     @property
     def title(self) -> str:
@@ -326,165 +332,3 @@ def _download(backbone: str) -> dict[str, torch.Tensor]:
             f"the pretrained weights of {backbone} could not be fetched ({error}). Connect to the "
             "internet once, or give the path of a weights file, or use weights='scratch'."
         ) from error
-
-
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a ``.safetensors`` or ``.pth``/``.pt`` file; no code in it is ever executed.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a file of named tensors.
-    """
-    return read_weights_file(path).tensors
-
-
-def load_weights(model: MRIClassifier, path: Path, *, classes: Sequence[str] | None = None) -> Loaded:
-    """Load a classifier of this project, or a state dict of the same architecture from elsewhere.
-
-    A head is kept where its shapes are the model's; another stays random, and the answer says so.
-
-    Args:
-        path: file, or folder of a checkpoint.
-        classes: names in the order of the logits; None leaves the order of a kept head unchecked.
-
-    Returns:
-        what was loaded, left out and new.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`models.weight_files.read_weights_file`; also where names, shapes or
-            classes differ.
-    """
-    path = path / "weights.safetensors" if path.is_dir() else path
-    file = read_weights_file(path)
-    own = model.state_dict()
-    names = {name.removeprefix("backbone.") for name in own}
-    tensors = inner_names(file.tensors, names, str(path))
-    # buffers of our own: the file is a whole classifier of this project
-    whole = {"mean", "std"} <= set(tensors) - set(model.backbone.state_dict())
-    if whole:
-        _check_classes(file, classes, str(path))
-        for name in ("mean", "std"):
-            _load_buffer(model, name, tensors.pop(name), str(path))
-    return load_backbone(model, tensors, origin=str(path), told=file.classes, classes=classes, need_head=whole)
-
-
-def load_exactly(model: MRIClassifier, path: Path) -> None:
-    """Load a file that holds each tensor of the model under its own name, and no other.
-
-    Raises:
-        FileNotFoundError, ValueError: see :func:`models.weight_files.read_weights_file`; also where names or shapes
-            differ.
-    """
-    try:
-        model.load_state_dict(read_weights(path), strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:400]
-        raise ValueError(
-            f"{path} does not fit {model.backbone_name} with {model.num_classes} classes: {reason}"
-        ) from error
-
-
-def load_backbone(
-    model: MRIClassifier,
-    state: Mapping[str, torch.Tensor],
-    *,
-    origin: str,
-    told: Sequence[str] | None = None,
-    classes: Sequence[str] | None = None,
-    keep_head: bool = True,
-    need_head: bool = False,
-) -> Loaded:
-    """Load everything but the head, and the head where it fits; else it keeps its random weights.
-
-    Args:
-        state: names as in ``model.backbone``, or as its ``adapt`` knows them.
-        origin: for messages.
-        told: classes that the weights were trained on, None where that is unknown.
-        classes: those that are wanted.
-        keep_head: False leaves any head out.
-        need_head: refuse weights without a head that fits.
-
-    Returns:
-        what was loaded, left out and new.
-
-    Raises:
-        ValueError: anything but the head is missing, unknown or of another shape, or the kept head is of other
-            classes; the message names a few.
-    """
-    entry, own = BACKBONES[model.backbone_name], model.backbone.state_dict()
-    fails = f"{origin} does not fit {model.backbone_name} with {model.num_classes} classes"
-    try:
-        adapted = entry.adapt(dict(state), model.backbone)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ValueError(f"{fails}: {error}") from error
-    extras = [name for name in adapted if name not in own and name.startswith(EXTRAS)]
-    within = entry.head + "."
-    head = {name: value for name, value in adapted.items() if name.startswith(within)}
-    body = {name: value for name, value in adapted.items() if name not in head and name not in extras}
-    _check_body(model, body, fails)
-    own_head = {name: value for name, value in own.items() if name.startswith(within)}
-    fitting = _fitting_head(head, own_head) if keep_head else {}
-    if need_head and not fitting:
-        shapes = [f"{name} {tuple(value.shape)}" for name, value in head.items()]
-        raise ValueError(f"{fails}: its head is {listed(shapes) or 'missing'}; give weights of the same classes")
-    if fitting:
-        _check_classes(WeightsFile({}, list(told) if told else None), classes, origin)
-    model.backbone.load_state_dict(body | fitting, strict=False)
-    left = sorted({name.split(".")[0] for name in extras}) + ([] if fitting else list(head))
-    remark = _remark(told, classes) if fitting else ""
-    kept = "kept" if fitting else "new"
-    return Loaded(origin, len(body | fitting), left, [] if fitting else list(own_head), kept, remark)
-
-
-def _check_body(model: MRIClassifier, body: Mapping[str, torch.Tensor], fails: str) -> None:
-    """Raise ValueError if a tensor outside the head is missing, unknown or of another shape."""
-    head = BACKBONES[model.backbone_name].head + "."
-    own = {name: value for name, value in model.backbone.state_dict().items() if not name.startswith(head)}
-    # files of before 2018 do not count batches, and torch starts the count itself
-    missing = [name for name in own if name not in body and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in body if name not in own]
-    other = [
-        f"{name} {tuple(body[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in body and body[name].shape != value.shape
-    ]
-    if missing or unknown or other:
-        raise ValueError(
-            f"{fails}: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {other[:3]}; known are: {LAYOUTS}"
-        )
-
-
-def _fitting_head(head: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """``head`` under the names of ``own`` where all shapes agree, else nothing.
-
-    A single linear layer may have another name: people put a Dropout before it, or take one away.
-    """
-    if len(own) == len(head) == 2:
-        ends = {name.rsplit(".", 1)[-1]: value for name, value in head.items()}
-        head = {name: ends.get(name.rsplit(".", 1)[-1], torch.empty(0)) for name in own}
-    fits = set(head) == set(own) and all(head[name].shape == value.shape for name, value in own.items())
-    return dict(head) if fits else {}
-
-
-def _load_buffer(model: MRIClassifier, name: str, value: torch.Tensor, origin: str) -> None:
-    buffer = model.get_buffer(name)
-    if value.shape != buffer.shape:
-        raise ValueError(f"{origin} holds a {name} of shape {tuple(value.shape)}, not {tuple(buffer.shape)}")
-    buffer.copy_(value)
-
-
-def _check_classes(file: WeightsFile, wanted: Sequence[str] | None, origin: str) -> None:
-    if file.classes and wanted is not None and list(file.classes) != list(wanted):
-        raise ValueError(
-            f"the head of {origin} was trained with the classes {', '.join(file.classes)}, in this order, but wanted "
-            f"are {', '.join(wanted)}; prepare the data with the same classes in the same order, or leave the head out"
-        )
-
-
-def _remark(told: Sequence[str] | None, wanted: Sequence[str] | None) -> str:
-    """What is uncertain about a head that is kept."""
-    if told and wanted is not None:
-        return ""
-    order = f" It must be: {', '.join(wanted)}" if wanted is not None else ""
-    stored = f" The weights were trained with: {', '.join(told)}" if told else ""
-    return f"The order of the head's classes is unchecked.{stored}{order}"

@@ -41,7 +41,7 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What :func:`models.def_models.load_weights` took from a file.
+    """What :func:`models.weight_loading.load_weights` took from a file.
 
     Attributes:
         origin: path, or where else the weights came from.

@@ -17,7 +17,8 @@ from utils.core.paths import read_json, write_json
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.experiments import recipes as compare_recipes
 from utils.experiments.budget import describe_start
-from utils.experiments.recipes import RECIPE_VARIANTS, VARIANTS, RecipesSummary, claim, summarise, summary_table
+from utils.experiments.recipe_records import RecipesSummary
+from utils.experiments.recipes import RECIPE_VARIANTS, VARIANTS, claim, summarise, summary_table
 from utils.reporting.experiment_figures import recipes_figure
 from utils.reporting.notebook_plan import parameters_of
 from utils.training.config import TrainConfig

@@ -139,3 +139,27 @@ def test_nothing_names_the_file_of_an_attack() -> None:
     kinds = {name for name in known if name.startswith("utils.attacks.kinds.") and not name.endswith("__init__")}
     named = {name: imports(path, set(known)) & kinds for name, path in known.items()}
     assert len(kinds) >= 7 and not {name: found for name, found in named.items() if found}
+
+
+#: Lines of a file, of a class, and of a function without its docstring.
+LONGEST_FILE, LONGEST_CLASS, LONGEST_FUNCTION = 400, 200, 60
+
+
+def _lengths(path: Path) -> list[tuple[str, int, int]]:
+    """Name, lines and limit of a file and of everything in it."""
+    text = path.read_text(encoding="utf-8")
+    found = [(path.name, len(text.splitlines()), LONGEST_FILE)]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            found.append((node.name, node.end_lineno - node.lineno + 1, LONGEST_CLASS))
+        elif isinstance(node, ast.FunctionDef):
+            first = node.body[0]
+            said = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+            found.append((node.name, node.end_lineno - node.lineno + 1 - said, LONGEST_FUNCTION))
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_nothing_is_longer_than_a_reader_takes_in(module: str) -> None:
+    if not module.startswith("models.templates."):
+        assert not [entry for entry in _lengths(modules()[module]) if entry[1] > entry[2]]

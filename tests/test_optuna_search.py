@@ -13,16 +13,14 @@ from conftest import ROOT, small_model
 from models.def_models import build_model
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.experiments.optuna_journal import at_work
-from utils.optuna_search import (
+from utils.experiments.search_space import (
     HARDENING_SPACE,
-    RESCORE,
     SEARCH_SPACE,
     apply_hyperparams,
     apply_to_objective,
-    load_hyperparams,
-    optuna_search,
     pick_space,
 )
+from utils.optuna_search import RESCORE, load_hyperparams, optuna_search
 from utils.reporting.figures import optuna_figures
 from utils.training.config import TrainConfig
 from utils.training.loop import TrainResult

@@ -13,7 +13,7 @@ from utils.core.paths import read_json, write_json
 from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.fold_records import FoldRecord, FoldsSummary
-from utils.experiments.recipes import RecipesSummary, RunRecord
+from utils.experiments.recipe_records import RecipesSummary, RunRecord
 from utils.training.record import SCHEMA, ModelRecord, VoteRecord, parse_record, read_record_file
 
 MODELS = sorted(ROOT.glob("**/checkpoints/*/record.json"))

@@ -18,7 +18,7 @@ from torch import nn
 from models import def_models
 from utils.evaluation.metrics import Levels, Scores
 from utils.experiments.records import check_against_record, save_trained, update_record
-from utils.optuna_search import SEARCH_SPACE
+from utils.experiments.search_space import SEARCH_SPACE
 from utils.training.augment import NO_AUGMENTATION, Augmentation
 from utils.training.checkpoints import load_checkpoint, load_resume_state, read_record, rounded_to_half, save_checkpoint
 from utils.training.config import OPTIMIZERS, SCHEDULERS, TrainConfig

@@ -13,7 +13,8 @@ from conftest import small_model
 from safetensors.torch import save_file
 from torch import nn
 
-from models.def_models import build_model, load_weights
+from models.def_models import build_model
+from models.weight_loading import load_weights
 
 CLASSES = ["mild", "moderate", "non", "very_mild"]
 IMAGE = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import get_model
 
-from models.def_models import BACKBONES, MRIClassifier, build_model, load_weights, read_weights
+from models.def_models import BACKBONES, MRIClassifier, build_model
+from models.weight_loading import load_weights, read_weights
 
 IMAGES = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,49 +25,21 @@ from utils.evaluation.attack_cache import describe_module
 from utils.evaluation.metrics import scores
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.optuna_journal import WORKER, at_work, open_journal, try_again
+from utils.experiments.search_space import (
+    HARDENING_SPACE,
+    SEARCH_SPACE,
+    apply_hyperparams,
+    apply_to_objective,
+    given_values,
+    listed_space,
+    suggest,
+)
 from utils.training.config import TrainConfig
 from utils.training.loop import train
 from utils.training.objectives import Hardening, Standard
 
-#: name -> ("log" | "float", low, high) or ("choice", values). Names are fields of ``TrainConfig`` or of the objective,
-#: ``augmentation_strength``, or ``trainable`` (see ``MRIClassifier.freeze``).
-SEARCH_SPACE: dict[str, tuple] = {
-    "learning_rate": ("log", 1e-4, 3e-3),
-    "weight_decay": ("log", 1e-4, 1e-1),
-    "batch_size": ("choice", (32, 64, 128)),
-    "optimizer": ("choice", ("adamw", "adam", "sgd")),
-    "scheduler": ("choice", ("onecycle", "cosine", "step", "constant")),
-    "augmentation_strength": ("float", 0.0, 2.0),
-    "trainable": ("choice", ("head", 2, "all")),
-}
-#: What can be searched beyond that when hardening; a recipe ignores what it does not know.
-HARDENING_SPACE: dict[str, tuple] = {
-    "adv_weight": ("float", 0.3, 1.0),
-    "beta": ("log", 1.0, 10.0),
-    "ramp": ("float", 0.0, 0.6),
-    "ema_decay": ("choice", (0.0, 0.99)),
-    "awp": ("choice", (0.0, 0.005)),
-    "label_smoothing": ("choice", (0.0, 0.1)),
-}
 #: What the kept epoch of each hardening trial is scored by; PGD-10 alone decides which trials get that far.
 RESCORE = SUITES["brief"]
-
-
-def pick_space(names: Sequence[str] = (), *, freezing: bool = True) -> dict[str, tuple]:
-    """The entries of ``SEARCH_SPACE`` and ``HARDENING_SPACE`` with these names, or all of the first for none.
-
-    Args:
-        freezing: False leaves ``trainable`` out where no names are given: freezing random weights is pointless.
-
-    Raises:
-        ValueError: a name that it does not have.
-    """
-    known = SEARCH_SPACE | HARDENING_SPACE
-    unknown = set(names) - set(known)
-    if unknown:
-        raise ValueError(f"search_space names {', '.join(sorted(unknown))}; known: {', '.join(known)}")
-    every = [name for name in SEARCH_SPACE if freezing or name != "trainable"]
-    return {name: known[name] for name in names or every}
 
 
 def optuna_search(
@@ -126,19 +98,12 @@ def optuna_search(
     if (pareto or clean_floor) and not objective.attacks:
         raise ValueError("clean_floor and pareto are for hardening; standard training has one accuracy only")
     config = replace(config or TrainConfig(), num_epochs=num_epochs, seed=seed, patience=0)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is printed below
-    study = optuna.create_study(
-        study_name="search",
-        directions=["maximize"] * (2 if pareto else 1),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
-        storage=open_journal(journal) if journal else None,
-        load_if_exists=True,
-    )
+    study = _open_study(journal, pareto)
     about = {
         **_start_of_trials(make_model, seed),
         "fingerprint": splits.fingerprint,
         "num_epochs": num_epochs,
-        "space": _listed(space),
+        "space": listed_space(space),
         "objective": objective.as_dict(),
         "clean_floor": clean_floor,
         "pareto": pareto,
@@ -148,7 +113,7 @@ def optuna_search(
 
     def run(trial: optuna.Trial) -> float | tuple[float, float]:
         trial.set_user_attr(WORKER, worker)
-        params = {name: _suggest(trial, name, bounds) for name, bounds in space.items()}
+        params = {name: suggest(trial, name, bounds) for name, bounds in space.items()}
         recipe = apply_to_objective(objective, params)
         clean, robust = _score(trial, make_model, splits, recipe, apply_hyperparams(config, params), params)
         if robust is None:
@@ -157,24 +122,41 @@ def optuna_search(
 
     with at_work(journal, worker):
         if not study.trials:
-            study.enqueue_trial(_given(space, config, objective), skip_if_exists=True)
+            study.enqueue_trial(given_values(space, config, objective), skip_if_exists=True)
         try_again(study, journal, worker)
         # a study that goes on must not draw its first trials again
         study.sampler = _sampler(derived_seed(seed, len(study.trials), worker) % 2**32, clean_floor)
-        missing = n_trials - len(_finished(study))
-        if missing > 0:
-            enough = optuna.study.MaxTrialsCallback(n_trials, states=_FINISHED)
-            # a trial that diverges is a bad trial, not the end of the search
-            study.optimize(
-                run,
-                n_trials=missing,
-                callbacks=[enough, _print_trial],
-                catch=(FloatingPointError,),
-                show_progress_bar=True,
-            )
+        _fill_up(study, run, n_trials)
     result = _facts(study, about, splits, seed)
     write_json(Path(out), result)
     return result
+
+
+def _open_study(journal: str | Path | None, pareto: bool) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line a trial is printed by the search itself
+    return optuna.create_study(
+        study_name="search",
+        directions=["maximize"] * (2 if pareto else 1),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=1),
+        storage=open_journal(journal) if journal else None,
+        load_if_exists=True,
+    )
+
+
+def _fill_up(study: optuna.Study, run: Callable[[optuna.Trial], Any], n_trials: int) -> None:
+    """Run trials until the study has ``n_trials`` that finished."""
+    missing = n_trials - len(_finished(study))
+    if missing <= 0:
+        return
+    enough = optuna.study.MaxTrialsCallback(n_trials, states=_FINISHED)
+    # a trial that diverges is a bad trial, not the end of the search
+    study.optimize(
+        run,
+        n_trials=missing,
+        callbacks=[enough, _print_trial],
+        catch=(FloatingPointError,),
+        show_progress_bar=True,
+    )
 
 
 def _start_of_trials(make_model: Callable[[], MRIClassifier], seed: int) -> dict[str, Any]:
@@ -206,10 +188,6 @@ def _print_trial(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
     print(f"trial {trial.number} {entry['state']}: {value} with {', '.join(params)}", flush=True)
 
 
-def _listed(space: Mapping[str, tuple]) -> dict[str, list]:
-    return {name: [list(b) if isinstance(b, tuple) else b for b in bounds] for name, bounds in space.items()}
-
-
 def _claim(study: optuna.Study, facts: dict[str, Any], journal: str | Path | None) -> None:
     """Note what a study is about, or refuse to mix it with another.
 
@@ -233,30 +211,6 @@ def _difference(name: str, old: Any, new: Any) -> str:
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         return f"{name} ({', '.join(f'{key} {old.get(key)!r}, not {new.get(key)!r}' for key in keys)})"
     return f"{name} ({old}, not {new})"
-
-
-def _suggest(trial: optuna.Trial, name: str, bounds: tuple) -> Any:
-    kind, *rest = bounds
-    if kind == "choice":
-        return trial.suggest_categorical(name, list(rest[0]))
-    if kind in ("log", "float") and len(rest) == 2:
-        return trial.suggest_float(name, *rest, log=kind == "log")
-    raise ValueError(f"search space of {name} must be ('log'|'float', low, high) or ('choice', values), not {bounds}")
-
-
-def _given(space: Mapping[str, tuple], config: TrainConfig, objective: Standard) -> dict[str, Any]:
-    """The values that hold without a search, as far as ``space`` allows them."""
-    given = {**config.as_dict(), **objective.as_dict(), "augmentation_strength": config.augmentation.strength}
-    return {name: given[name] for name, bounds in space.items() if name in given and _allows(bounds, given[name])}
-
-
-def _allows(bounds: tuple, value: Any) -> bool:
-    match bounds:
-        case ("choice", values):
-            return value in values
-        case ("log" | "float", low, high):
-            return value is not None and low <= value <= high
-    return False
 
 
 def _sampler(seed: int, clean_floor: float) -> optuna.samplers.TPESampler:
@@ -311,20 +265,6 @@ def _score(
     robust = scores(curve.logits[1].softmax(1), part.labels, part.classes).balanced_accuracy
     trial.set_user_attr("robust", robust)
     return clean, robust
-
-
-def apply_to_objective(objective: Standard, params: Mapping[str, Any]) -> Standard:
-    """``objective`` with those of ``params`` that are its own."""
-    return replace(objective, **{name: params[name] for name in params if name in objective.__dataclass_fields__})
-
-
-def apply_hyperparams(config: TrainConfig, params: Mapping[str, Any]) -> TrainConfig:
-    """``config`` with the values of ``params``, as :func:`optuna_search` names them."""
-    values = {name: value for name, value in params.items() if name in TrainConfig.__dataclass_fields__}
-    augmentation = config.augmentation
-    if "augmentation_strength" in params:
-        augmentation = replace(augmentation, strength=params["augmentation_strength"])
-    return replace(config, augmentation=augmentation, **values)
 
 
 def _pruned_by(objective: Standard) -> str:

@@ -41,14 +41,9 @@ from utils.experiments.records import (
     trained_models,
     update_record,
 )
+from utils.experiments.search_space import apply_hyperparams, apply_to_objective, pick_space
 from utils.grad_cam import explain_rows, grad_cam
-from utils.optuna_search import (
-    apply_hyperparams,
-    apply_to_objective,
-    load_hyperparams,
-    optuna_search,
-    pick_space,
-)
+from utils.optuna_search import load_hyperparams, optuna_search
 from utils.reporting.figures import hardening_cams, member_cams, recipe, show, show_search
 from utils.reporting.leak import save_audit
 from utils.reporting.price import price_sentences

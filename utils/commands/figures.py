@@ -11,7 +11,8 @@ from utils.core.paths import ROOT
 from utils.data.sets import load_splits
 from utils.data.workspace import Workspace
 from utils.experiments.records import known_titles
-from utils.reporting.figures import redraw, save_hero
+from utils.reporting.figures import redraw
+from utils.reporting.hero import save_hero
 from utils.reporting.robustness_figures import NOTEBOOKS, draw_all
 from utils.reporting.style import save_figure
 from utils.training.checkpoints import RECORD

@@ -12,7 +12,8 @@ from utils.commands.options import Radius
 from utils.core.checks import choice
 from utils.core.paths import CHECKPOINTS, DATASET_VARIABLES
 from utils.data.sets import DataSplits, load_splits
-from utils.optuna_search import optuna_search, pick_space
+from utils.experiments.search_space import pick_space
+from utils.optuna_search import optuna_search
 from utils.training.checkpoints import load_trainable
 from utils.training.objectives import make_objective
 

@@ -117,35 +117,9 @@ def evaluate_robustness(
     epsilons = GRIDS[(threat or Threat()).norm] if epsilons is None else epsilons
     if compiled and isinstance(model, Vote):
         raise ValueError("a vote is attacked through many models, each of which would be compiled: leave --compile out")
-    table = None
-    if isinstance(model, Vote):
-        curve, table = attack_vote(
-            model,
-            images,
-            epsilons=epsilons,
-            suite=suite,
-            names=names,
-            seed=seed,
-            threat=threat,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            cache=cache,
-        )
-    else:
-        curve = robustness_curve(
-            model,
-            images,
-            attack=attacks,
-            epsilons=epsilons,
-            seed=seed,
-            threat=threat,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            compiled=compiled,
-            cache=cache,
-        )
+    curve, table = _attacked(
+        model, images, suite, epsilons, names, threat, seed, batch_size, device, precision, compiled, cache
+    )
     judged = judge(
         model,
         images,
@@ -162,6 +136,51 @@ def evaluate_robustness(
     )
     told: dict[str, Any] = {"suite": suite, "precision": precision, "compiled": compiled}
     return judged.model_copy(update=told | ({"vote": table} if table else {}))
+
+
+def _attacked(
+    model: nn.Module,
+    images: ImageSet,
+    suite: str,
+    epsilons: Sequence[float],
+    names: Sequence[str],
+    threat: Threat | None,
+    seed: int,
+    batch_size: int,
+    device: torch.device | str,
+    precision: str,
+    compiled: bool,
+    cache: Path | None,
+) -> tuple[RobustnessCurve, VoteAttack | None]:
+    """The worst case of a model, or of a vote with what each kind of attack leaves of it."""
+    if isinstance(model, Vote):
+        return attack_vote(
+            model,
+            images,
+            epsilons=epsilons,
+            suite=suite,
+            names=names,
+            seed=seed,
+            threat=threat,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            cache=cache,
+        )
+    curve = robustness_curve(
+        model,
+        images,
+        attack=check_suite(suite),
+        epsilons=epsilons,
+        seed=seed,
+        threat=threat,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        compiled=compiled,
+        cache=cache,
+    )
+    return curve, None
 
 
 def judge(

@@ -22,8 +22,8 @@ from utils.data.sets import DataSplits, load_splits
 from utils.data.workspace import Workspace, pick_device
 from utils.evaluation.metrics import evaluate, predict
 from utils.experiments.records import HARDENED, read_model_record, save_trained, update_record
+from utils.experiments.search_space import apply_hyperparams
 from utils.experiments.specification import differing, start_facts
-from utils.optuna_search import apply_hyperparams
 from utils.training.checkpoints import (
     RECORD,
     RESUME,

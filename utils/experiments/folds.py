@@ -39,14 +39,7 @@ from utils.experiments.fold_records import (
     Whose,
     binary_by_patient,
 )
-from utils.experiments.recipes import (
-    EPSILONS,
-    VARIANTS,
-    claim,
-    harden,
-    specification,
-    train_clean,
-)
+from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, specification, train_clean
 from utils.experiments.specification import differing, images_fingerprint, refuse_other
 from utils.training.checkpoints import is_trained, load_checkpoint
 

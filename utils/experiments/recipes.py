@@ -21,7 +21,7 @@ import torch
 from models.def_models import MRIClassifier, build_model
 from utils.attacks.attack import describe
 from utils.attacks.suites import SUITES
-from utils.core.parts import Part, read_part
+from utils.core.parts import read_part
 from utils.core.paths import read_json, write_json
 from utils.core.reproducibility import environment_facts, seed_everything
 from utils.data.sets import DataFacts, DataSplits, ImageSet
@@ -30,7 +30,8 @@ from utils.evaluation.baselines import baseline_answers
 from utils.evaluation.intervals import report
 from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.evaluation.worst_case import robustness_curve
-from utils.experiments.budget import Budget, BudgetPart, weights_name
+from utils.experiments.budget import Budget, weights_name
+from utils.experiments.recipe_records import RecipesSummary, RunRecord, Side, TrainingTold, VariantRow
 from utils.experiments.records import save_trained
 from utils.experiments.specification import differing, refuse_other, start_facts
 from utils.training.augment import Augmentation
@@ -38,75 +39,12 @@ from utils.training.checkpoints import is_trained, load_checkpoint, load_trainab
 from utils.training.config import TrainConfig
 from utils.training.loop import print_epoch, train
 from utils.training.objectives import Standard, make_objective
-from utils.training.record import Epoch, ModelRecord
+from utils.training.record import ModelRecord
 
 EPSILONS = (1 / 255, 2 / 255)
 _KEPT = ("n", "accuracy", "balanced_accuracy", "macro_f1", "auroc")
 SUMMARY = "summary.json"
 _ANOTHER = "give an --out of another name"
-
-
-class Side(Part):
-    """Metrics of some images at each radius; the first is without attack."""
-
-    epsilons: list[float] = []
-    attacks: list[str]
-    n_images: int
-    n_subjects: int = 0
-    metrics: list[Metrics]
-
-
-class TrainingTold(Part):
-    """What a run tells of its training."""
-
-    history: list[Epoch]
-    seconds: float
-
-
-class RunRecord(Part):
-    """The file of one variant and seed.
-
-    Attributes:
-        specification: what its result depends on, beside its variant and its seed.
-    """
-
-    variant: str
-    title: str
-    seed: int
-    model: dict[str, Any]
-    training: TrainingTold
-    budget: BudgetPart
-    validation: Side
-    test: Side
-    data: DataFacts
-    specification: dict[str, Any] = {}
-    environment: dict[str, Any] = {}
-
-
-class VariantRow(Part):
-    """One variant over its seeds; ``values`` by column of :data:`COLUMNS`."""
-
-    title: str
-    seeds: list[int]
-    minutes: float
-    collapsed: int = 0
-    values: dict[str, list[float | None]]
-
-
-class RecipesSummary(Part):
-    """All runs of one folder; ``winner`` was chosen by validation patients."""
-
-    winner: str | None
-    chosen_by: str
-    variants: dict[str, VariantRow]
-    baselines: dict[str, Metrics]
-    attacks: list[str]
-    n_images: int
-    n_subjects: int
-    model: dict[str, Any]
-    budget: BudgetPart
-    data: DataFacts
-    environment: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from utils.evaluation.intervals import binary_caption
 from utils.evaluation.metrics import Scores
 from utils.experiments.budget import describe_start
 from utils.experiments.fold_records import FoldsSummary, binary_by_patient
-from utils.experiments.recipes import RecipesSummary
+from utils.experiments.recipe_records import RecipesSummary
 from utils.reporting.style import COLOURS, axes_of, finish
 
 

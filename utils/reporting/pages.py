@@ -23,7 +23,8 @@ from utils.evaluation.metrics import Metrics
 from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.budget import ENCODERS, describe_start
 from utils.experiments.fold_records import FoldsRow, FoldsSummary, binary_by_patient
-from utils.experiments.recipes import COLUMNS, RecipesSummary
+from utils.experiments.recipe_records import RecipesSummary
+from utils.experiments.recipes import COLUMNS
 from utils.experiments.recipes import summary_table as recipes_summary
 from utils.experiments.records import display_name, known_titles, title_of
 from utils.reporting.benchmark_tables import (

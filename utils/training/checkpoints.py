@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from models.def_models import MRIClassifier, load_exactly
+from models.def_models import MRIClassifier
+from models.weight_loading import load_exactly
 from utils.core.paths import atomic_write, atomic_write_all, file_digest, remove_unfinished
 from utils.core.processes import is_main
 from utils.training.record import SCHEMA, ModelRecord, VoteRecord, read_record_file
