@@ -221,6 +221,17 @@ class MRIClassifier(nn.Module):
         normalised = (images.expand(-1, 3, -1, -1) - self.mean) / self.std
         return normalised.contiguous(memory_format=torch.channels_last)
 
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head would read, N x F, of images as :meth:`forward` takes them."""
+        seen: list[torch.Tensor] = []
+        head = self.backbone.get_submodule(self.head_name)
+        handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            self(images)
+        finally:
+            handle.remove()
+        return seen[0]
+
     def train(self, mode: bool = True) -> MRIClassifier:
         """As in torch, but normalisation layers whose parameters are frozen keep their statistics."""
         super().train(mode)

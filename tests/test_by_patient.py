@@ -1,0 +1,159 @@
+"""Whole patients as one image: stacks, what reads them, and attacks on all slices of a patient together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import small_model
+from torch import nn
+from toy import EPS, toy_images, train_toy
+
+from utils.attacks.suites import SUITES
+from utils.data.sets import ImageSet
+from utils.data.stacks import patient_stacks
+from utils.data.subject_ids import UNKNOWN
+from utils.evaluation.by_patient import Blend, MeanOfSlices, PooledFeatures, Stacked, Tempered
+from utils.evaluation.metrics import merge_by_patient, predict
+from utils.evaluation.worst_case import robustness_curve
+from utils.training.pooling import fit_pool, fit_stack, fit_temperature, slice_features
+
+
+def test_a_stack_holds_a_patients_slices_in_order_whatever_order_they_come_in() -> None:
+    images = toy_images(32, seed=0)
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(0))
+    stacks = patient_stacks(images.subset(order), 8)
+    assert stacks.images.shape == (4, 8, 16, 16) and stacks.subjects.tolist() == [0, 1, 2, 3]
+    assert torch.equal(stacks.images[2], images.images[16:24, 0]) and stacks.labels.tolist() == [0, 1, 2, 3]
+    few = patient_stacks(images, 3)
+    assert torch.equal(few.images[0], images.images[[1, 4, 6], 0])
+    more = patient_stacks(images, 16)
+    assert torch.equal(more.images[0], images.images[:8, 0].repeat_interleave(2, 0))
+    images.subjects[:8] = UNKNOWN
+    assert len(patient_stacks(images, 2)) == 3
+    images.slices[9] = -1
+    with pytest.raises(ValueError, match="order of the slices of patient 1"):
+        patient_stacks(images, 2)
+    images.subjects[:] = UNKNOWN
+    with pytest.raises(ValueError, match="no patient is known"):
+        patient_stacks(images, 2)
+
+
+def test_the_mean_of_slices_is_the_mean_that_the_metrics_take(toy_nets) -> None:
+    images = toy_images(64, seed=5)
+    stacked = predict(MeanOfSlices(toy_nets["plain"]), patient_stacks(images, 8)).exp()
+    means, labels = merge_by_patient(predict(toy_nets["plain"], images).softmax(1), images)
+    assert torch.allclose(stacked, means, atol=1e-6) and labels.tolist() == patient_stacks(images, 8).labels.tolist()
+
+
+def _ramps(n: int, seed: int) -> ImageSet:
+    """Patients whose slices grow brighter (class 0) or darker (class 1): the same slices in another order."""
+    draws = torch.Generator().manual_seed(seed)
+    levels = torch.linspace(40, 200, 6)
+    rows = [levels if patient % 2 == 0 else levels.flip(0) for patient in range(n)]
+    pixels = torch.stack(rows).flatten()[:, None, None, None] + 8 * torch.randn(6 * n, 1, 32, 32, generator=draws)
+    subjects = torch.arange(6 * n) // 6
+    return ImageSet(
+        pixels.clamp(0, 255).byte(),
+        subjects % 2,
+        subjects,
+        torch.arange(6 * n) % 6,
+        torch.zeros(6 * n, dtype=torch.bool),
+        [f"{number}.png" for number in range(6 * n)],
+        ["up", "down"],
+        {"protocol": "patient", "source": "toy", "fingerprint": "ramps"},
+    )
+
+
+def test_order_matters_to_the_gru_and_not_to_attention_or_mean(small_backbone) -> None:
+    model = small_model().eval()
+    train, test = (patient_stacks(_ramps(n, seed), 6) for n, seed in ((40, 1), (20, 2)))
+    mean = MeanOfSlices(model)
+    accuracy = {}
+    for pool in ("attention", "gru"):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        fitted = fit_pool(model, pool, train, test, seed=0)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        accuracy[pool] = (predict(fitted, test).argmax(1) == test.labels).float().mean().item()
+        pixels = test.pixels(slice(0, 4))
+        moved = (fitted(pixels) - fitted(pixels.flip(1))).abs().max().item()
+        assert (moved > 0.1) == (pool == "gru")
+    assert accuracy["gru"] == 1 and accuracy["attention"] < 0.8
+    pixels = test.pixels(slice(0, 4))
+    assert torch.allclose(mean(pixels), mean(pixels.flip(1)), atol=1e-5)
+    again = fit_pool(model, "gru", train, test, seed=0)
+    assert torch.equal(predict(again, test), predict(fitted, test))
+    with pytest.raises(ValueError, match="pool must be one of attention, gru"):
+        PooledFeatures(model, "max", num_classes=2, n_features=128)
+
+
+def test_features_are_what_the_head_reads(small_backbone) -> None:
+    model = small_model().eval()
+    images = torch.rand(3, 1, 32, 32)
+    head = model.backbone.get_submodule(model.head_name)
+    assert torch.allclose(head(model.features(images)), model(images), atol=1e-6)
+    stacks = patient_stacks(_ramps(4, 0), 6)
+    assert slice_features(model, stacks, batch_size=3).shape == (4, 6, 128)
+
+
+def test_all_slices_of_a_patient_are_attacked_together(toy_nets) -> None:
+    """On a patient the attack must turn the mean of all slices, and it finds more than one that attacks them apart."""
+    images = toy_images(320, seed=6)
+    stacks = patient_stacks(images, 8)
+    for name in ("plain", "hardened"):
+        patient = MeanOfSlices(toy_nets[name])
+        curve = robustness_curve(patient, stacks, attack=SUITES["brief"], epsilons=[EPS / 2, EPS])
+        assert curve.n_images == 40 and curve.robust_accuracy[0] == 1
+        assert curve.robust_accuracy == sorted(curve.robust_accuracy, reverse=True)
+        alone = robustness_curve(toy_nets[name], images, attack=SUITES["brief"], epsilons=[EPS / 2, EPS])
+        merged, labels = merge_by_patient(alone.logits[2].softmax(1), images)
+        apart = (merged.argmax(1) == labels).double().mean().item()
+        assert curve.robust_accuracy[2] <= apart + 1e-9
+        assert max(curve.max_norm) <= EPS * (1 + 1e-4) + 1e-6
+    assert curve.robust_accuracy[2] > 0  # the hardened net is left something
+
+
+def test_stacks_of_models_begin_as_their_mean_and_learn_whom_to_believe() -> None:
+    draws = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (400,), generator=draws)
+    knows = (3 * nn.functional.one_hot(labels, 3) + torch.randn(400, 3, generator=draws)).log_softmax(-1)
+    guesses = (2 * torch.randn(400, 3, generator=draws)).log_softmax(-1)
+    weight, bias = fit_stack([knows, guesses], labels)
+    assert weight.shape == (3, 6) and bias.shape == (3,)
+    said = torch.cat([knows, guesses], 1) @ weight.T + bias
+    mean = (knows.exp() + guesses.exp()) / 2
+    assert (said.argmax(1) == labels).sum() > (mean.argmax(1) == labels).sum()
+    assert weight[:, :3].diagonal().mean() > 2 * weight[:, 3:].diagonal().mean()
+    few, _ = fit_stack([knows[:2], guesses[:2]], labels[:2])
+    assert (few - torch.cat([torch.eye(3)] * 2, 1) / 2).abs().max() < 0.2  # two patients move it little
+
+
+def test_combinations_are_models_of_patients() -> None:
+    nets = [train_toy(seed=seed, steps=40) for seed in (0, 1)]
+    stacks = patient_stacks(toy_images(64, seed=7), 4)
+    members = [MeanOfSlices(net) for net in nets]
+    answers = [predict(member, stacks) for member in members]
+    blend = predict(Blend(members, [0.25, 0.75]), stacks)
+    assert torch.allclose(blend.exp(), 0.25 * answers[0].exp() + 0.75 * answers[1].exp(), atol=1e-5)
+    weight, bias = fit_stack(answers, stacks.labels)
+    stacked = predict(Stacked(members, weight, bias).eval(), stacks)
+    assert torch.allclose(stacked.exp().sum(1), torch.ones(len(stacks))) and stacked.shape == blend.shape
+    for shares in ([0.5, 0.6], [1.0], [-0.5, 1.5]):
+        with pytest.raises(ValueError, match="nonnegative numbers with sum 1"):
+            Blend(members, shares)
+
+
+def test_a_temperature_undoes_what_makes_answers_too_sure() -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 4, generator=draws)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=draws)[:, 0]
+    assert fit_temperature(3 * logits, labels) == pytest.approx(3, rel=0.06)
+    assert fit_temperature(logits, labels) == pytest.approx(1, rel=0.06)
+    model = Tempered(nn.Identity(), 3.0)
+    assert torch.allclose(model(3 * logits), logits)
+    sure = fit_temperature(torch.eye(4) * 5, torch.arange(4))
+    assert 0.04 < sure < 1  # all right: as sure as it may become
+    for bad in (0.0, -1.0):
+        with pytest.raises(ValueError, match="above 0"):
+            Tempered(nn.Identity(), bad)
+    with pytest.raises(ValueError, match="at least one"):
+        fit_temperature(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
