@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import small_model
@@ -9,12 +11,17 @@ from torch import nn
 from toy import EPS, toy_images, train_toy
 
 from utils.attacks.suites import SUITES
+from utils.commands.combine import main as combine_command
+from utils.commands.folds import main as folds_command
+from utils.core.paths import read_json
+from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.sets import ImageSet
 from utils.data.stacks import patient_stacks
 from utils.data.subject_ids import UNKNOWN
 from utils.evaluation.by_patient import Blend, MeanOfSlices, PooledFeatures, Stacked, Tempered
 from utils.evaluation.metrics import merge_by_patient, predict
 from utils.evaluation.worst_case import robustness_curve
+from utils.experiments.folds import read_fold
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature, slice_features
 
 
@@ -157,3 +164,28 @@ def test_a_temperature_undoes_what_makes_answers_too_sure() -> None:
             Tempered(nn.Identity(), bad)
     with pytest.raises(ValueError, match="at least one"):
         fit_temperature(torch.empty(0, 4), torch.empty(0, dtype=torch.int64))
+
+
+def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, tmp_path: Path, capsys) -> None:
+    split_and_save(phantoms, group_by_subject(phantoms), split="patient", out=tmp_path / "data")
+    shared = ["--data", str(tmp_path / "data"), "--n-folds", "3", "--folds", "1", "--work", str(tmp_path / "work")]
+    small = ["--clean-epochs", "1", "--epochs", "1", "--train-steps", "1", "--validation-images", "8"]
+    for name in ("a", "b"):
+        small += ["--seed", "0", "--max-images", "8", "--suite", "smoke", "--backbone", "small"]
+        assert folds_command([*shared, *small, "--out", str(tmp_path / name)]) == 0
+    words = [*shared, "--members", "a", "b", "--out", str(tmp_path / "both"), "--n-slices", "2", "--suite", "smoke"]
+    assert combine_command(words) == 0
+    record = read_fold(tmp_path / "both" / "fold1.json")
+    own = {f"{name}, {pool}, hardened" for name in "ab" for pool in ("mean", "attention", "GRU")}
+    together = {f"{kind} of all, hardened" for kind in ("soft vote", "blend", "stack")}
+    assert set(record.models) == own | together
+    n = len(record.test.subjects)
+    assert len(set(record.test.subjects)) == n and all(len(model.attacked[2]) == n for model in record.models.values())
+    assert all(model.temperature > 0 for model in record.models.values())
+    summary = read_json(tmp_path / "both" / "summary.json")
+    assert summary["n_subjects"] == n and (tmp_path / "both" / "summary.png").is_file()
+    before = (tmp_path / "both" / "fold1.json").stat().st_mtime_ns
+    assert combine_command(words) == 0 and (tmp_path / "both" / "fold1.json").stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert combine_command([*shared, "--members", "c", "--out", str(tmp_path / "none")]) == 1
+    assert "no model in" in capsys.readouterr().err

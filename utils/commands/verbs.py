@@ -16,6 +16,7 @@ VERBS = {
     "spot-check": ("spot_check", "compare trained models with their records"),
     "recipes": ("recipes", "compare ways of hardening over several seeds"),
     "folds": ("folds", "test every patient once: cross-validation by patient"),
+    "combine": ("combine", "combine slices and models by patient, and attack each combination"),
     "reproduce": ("reproduce", "run the notebooks in order"),
     "figures": ("figures", "draw all figures again from their records"),
     "pages": ("pages", "write the tables of the pages again from their records"),

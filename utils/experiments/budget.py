@@ -88,5 +88,6 @@ class _Started(Protocol):
 def describe_start(summary: _Started) -> str:
     """Backbone, size and, where they were not drawn at random, the weights that the training began with."""
     model, weights = summary.model, summary.budget.weights
-    title = f"{BACKBONES[model['backbone']].title}, {model['image_size']} px"
-    return title + ("" if weights == "scratch" else f", from {ENCODERS.get(weights, weights)}")
+    backbones = " + ".join(BACKBONES[name].title for name in model["backbone"].split("+"))
+    title = f"{backbones}, {model['image_size']} px"
+    return title + ("" if weights in ("scratch", "folds") else f", from {ENCODERS.get(weights, weights)}")

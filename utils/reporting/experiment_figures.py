@@ -42,13 +42,13 @@ def folds_figure(summary: FoldsSummary) -> Figure:
     figure, axes = axes_of(size=(8.4, 4.4))
     ax, levels, counts = axes[0, 0], [255 * eps for eps in summary.epsilons], summary.n_images
     for number, (name, row) in enumerate(summary.rows.items()):
-        colour, clean = COLOURS[number], binary_by_patient(row.metrics[0])
+        colour, clean = COLOURS[number % len(COLOURS)], binary_by_patient(row.metrics[0])
         if row.attacked is None:
             ax.axhline(100 * clean.auroc, color=colour, linestyle=":", label=f"{name} (no attack)")
             continue
         aside = 0.02 * (number - len(summary.rows) + 1.5)
         attacked = [binary_by_patient(one) for one in row.attacked.metrics[1:]]
-        style = {"color": colour, "marker": "os^D"[number % 4], "capsize": 3}
+        style = {"color": colour, "marker": "os^Dv<>P"[number % 8], "capsize": 3}
         _draw_auroc(ax, [levels[0] + aside], [clean], style)
         _draw_auroc(ax, [level + aside for level in levels[1:]], attacked, style | {"label": name})
     ax.set(xlabel="eps (/255, L-infinity)", ylabel=f"AUROC by patient, {_question(summary)} (%)", xticks=levels)

@@ -1,0 +1,61 @@
+"""Combine slices and models by patient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from utils.attacks.suites import check_suite
+from utils.commands.boundary import command
+from utils.core.checks import whole
+from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
+from utils.data.sets import load_splits
+from utils.experiments.combine import combine_fold
+from utils.experiments.folds import SUMMARY, fold_of, summarise
+from utils.reporting.experiment_figures import folds_figure
+from utils.reporting.style import save_figure
+
+
+@command("python -m utils combine")
+def main(
+    *,
+    members: tuple[str, ...],
+    out: Path,
+    data: Path = DATASET_VARIABLES,
+    work: Path = ROOT / "runs" / "cross_validate",
+    state: Literal["plain", "hardened"] = "hardened",
+    n_folds: int = 5,
+    folds: tuple[int, ...] = (),
+    n_slices: int = 8,
+    suite: str = "brief",
+    seed: int = 0,
+) -> None:
+    """Combine slices and models by patient (mean, attention, GRU, blend, stack) and attack each as one system.
+
+    Each fold leaves a file in --out and is not done again.
+
+    Args:
+        members: experiments of `python -m utils folds`, by the last part of their --out.
+        out: folder of the results.
+        data: folder of prepared *_set.pt.
+        work: folder in which the folds left their weights.
+        state: which model of each fold.
+        n_folds: number of folds, as in the experiments.
+        folds: only these, counted from 0; without it all.
+        n_slices: slices of each patient, evenly spaced.
+        suite: which attacks: smoke, quick, brief, targeted, standard or full.
+        seed: of the folds, of the heads and of the attacks.
+    """
+    check_suite(suite)
+    whole("--n-slices", n_slices, 1)
+    splits = load_splits(data)
+    for fold in folds or range(n_folds):
+        target = out / f"fold{fold}.json"
+        if not target.is_file():
+            own = fold_of(splits, fold, n_folds, seed)
+            combine_fold(
+                own, work=work, names=members, state=state, n_slices=n_slices, suite=suite, seed=seed, target=target
+            )
+    summary = summarise(out)
+    write_json(out / SUMMARY, summary.plain())
+    print(save_figure(folds_figure(summary), (out / SUMMARY).with_suffix(".png")))

@@ -1,0 +1,164 @@
+"""What slices and models of a patient are together: mean, attention, GRU, blend and stack, each attacked as one system.
+
+    python -m utils combine --members efficientnet_128px --data dataset/dataset_variables --out FOLDER
+
+takes the models that ``python -m utils folds --out .../efficientnet_128px`` left in its ``--work`` folder. In each fold
+heads are fitted on training patients, blends and stacks on validation patients, and every combination is attacked with
+all slices of a patient changed together and the patient's verdict as the target. Each fold leaves a file of the form of
+:class:`utils.experiments.fold_records.FoldRecord`, in which a patient stands in the place of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.def_models import MRIClassifier
+from utils.attacks.suites import SUITES
+from utils.core.paths import write_json
+from utils.core.reproducibility import environment_facts
+from utils.data.sets import DataSplits, ImageSet
+from utils.data.stacks import patient_stacks
+from utils.data.workspace import pick_device
+from utils.evaluation.baselines import majority
+from utils.evaluation.by_patient import Blend, MeanOfSlices, Stacked
+from utils.evaluation.ensemble import fit_weights
+from utils.evaluation.metrics import predict
+from utils.evaluation.worst_case import robustness_curve
+from utils.experiments.budget import Budget
+from utils.experiments.fold_records import FoldData, FoldModel, FoldRecord, Whose
+from utils.experiments.recipes import EPSILONS
+from utils.training.checkpoints import load_checkpoint
+from utils.training.pooling import fit_pool, fit_stack, fit_temperature
+
+#: States of a fold's model, by the folder that holds it.
+STATES = {"plain": "not hardened", "hardened": "hardened"}
+
+
+def members_of(work: Path, names: Sequence[str], fold: int, state: str, splits: DataSplits) -> dict[str, MRIClassifier]:
+    """Title -> model of a fold, of each of several experiments.
+
+    Args:
+        work: the ``--work`` folder of ``python -m utils folds``.
+        names: last parts of the ``--out`` folders of the experiments.
+        state: key of ``STATES``.
+        splits: of :func:`utils.experiments.folds.fold_of`.
+
+    Raises:
+        FileNotFoundError: a fold has no model of one of them.
+        ValueError: it was trained on other data or other folds.
+    """
+    found = {}
+    for name in names:
+        folder = work / name / f"fold{fold}" / state
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no model in {folder}; run `python -m utils folds` with --out .../{name} first")
+        found[name], _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+    return found
+
+
+def combinations(
+    members: Mapping[str, MRIClassifier], train: ImageSet, validation: ImageSet, *, seed: int, device: torch.device
+) -> dict[str, nn.Module]:
+    """Name -> model of patients: of each member its mean, attention and GRU, and of several their blend and stack.
+
+    Args:
+        train, validation: of :func:`utils.data.stacks.patient_stacks`.
+        seed: of the heads.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, model in members.items():
+        model.to(device).requires_grad_(False)
+        found[f"{name}, mean"] = MeanOfSlices(model).eval()
+        for pool in ("attention", "gru"):
+            label = pool if pool == "attention" else "GRU"
+            found[f"{name}, {label}"] = fit_pool(model, pool, train, validation, seed=seed, device=device)
+    if len(members) < 2:
+        # one backbone's three readings can still be stacked
+        return found | _together(list(found.values()), "its three readings", validation, device)
+    means = [found[f"{name}, mean"] for name in members]
+    return found | _together(means, "all", validation, device)
+
+
+def _together(members: list[nn.Module], whose: str, validation: ImageSet, device: torch.device) -> dict[str, nn.Module]:
+    answers = [predict(member, validation, batch_size=4, device=device) for member in members]
+    shares = fit_weights(torch.stack([own.log_softmax(-1) for own in answers]), validation.labels)
+    even = [1 / len(members)] * len(members)
+    return {
+        f"soft vote of {whose}": Blend(members, even).to(device).eval(),
+        f"blend of {whose}": Blend(members, shares).to(device).eval(),
+        f"stack of {whose}": Stacked(members, *fit_stack(answers, validation.labels)).to(device).eval(),
+    }
+
+
+def combine_fold(
+    splits: DataSplits,
+    *,
+    work: Path,
+    names: Sequence[str],
+    state: str,
+    n_slices: int,
+    suite: str,
+    seed: int,
+    target: Path,
+) -> None:
+    """Fit, measure and attack all combinations of one fold, and write them down.
+
+    Args:
+        splits: of :func:`utils.experiments.folds.fold_of`.
+        n_slices: of each patient.
+        suite: key of :data:`utils.attacks.suites.SUITES`.
+        target: JSON file to write.
+        work, names, state: see :func:`members_of`.
+    """
+    device = pick_device()
+    members = members_of(work, names, splits.info["fold"], state, splits)
+    train, validation, test = (patient_stacks(side, n_slices) for _, side in splits)
+    found = {}
+    for name, model in combinations(members, train, validation, seed=seed, device=device).items():
+        print(f"fold {splits.info['fold']}: {name}", flush=True)
+        held = predict(model, validation, batch_size=4, device=device)
+        curve = robustness_curve(
+            model,
+            test,
+            attack=SUITES[suite],
+            epsilons=EPSILONS,
+            seed=seed,
+            batch_size=4,
+            device=device,
+            cache=work / "combine_cache",
+        )
+        found[f"{name}, {STATES[state]}"] = FoldModel.model_validate(
+            {
+                "training": {},
+                "temperature": fit_temperature(held, validation.labels),
+                "validation": held.tolist(),
+                "logits": curve.logits[0].tolist(),
+                "attacked": curve.logits.tolist(),
+            }
+        )
+    first = next(iter(members.values()))
+    record = FoldRecord(
+        data=FoldData(**splits.info),
+        specification={"members": list(names), "state": state, "n_slices": n_slices, "suite": suite},
+        budget=replace(Budget(), image_size=first.image_size, max_images=len(test), suite=suite, weights="folds"),
+        model={
+            "backbone": "+".join(model.backbone_name for model in members.values()),
+            "image_size": first.image_size,
+        },
+        seed=seed,
+        epsilons=[0.0, *EPSILONS],
+        attacks=[attack.title for attack in SUITES[suite]],
+        classes=splits.classes,
+        validation=Whose.of(validation),
+        test=Whose.of(test),
+        attacked=Whose.of(test),
+        baselines={"always the majority": majority(train, test).tolist()},
+        models=found,
+        environment=environment_facts(),
+    )
+    write_json(target, record.plain())
