@@ -51,6 +51,8 @@ def test_each_patient_is_tested_once_and_folds_are_not_done_again(
     assert tested == sorted(everyone.subjects.unique().tolist()) and summary["n_subjects"] == len(tested)
     assert summary["n_images"] == {"test": len(everyone), "attacked": 24}
     row = summary["rows"]["hardened"]
+    assert [one["n"] for one in row["at_threshold"]] == [len(tested)] * 3
+    assert all(len(one["interval"]["balanced_accuracy"]) == 2 for one in row["at_threshold"])
     assert row["metrics"][0]["4 classes"]["image"]["n"] == len(everyone)
     assert [one["4 classes"]["image"]["n"] for one in row["attacked"]["metrics"]] == [24] * 3
     right = [one["4 classes"]["image"]["accuracy"] for one in row["attacked"]["metrics"]]

@@ -115,7 +115,7 @@ def _full(folder: Path) -> None:
     assert reproduce.main(arguments) == 0
     assert (folder / "assets" / "Ensemble" / "confusion_matrix.png").is_file()
     assert figures.main(["--root", str(folder), "--data", str(folder / "data")]) == 0
-    for kind, rows in (("headline", 3 + 3), ("trained", 2), ("worst_case", 3), ("sweeps", 3 * 2)):
+    for kind, rows in (("headline", 3 + 4), ("trained", 2), ("worst_case", 3), ("sweeps", 3 * 2)):
         block = f"<!-- table {kind} checkpoints/*/record.json -->\n<!-- end -->"
         assert pages.rebuilt(block, folder).count("\n| ") == rows + 2
 

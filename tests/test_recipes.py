@@ -20,6 +20,7 @@ from models.def_models import build_model
 from tests.toy import toy_images
 from utils.data.sets import DataSplits
 from utils.evaluation.baselines import BASELINES, fluid_shares
+from utils.evaluation.metrics import best_threshold, illness_by_patient
 from utils.training.augment import NO_AUGMENTATION, Augmentation
 from utils.training.checkpoints import load_resume_state
 from utils.training.config import SAMPLINGS, TrainConfig
@@ -322,13 +323,38 @@ def test_rician_noise_has_the_size_that_was_asked_for() -> None:
     assert noisy.mean().item() == pytest.approx(math.hypot(0.6, 0.05), abs=0.002)
 
 
-def test_baselines_answer_for_every_image_and_only_the_last_two_look_at_it(splits) -> None:
+def test_baselines_answer_for_every_image_and_all_but_the_majority_look_at_it(splits) -> None:
     for name, baseline in BASELINES.items():
         logits = baseline(splits.train, splits.test)
         assert logits.shape == (len(splits.test), 4) and logits.isfinite().all()
         assert (len(logits.unique(dim=0)) == 1) == (name == "always the majority")
     own = BASELINES["1-NN, raw pixels"](splits.train, splits.train).argmax(1)
     assert torch.equal(own, splits.train.labels)
+
+
+def test_fluid_of_each_slice_gives_a_patient_one_answer_and_needs_their_order(splits) -> None:
+    read = BASELINES["fluid of each slice"]
+    logits = read(splits.train, splits.test)
+    for patient in splits.test.subjects.unique():
+        assert len(logits[splits.test.subjects == patient].unique(dim=0)) == 1
+    # phantoms are drawn with more fluid the more demented they are
+    chances, ill = illness_by_patient(read(splits.train, splits.train), splits.train)
+    assert chances[ill].mean() > chances[~ill].mean() + 0.2
+    unordered = replace(splits.test, slices=torch.full_like(splits.test.slices, -1))
+    assert torch.equal(read(splits.train, unordered), BASELINES["always the majority"](splits.train, unordered))
+
+
+def test_a_threshold_parts_ill_from_healthy_and_is_the_middle_of_the_best() -> None:
+    chances, ill = torch.tensor([0.1, 0.2, 0.3, 0.6, 0.7, 0.8]), torch.tensor([0, 0, 0, 1, 1, 1]).bool()
+    assert best_threshold(chances, ill) == pytest.approx(0.45)
+    assert best_threshold(chances, ~ill) in (pytest.approx(0.1), pytest.approx(0.75))  # no better than a coin
+    noisy = torch.tensor([0, 0, 1, 0, 1, 1]).bool()
+    cut = best_threshold(chances, noisy)
+    said = chances >= cut
+    assert (said[noisy].float().mean() + (~said)[~noisy].float().mean()) / 2 == pytest.approx(5 / 6)
+    for one_kind in (ill | True, ill & False):
+        with pytest.raises(ValueError, match="ill and healthy"):
+            best_threshold(chances, one_kind)
 
 
 def test_fluid_is_measured_where_it_was_drawn() -> None:

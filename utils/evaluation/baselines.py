@@ -1,4 +1,4 @@
-"""What a deep model has to beat: the majority, the nearest neighbour, and two sizes that a radiologist reads off.
+"""What a deep model has to beat: the majority, the nearest neighbour, and the fluid that a radiologist reads off.
 
 Each baseline learns from the training patients and gives logits for other images, so that everything that is
 measured of a model is measured of it in the same way.
@@ -13,12 +13,15 @@ import scipy  # loads its parts at their first use
 import torch
 
 from utils.data.sets import DataSplits, ImageSet
+from utils.data.subject_ids import UNKNOWN
 from utils.evaluation.leak_audit import nearest_neighbours, raw_pixels
 
 #: An image is dark where it is below this share of its own bright end: fluid, not tissue.
 DARK = 0.35
 #: Share of the head's half width that counts as its rim, where the sulci are.
 RIM = 0.3
+#: Places of a stack at which its fluid is read.
+PROFILE = 32
 
 
 def majority(train: ImageSet, images: ImageSet) -> torch.Tensor:
@@ -36,15 +39,53 @@ def nearest_neighbour(train: ImageSet, images: ImageSet) -> torch.Tensor:
 
 def anatomy(train: ImageSet, images: ImageSet) -> torch.Tensor:
     """Log-probabilities of a logistic regression on :func:`fluid_shares`, classes weighted alike. Shape N x K."""
+    known, asked = (fluid_shares(part.images[:, 0].numpy()) for part in (train, images))
+    return _regression(known, train.labels.numpy(), asked, len(train.classes), strength=1.0)
+
+
+def fluid_by_slice(train: ImageSet, images: ImageSet) -> torch.Tensor:
+    """Log-probabilities of a logistic regression on the fluid of each of a patient's slices, in their order. N x K.
+
+    All images of a patient get its answer. Where the order of slices is not known it answers as :func:`majority`.
+    """
+    if any((part.slices < 0).any() or (part.subjects == UNKNOWN).any() for part in (train, images)):
+        return majority(train, images)
+    known, labels, _ = _fluid_profiles(train)
+    asked, _, whose = _fluid_profiles(images)
+    logits = _regression(known, labels, asked, len(train.classes), strength=0.03)
+    return logits[whose]
+
+
+def _fluid_profiles(images: ImageSet) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """Dark share of each head at ``PROFILE`` places of its stack, P x PROFILE; labels P; the patient of each image."""
+    shares = np.array([_dark_share(image) for image in images.images[:, 0].numpy()])
+    patients, whose = images.subjects.unique(return_inverse=True)
+    rows, labels = [], []
+    for number in range(len(patients)):
+        own = torch.nonzero(whose == number)[:, 0]
+        ordered = shares[own[images.slices[own].argsort()].numpy()]
+        rows.append(np.interp(np.linspace(0, 1, PROFILE), np.linspace(0, 1, len(ordered)), ordered))
+        labels.append(int(images.labels[own].mode().values))
+    return np.array(rows), np.array(labels), whose
+
+
+def _dark_share(image: np.ndarray) -> float:
+    head = scipy.ndimage.binary_fill_holes(image > 5)
+    return float((image[head] < DARK * np.percentile(image[head], 98)).mean()) if head.any() else 0.0
+
+
+def _regression(
+    known: np.ndarray, labels: np.ndarray, asked: np.ndarray, classes: int, *, strength: float
+) -> torch.Tensor:
+    """Log-probabilities of a standardised logistic regression with classes weighted alike; ``strength`` is C."""
     from sklearn.linear_model import LogisticRegression  # slow to import, rarely needed
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
-    model.fit(fluid_shares(train.images[:, 0].numpy()), train.labels.numpy())
-    known = torch.from_numpy(model.predict_log_proba(fluid_shares(images.images[:, 0].numpy()))).float()
-    logits = torch.full((len(images), len(train.classes)), -30.0)
-    logits[:, torch.from_numpy(model.classes_)] = known
+    model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000, C=strength))
+    model.fit(known, labels)
+    logits = torch.full((len(asked), classes), -30.0)
+    logits[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_log_proba(asked)).float()
     return logits
 
 
@@ -53,6 +94,7 @@ BASELINES: dict[str, Callable[[ImageSet, ImageSet], torch.Tensor]] = {
     "always the majority": majority,
     "1-NN, raw pixels": nearest_neighbour,
     "ventricles and sulci": anatomy,
+    "fluid of each slice": fluid_by_slice,
 }
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from utils.core.modes import eval_mode
 from utils.core.parts import Part
+from utils.data.classes import healthy_class
 from utils.data.sets import ImageSet
 from utils.data.subject_ids import UNKNOWN
 
@@ -109,6 +110,43 @@ def scores(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str]
         recall={name: recall[c].item() if present[c] else None for c, name in enumerate(classes)},
         confusion=tm.multiclass_confusion_matrix(predicted, labels, k).tolist(),
     )
+
+
+def illness_by_patient(logits: torch.Tensor, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probability that a patient is not healthy, P, and whether that is so, bool P.
+
+    Args:
+        logits: N x K.
+
+    Raises:
+        ValueError: no class is known to mean healthy.
+    """
+    healthy = healthy_class(images.classes)
+    if healthy is None:
+        raise ValueError(f"none of the classes {', '.join(images.classes)} is known to mean healthy")
+    means, labels = merge_by_patient(logits.softmax(1), images)
+    place = images.classes.index(healthy)
+    return 1 - means[:, place], labels != place
+
+
+def best_threshold(chances: torch.Tensor, ill: torch.Tensor) -> float:
+    """The threshold with the highest balanced accuracy (Youden, 1950); of several as good the middle one.
+
+    Args:
+        chances: of being ill, P; who has at least the threshold counts as ill.
+        ill: bool P, with both kinds in it.
+
+    Raises:
+        ValueError: all are ill, or none is.
+    """
+    if ill.all() or not ill.any():
+        raise ValueError("a threshold needs ill and healthy patients")
+    ordered = chances.unique()
+    cuts = torch.cat([ordered[:1], (ordered[:-1] + ordered[1:]) / 2])
+    said = chances >= cuts[:, None]
+    balanced = (said[:, ill].float().mean(1) + (~said)[:, ~ill].float().mean(1)) / 2
+    best = torch.nonzero(balanced >= balanced.max() - 1e-6)[:, 0]
+    return float(cuts[best[len(best) // 2]])
 
 
 def evaluate(logits: torch.Tensor, images: ImageSet) -> Levels:

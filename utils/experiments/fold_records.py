@@ -8,7 +8,7 @@ import torch
 
 from utils.core.parts import Part
 from utils.data.sets import DataFacts, ImageSet
-from utils.evaluation.metrics import Levels, Metrics
+from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.experiments.budget import BudgetPart
 
 
@@ -94,11 +94,14 @@ class FoldsRow(Part):
         metrics: at each radius, over the patients of all folds.
         auroc_by_fold: at each radius, of two classes by patient, of each fold by itself.
         attacked: the same on the attacked images alone.
+        at_threshold: at each radius, balanced accuracy of two classes by patient where each fold decides at the
+            threshold that is best on its validation patients; None where these answers were not kept.
     """
 
     metrics: list[Metrics]
     auroc_by_fold: list[list[float | None]]
     attacked: FoldsRow | None = None
+    at_threshold: list[Scores] | None = None
 
 
 class Counts(Part):

@@ -22,16 +22,18 @@ from utils.attacks.suites import SUITES
 from utils.core.parts import read_part
 from utils.core.paths import write_json
 from utils.core.reproducibility import environment_facts
+from utils.data.classes import healthy_class
 from utils.data.sets import DataSplits, ImageSet, resplit
 from utils.data.splits import SPLITS, fold_sides
 from utils.data.workspace import pick_device
 from utils.evaluation.baselines import baseline_answers
-from utils.evaluation.intervals import report
-from utils.evaluation.metrics import predict
+from utils.evaluation.intervals import report, with_intervals
+from utils.evaluation.metrics import Scores, best_threshold, illness_by_patient, predict, scores
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.budget import Budget, weights_name
 from utils.experiments.fold_records import (
     Counts,
+    FoldModel,
     FoldRecord,
     FoldsData,
     FoldsRow,
@@ -269,8 +271,36 @@ def _rows(folds: Sequence[FoldRecord]) -> dict[str, FoldsRow]:
         own = [fold.models[name] for fold in folds]
         steps = [[one.attacked[step] for one in own] for step in range(len(first.epsilons))]
         found = _pooled(test, [[one.logits for one in own]])
-        rows[name] = found.model_copy(update={"attacked": _pooled(attacked, steps)})
+        update: dict[str, Any] = {"attacked": _pooled(attacked, steps)}
+        thresholds = [cut for fold, one in zip(folds, own) if (cut := _threshold_of(fold, one)) is not None]
+        if len(thresholds) == len(folds):
+            clean = (test, [one.logits for one in own])
+            sides = [clean, *((attacked, step) for step in steps[1:])]
+            update["at_threshold"] = [_decided(part, logits, thresholds) for part, logits in sides]
+        rows[name] = found.model_copy(update=update)
     return rows
+
+
+def _threshold_of(fold: FoldRecord, model: FoldModel) -> float | None:
+    """Chosen on the fold's validation patients; None where their answers were not kept or only one kind is there."""
+    if fold.validation is None or not model.validation or healthy_class(fold.classes) is None:
+        return None
+    chances, ill = illness_by_patient(torch.tensor(model.validation), fold.validation.bare(fold.classes))
+    return best_threshold(chances, ill) if ill.any() and not ill.all() else None
+
+
+def _decided(sets: Sequence[ImageSet], logits: Sequence[list], thresholds: Sequence[float]) -> Scores:
+    """Scores of two classes by patient, each fold deciding at its own threshold; 95 % intervals over patients."""
+    chances, ill = [], []
+    for images, own, threshold in zip(sets, logits, thresholds):
+        chance, truth = illness_by_patient(torch.tensor(own), images)
+        # as probabilities that are above one half where a patient counts as ill
+        chances.append(torch.where(chance >= threshold, 0.75, 0.25))
+        ill.append(truth)
+    ones = torch.cat(chances)
+    probabilities, labels = torch.stack([1 - ones, ones], 1), torch.cat(ill).long()
+    found = scores(probabilities, labels, ["healthy", "ill"])
+    return with_intervals(found, probabilities, labels, torch.arange(len(labels)))
 
 
 def _pooled(sets: Sequence[ImageSet], steps: Sequence[Sequence[list]]) -> FoldsRow:

@@ -145,17 +145,31 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
         for name, row in summary.rows.items():
             if row.attacked or summary is summaries[0]:
                 title = f"{describe_start(summary)}, {name}" if row.attacked else name
-                rows.append([title, *map(_auroc_by_patient, [row.metrics[0], *_attacked(row, summary)])])
+                cells = map(_auroc_by_patient, [row.metrics[0], *_attacked(row, summary)])
+                rows.append([title, *cells, _at_threshold(row)])
     first = summaries[0]
-    rows.sort(key=lambda row: "-" not in row)
-    header = ["model", "no attack", *(radius_label(eps) for eps in first.epsilons[1:])]
+    rows.sort(key=lambda row: "-" not in row[:-1])
+    header = ["model", "no attack", *(radius_label(eps) for eps in first.epsilons[1:]), "balanced accuracy"]
+    told = any(row[-1] != "-" for row in rows)
+    if not told:
+        header, rows = header[:-1], [row[:-1] for row in rows]
     said = (
         f"AUROC by patient, {binary_caption(next(iter(first.rows.values())).metrics[0])}, %, with 95 % intervals "
         f"over patients; {first.n_subjects} patients, each tested once in {len(first.folds)} folds; "
         f"{first.n_images.test} images without attack, {first.n_images.attacked} under the worst case of "
         f"{', '.join(first.attacks)}"
     )
+    said += (
+        "; balanced accuracy without attack and at each radius, at the threshold that is best on the validation "
+        "patients of each fold"
+        if told
+        else ""
+    )
     return markdown(header, rows) + f"\n{said}.\n"
+
+
+def _at_threshold(row: FoldsRow) -> str:
+    return " / ".join(f"{100 * one.balanced_accuracy:.1f}" for one in row.at_threshold) if row.at_threshold else "-"
 
 
 def _auroc_by_patient(metrics: Metrics | None) -> str:
