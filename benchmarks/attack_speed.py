@@ -86,7 +86,7 @@ def _as_evaluated(
     attacks: Sequence[Attack],
     epsilons: Sequence[float],
     device: str,
-    batch_size: int,
+    batch_size: int = BATCH,
 ) -> dict[str, Contender]:
     def left(**special: Any) -> float:
         curve = robustness_curve(

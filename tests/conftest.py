@@ -27,6 +27,19 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+#: Whole commands and notebooks, and what reads many committed files, take their time.
+SLOW_FOLDERS, SLOW_FILES = {"integration"}, {"test_readme.py", "test_real_images.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each test is of the kind that its folder says; ``-m "not slow"`` leaves out what takes minutes."""
+    for item in items:
+        kind = item.path.parent.name
+        item.add_marker(getattr(pytest.mark, kind))
+        if kind in SLOW_FOLDERS or item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def phantoms() -> RawImages:
     return make_phantoms(PhantomConfig(n_subjects=24, n_levels=4))

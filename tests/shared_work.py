@@ -1,4 +1,4 @@
-"""What tests/test_processes.py starts in one process and in two: ``shared_work.py DATA OUT``.
+"""What tests/integration/test_processes.py starts in one process and in two: ``shared_work.py DATA OUT``.
 
 Writes histories and weights of small trainings, and how far the gradient of a ResNet34 that processes share is from
 that of one process. The trained model is small because a deep one with fresh BatchNorm turns the rounding of sums in

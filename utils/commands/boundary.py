@@ -56,7 +56,7 @@ class Command:
             print("\nstopped; the same command goes on from what is finished", file=sys.stderr)
             return STOPPED
         except CycloptsError as error:
-            return _said(f"{error} {self.app.name[0]} --help lists the options.", MISUSED)
+            return _said(f"{str(error).rstrip('.')}; {self.app.name[0]} --help lists the options", MISUSED)
         except (OSError, ValueError, RuntimeError, FloatingPointError, KeyError) as error:
             if debug:
                 traceback.print_exc()

@@ -71,7 +71,7 @@ def _install(folder: Path) -> None:
 
 
 def _quick(folder: Path) -> None:
-    """The command's own plan; tests/test_notebooks.py runs it whole, at smaller sizes."""
+    """The command's own plan; tests/integration/test_notebooks.py runs it whole, at smaller sizes."""
     _install(folder)
     steps = reproduce.plan(reproduce.main.parse(["--profile", "quick"])["order"].filled())
     assert len(steps) == 8 and steps[0][1]["source"] == "phantom"
@@ -85,7 +85,7 @@ def _all_tests(folder: Path) -> None:
 
 def _conda(folder: Path) -> None:
     if not shutil.which("conda"):
-        pytest.skip("conda is not on this machine; tests/test_environment.py reads env/project_env.yaml")
+        pytest.skip("conda is not on this machine; tests/artefacts/test_environment.py reads env/project_env.yaml")
     _shell("conda", "env", "create", "--dry-run", "-f", "env/project_env.yaml")
 
 
@@ -169,25 +169,35 @@ def _search_hardening(folder: Path) -> None:
     assert found["objective"]["name"] == "trades" and found["clean_floor"] == 0.45 and "beta" in found["params"]
 
 
+def _without(words: list[str], *options: str) -> list[str]:
+    """Words of a command without some options and their values."""
+    kept, dropping = [], False
+    for word in words:
+        dropping = word in options or (dropping and not word.startswith("--"))
+        kept += [] if dropping else [word]
+    return kept
+
+
 def _compare(command: str) -> Callable[[Path], None]:
     """The README's words, and then what makes it small: of two the last counts, and the shortest suite scores it."""
 
     def run(folder: Path) -> None:
         few = make_phantoms(PhantomConfig(n_subjects=16, n_levels=4))
         split_and_save(few, group_by_subject(few), out=folder / "data")
+        words = _without(_arguments(command), "--variants", "--seeds")
         small = ["--variants", "n_fgsm", "--seeds", "0", "--epochs", "1", "--clean-epochs", "1", "--max-images", "4"]
         small += ["--weights", "scratch", "--image-size", "42", "--train-steps", "1", "--validation-images", "8"]
         small += ["--data", str(folder / "data"), "--work", str(folder / "work")]
         small += ["--precision", "fp32"] if emulates_bf16("cpu") else []
         small += ["--suite", "smoke"]
-        assert recipes.main([*_arguments(command), *small, "--out", str(folder / "recipes")]) == 0
+        assert recipes.main([*words, *small, "--out", str(folder / "recipes")]) == 0
         assert (folder / "recipes" / "summary.json").is_file()
 
     return run
 
 
 def _launch(command: str) -> Callable[[Path], None]:
-    """Both parsers take it; tests/test_processes.py starts several processes for real."""
+    """Both parsers take it; tests/integration/test_processes.py starts several processes for real."""
 
     def run(folder: Path) -> None:
         launched = launch_command_parser().parse_args(command.split()[2:])
@@ -200,7 +210,7 @@ def _launch(command: str) -> Callable[[Path], None]:
 
 
 def _folds(command: str) -> Callable[[Path], None]:
-    """Its parser takes it; tests/test_cross_validate.py runs it, smaller."""
+    """Its parser takes it; tests/integration/test_cross_validate.py runs it, smaller."""
 
     def run(folder: Path) -> None:
         parsed = folds.main.parse(_arguments(command))
@@ -210,7 +220,7 @@ def _folds(command: str) -> Callable[[Path], None]:
 
 
 def _benchmark(command: str) -> Callable[[Path], None]:
-    """Its parser takes it; tests/test_benchmarks.py runs it, smaller."""
+    """Its parser takes it; tests/integration/test_benchmarks.py runs it, smaller."""
 
     def run(folder: Path) -> None:
         module = importlib.import_module(command.split()[2])
@@ -220,14 +230,14 @@ def _benchmark(command: str) -> Callable[[Path], None]:
 
 
 def _slurm(folder: Path) -> None:
-    """tests/test_processes.py runs it with stand-ins for Slurm's commands."""
+    """tests/integration/test_processes.py runs it with stand-ins for Slurm's commands."""
     _shell("bash", "-n", "env/train.slurm")
     assert train.main.parse(SLURM.split()[2:])["backbone"] == "resnet34"
 
 
 def _figures(command: str) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
-        """Without trained models the command says so; tests/test_notebooks.py draws with them."""
+        """Without trained models the command says so; tests/integration/test_notebooks.py draws with them."""
         arguments = [word.replace("dataset/dataset_variables", str(folder)) for word in _arguments(command)]
         assert figures.main([*arguments, "--root", str(folder)]) == 1
 
@@ -235,13 +245,13 @@ def _figures(command: str) -> Callable[[Path], None]:
 
 
 def _robustness(folder: Path) -> None:
-    """Without a trained model the command says so; tests/test_robustness_command.py runs it with one."""
+    """Without a trained model the command says so; tests/integration/test_robustness_command.py runs it with one."""
     shutil.copytree(_phantom_data(folder), folder / "data")
     assert robustness.main([*_arguments(ROBUSTNESS), "--root", str(folder)]) == 1
 
 
 def _measured(command: str) -> Callable[[Path], None]:
-    """The record that it made lies in the repository; tests/test_robustness_command.py runs it, smaller."""
+    """The record that it made lies in the repository; tests/integration/test_robustness_command.py runs it, smaller."""
 
     def run(folder: Path) -> None:
         parsed = robustness.main.parse(_arguments(command))
@@ -255,7 +265,7 @@ def _measured(command: str) -> Callable[[Path], None]:
 
 
 def _spot_check(folder: Path) -> None:
-    """Other data are refused; tests/test_real_images.py runs it on the data of the records."""
+    """Other data are refused; tests/artefacts/test_real_images.py runs it on the data of the records."""
     data = ["--data", str(_phantom_data(folder))]
     assert spot_check.main(data) == 1
     assert spot_check.main(["--root", str(ROOT / "benchmarks" / "published"), *data]) == 1

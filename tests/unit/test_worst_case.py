@@ -11,10 +11,10 @@ import textwrap
 import warnings
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import nn
 
 from tests.toy import EPS, toy_images, train_toy
@@ -228,8 +228,7 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(toy_nets, toy_test, tmp_p
         print(curve.first_broken, curve.broken_by)
     """)
     torch.save(toy_nets["plain"].state_dict(), tmp_path / "net.pt")
-    root = Path(__file__).resolve().parent.parent
-    call = {"cwd": root, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
+    call = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
     running = subprocess.Popen([sys.executable, "-c", script], **call, stderr=subprocess.DEVNULL)
     while len(list((tmp_path / "cache").glob("*/*.safetensors"))) < 3:
         assert running.poll() is None

@@ -393,7 +393,7 @@ def test_notebooks_run_beside_each_other_and_after_what_they_need(tmp_path: Path
         "results": note.format("results"),
     }
     paths = {name: _notebook(tmp_path, name, source) for name, source in sources.items()}
-    monkeypatch.setattr(notebook_plan, "RESULTS", paths["results"])
+    monkeypatch.setattr(reproduce, "RESULTS", paths["results"])
     run([(path, {}) for path in paths.values()], out=tmp_path / "out", jobs=2)
     order = (tmp_path / "order").read_text().split()
     assert sorted(order[:2]) == ["a", "b"] and order[2:] == ["a_atk", "results"]
@@ -479,7 +479,7 @@ def test_hero_figure_comes_with_its_record(quick: Path, capsys) -> None:
 
 
 def test_a_radius_in_grey_levels_is_refused(capsys) -> None:
-    assert figures_command.main(["--hero", "ResNet34", "--data", "x", "--eps", "2"]) == 1
+    assert figures_command.main(["--hero", "ResNet34", "--data", "x", "--eps", "2"]) == 2
     assert "k/255" in capsys.readouterr().err
 
 

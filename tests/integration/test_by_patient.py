@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import small_model
 from torch import nn
-from toy import EPS, toy_images, train_toy
 
+from tests.toy import EPS, toy_images, train_toy
 from utils.attacks.suites import SUITES
 from utils.commands.combine import main as combine_command
 from utils.commands.folds import main as folds_command
