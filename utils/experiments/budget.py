@@ -14,7 +14,10 @@ from utils.attacks.suites import check_suite
 
 SUITE = "brief"
 #: Files of encoders, and what they are called wherever their results are shown.
-ENCODERS = {"dinov2_vits14_dav2s_fp16.safetensors": "DINOv2-S (Depth-Anything-V2)"}
+ENCODERS = {
+    "dinov2_vits14_dav2s_fp16.safetensors": "DINOv2-S (Depth-Anything-V2)",
+    "efficientnet_b0_lite0_fp16.safetensors": "ImageNet (Lite0 convolutions)",
+}
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,9 @@ class FoldsRow(Part):
         metrics: at each radius, over the patients of all folds.
         auroc_by_fold: at each radius, of two classes by patient, of each fold by itself.
         attacked: the same on the attacked images alone.
-        at_threshold: at each radius, balanced accuracy of two classes by patient where each fold decides at the
-            threshold that is best on its validation patients; None where these answers were not kept.
+        at_threshold: at each radius, scores of two classes by patient where each fold decides at the threshold that is
+            best on its validation patients, and its log-odds are counted from there; None where these answers were not
+            kept.
     """
 
     metrics: list[Metrics]

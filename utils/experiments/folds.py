@@ -290,12 +290,16 @@ def _threshold_of(fold: FoldRecord, model: FoldModel) -> float | None:
 
 
 def _decided(sets: Sequence[ImageSet], logits: Sequence[list], thresholds: Sequence[float]) -> Scores:
-    """Scores of two classes by patient, each fold deciding at its own threshold; 95 % intervals over patients."""
+    """Scores of two classes by patient, with 95 % intervals over patients, each fold deciding at its own threshold.
+
+    Log-odds are counted from that threshold, so that answers of different folds, which come from different models, are
+    on one scale; within a fold their order stays.
+    """
     chances, ill = [], []
     for images, own, threshold in zip(sets, logits, thresholds):
         chance, truth = illness_by_patient(torch.tensor(own), images)
-        # as probabilities that are above one half where a patient counts as ill
-        chances.append(torch.where(chance >= threshold, 0.75, 0.25))
+        cut = torch.tensor(threshold).logit(eps=1e-6)
+        chances.append((chance.logit(eps=1e-6) - cut).sigmoid())
         ill.append(truth)
     ones = torch.cat(chances)
     probabilities, labels = torch.stack([1 - ones, ones], 1), torch.cat(ill).long()

@@ -19,7 +19,7 @@ from utils.core.paths import ROOT, read_json
 from utils.core.radii import ORIGINAL_EPS, radius_label
 from utils.data.sets import patients_verified
 from utils.evaluation.intervals import binary_caption
-from utils.evaluation.metrics import Metrics
+from utils.evaluation.metrics import Metrics, Scores
 from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.budget import ENCODERS, describe_start
 from utils.experiments.fold_records import FoldsRow, FoldsSummary, binary_by_patient
@@ -145,7 +145,9 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
         for name, row in summary.rows.items():
             if row.attacked or summary is summaries[0]:
                 title = f"{describe_start(summary)}, {name}" if row.attacked else name
-                cells = map(_auroc_by_patient, [row.metrics[0], *_attacked(row, summary)])
+                steps = [row.metrics[0], *_attacked(row, summary)]
+                found: list[Scores | None] = [binary_by_patient(one) if one else None for one in steps]
+                cells = map(_auroc, row.at_threshold or found)
                 rows.append([title, *cells, _at_threshold(row)])
     first = summaries[0]
     rows.sort(key=lambda row: "-" not in row[:-1])
@@ -160,8 +162,8 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
         f"{', '.join(first.attacks)}"
     )
     said += (
-        "; balanced accuracy without attack and at each radius, at the threshold that is best on the validation "
-        "patients of each fold"
+        "; where a balanced accuracy is told, without attack and at each radius, each fold decides at the threshold "
+        "that is best on its validation patients, and patients of different folds are ranked by the distance from it"
         if told
         else ""
     )
@@ -172,10 +174,9 @@ def _at_threshold(row: FoldsRow) -> str:
     return " / ".join(f"{100 * one.balanced_accuracy:.1f}" for one in row.at_threshold) if row.at_threshold else "-"
 
 
-def _auroc_by_patient(metrics: Metrics | None) -> str:
-    if metrics is None:
+def _auroc(found: Scores | None) -> str:
+    if found is None or found.auroc is None:
         return "-"
-    found = binary_by_patient(metrics)
     low, high = found.interval["auroc"] or (float("nan"),) * 2
     return f"{100 * found.auroc:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
 
