@@ -99,7 +99,7 @@ def explain(
     device: torch.device | str = "cpu",
     attack: tuple[Attack, float] | None = None,
 ) -> tuple:
-    """One row for :func:`utils.reporting.plots.plot_grad_cam`: the images at ``index``, and maps of the answers.
+    """One row for :func:`utils.reporting.slices.plot_grad_cam`: the images at ``index``, and maps of the answers.
 
     Args:
         name: label of the row; :func:`with_cells` adds the resolution of the maps.

@@ -20,7 +20,19 @@ from models.templates import build
 from utils import utils_funcs
 from utils.attacks.attack import Attack
 from utils.attacks.suites import SUITES, Threat
-from utils.commands import figures, folds, pages, prepare, recipes, reproduce, robustness, search, spot_check, train
+from utils.commands import (
+    combine,
+    figures,
+    folds,
+    pages,
+    prepare,
+    recipes,
+    reproduce,
+    robustness,
+    search,
+    spot_check,
+    train,
+)
 from utils.core.paths import read_json
 from utils.core.precision import emulates_bf16
 from utils.core.radii import parse_radius
@@ -219,6 +231,11 @@ def _folds(command: str) -> Callable[[Path], None]:
     return run
 
 
+def _combine(folder: Path) -> None:
+    """Its parser takes it; tests/integration/test_by_patient.py runs it, smaller."""
+    assert combine.main.parse(_arguments(COMBINE))["members"] == ("efficientnet_imagenet_128px",)
+
+
 def _benchmark(command: str) -> Callable[[Path], None]:
     """Its parser takes it; tests/integration/test_benchmarks.py runs it, smaller."""
 
@@ -297,6 +314,7 @@ SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
 #: Read from the README itself: what matters is that whatever stands there is understood.
 BENCHMARKS = [command for command in COMMANDS if command.startswith("python -m benchmarks.")]
 COMPARES = [command for command in COMMANDS if command.startswith("python -m utils recipes ")]
+COMBINE = "python -m utils combine --members efficientnet_imagenet_128px --out runs/combined"
 FOLDS = [command for command in COMMANDS if command.startswith("python -m utils folds ")]
 RESULTS = [command for command in COMMANDS if re.match(r"python -m utils reproduce .*--(skip|only)-results", command)]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
@@ -321,6 +339,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     **{command: _results(command) for command in RESULTS},
     **{command: _compare(command) for command in COMPARES},
     **{command: _folds(command) for command in FOLDS},
+    COMBINE: _combine,
     **{command: _launch(command) for command in LAUNCHES},
     SLURM: _slurm,
     **{command: _benchmark(command) for command in BENCHMARKS},

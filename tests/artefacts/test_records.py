@@ -65,6 +65,9 @@ def _curve(**change: object) -> dict:
 def test_a_curve_tells_which_images_are_robust_and_refuses_lists_that_do_not_match() -> None:
     curve = RobustnessCurve.model_validate(_curve())
     assert curve.at(0.1) == 0.5 and curve.robust(1).tolist() == [True, False] and curve.robust(0).all()
+    assert curve.labels == ["clean", "25.5/255"]
+    l2 = RobustnessCurve.model_validate(_curve(threat={"title": "L2", "norm": "l2"}))
+    assert l2.labels == ["clean", "L2 0.1"]
     assert curve == RobustnessCurve.model_validate(curve.plain()) and curve.attacks[0].title == "FGSM"
     for change in ({"max_norm": [0.0]}, {"first_broken": [-1]}, {"n_images": 3}, {"epsilons": [0.0, 0.1, 0.2]}):
         with pytest.raises(ValueError, match="as long as each other|entries"):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from utils.core.parts import Part
+from utils.core.radii import radius_label
 
 NEVER = -1
 
@@ -81,6 +82,11 @@ class RobustnessCurve(Part):
         if not len(self.first_broken) == len(self.broken_by) == self.n_images:
             raise ValueError(f"first_broken and broken_by must have {self.n_images} entries")
         return self
+
+    @property
+    def labels(self) -> list[str]:
+        """The radii for tables and figures, in the notation of the norm; the first is ``clean``."""
+        return ["clean" if eps == 0 else radius_label(eps, self.threat.norm) for eps in self.epsilons]
 
     def at(self, eps: float) -> float:
         """Robust accuracy at one of ``epsilons``."""

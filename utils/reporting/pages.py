@@ -39,7 +39,6 @@ from utils.reporting.benchmark_tables import (
 from utils.reporting.markdown import data_and_protocol, markdown
 from utils.reporting.price import price_sentences
 from utils.reporting.robustness_figures import (
-    column_of,
     headline_cells,
     headline_table,
     question_table,
@@ -275,9 +274,8 @@ def sweeps(records: Sequence[Record]) -> str:
     for title, record in _titled(records).items():
         for attack, curve in sorted(record.robustness.items()):
             counts.add(f"{curve.n_images} test images of {curve.n_subjects} patients")
-            levels = map(column_of, curve.epsilons)
             rows[f"{display_name(title)}, {attack}"] = {
-                level: f"{100 * value:.1f}" for level, value in zip(levels, curve.robust_accuracy)
+                level: f"{100 * value:.1f}" for level, value in zip(curve.labels, curve.robust_accuracy)
             }
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("-")
     return _of_frame(table, "model, attack") + f"\n{data_and_protocol(records)}, {' or '.join(sorted(counts))}; %.\n"

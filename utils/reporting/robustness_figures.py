@@ -130,8 +130,8 @@ def summary_table(records: Worst) -> pd.DataFrame:
     for title, record in records.items():
         curve = record.curve
         cells = {
-            column_of(eps): _with_interval(value, bounds)
-            for eps, value, bounds in zip(curve.epsilons, curve.robust_accuracy, record.interval)
+            label: _with_interval(value, bounds)
+            for label, value, bounds in zip(curve.labels, curve.robust_accuracy, record.interval)
         }
         rows[display_name(title)] = {IMAGES: _size(record), **cells, CHECKS: verdict(record)}
     return pd.DataFrame.from_dict(rows, orient="index").fillna("-")
@@ -195,12 +195,12 @@ def question_table(record: WorstCase) -> pd.DataFrame:
     """A row for each question, level and radius of one model: metrics with intervals."""
     rows = []
     shown = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "calibration_error")
-    for eps, metrics in zip(record.curve.epsilons, record.metrics):
+    for radius, metrics in zip(record.curve.labels, record.metrics):
         for question, levels in metrics.items():
             for level in ("image", "patient"):
                 if found := levels.of(level):
                     cells = {name: _with_interval(getattr(found, name), found.interval.get(name)) for name in shown}
-                    rows.append({"eps": column_of(eps), "question": question, "by": level, **cells})
+                    rows.append({"eps": radius, "question": question, "by": level, **cells})
     return pd.DataFrame(rows).set_index(["question", "by", "eps"])
 
 
@@ -226,10 +226,10 @@ def paired_table(first: WorstCase, second: WorstCase, images: ImageSet) -> pd.Da
     if one.epsilons != other.epsilons:
         raise ValueError(f"radii differ: {one.epsilons} and {other.epsilons}")
     rows = []
-    for step, eps in enumerate(one.epsilons):
+    for step, radius in enumerate(one.labels):
         found = compare(one.robust(step), other.robust(step), images.subjects)
         gain = _with_interval(found.difference, found.interval)
-        row = {"eps": column_of(eps), "difference (points)": gain, "only the first robust": found.only_first}
+        row = {"eps": radius, "difference (points)": gain, "only the first robust": found.only_first}
         row |= {"only the second robust": found.only_second, "McNemar p": f"{found.mcnemar_p:.2g}"}
         rows.append(row)
     return pd.DataFrame(rows).set_index("eps")
@@ -243,7 +243,7 @@ def vote_table(record: WorstCase) -> pd.DataFrame:
     """
     if record.vote is None:
         raise ValueError("this is the worst case of one model; only that of a vote tells of its members")
-    vote, columns = record.vote, list(map(column_of, record.curve.epsilons))
+    vote, columns = record.vote, record.curve.labels
     rows = {display_name(title): values for title, values in vote.alone.items()}
     rows |= {"all on stand-ins": vote.joint, "all from members": vote.transfer_only}
     rows["worst case"] = record.curve.robust_accuracy
@@ -350,7 +350,7 @@ def curves_figure(records: Worst, title: str, note: str) -> Figure:
 
 
 def _accuracies(record: WorstCase) -> list[tuple[str, float]]:
-    return list(zip(map(column_of, record.curve.epsilons), record.curve.robust_accuracy))
+    return list(zip(record.curve.labels, record.curve.robust_accuracy))
 
 
 def show_all(figures: Mapping[str, Figure], folder: Path) -> list[Figure]:

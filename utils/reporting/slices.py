@@ -30,7 +30,7 @@ def plot_adversarial_examples(
 
     Args:
         parameters: values in [0, 1] of what is varied, one a row.
-        examples: as many rows of :class:`utils.evaluation.worst_case.AdversarialExample`.
+        examples: as many rows of :class:`utils.evaluation.examples.AdversarialExample`.
         attack_name: for the title, where the examples do not name their attack.
         parameter_type: ``Epsilon`` or ``Alpha``.
         classes: class names; None shows indices.
