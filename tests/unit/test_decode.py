@@ -301,3 +301,44 @@ def test_memory_is_that_of_the_stored_size_and_not_of_the_files(tmp_path: Path) 
     output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     count, peak = map(int, output.split())
     assert count == 120 and peak < 60 * 1024  # KiB; the files' pixels are 120 MiB
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".tiff", ".bmp", ".webp", ".png"])
+def test_the_same_slice_reads_alike_from_every_format_that_loses_nothing(tmp_path: Path, suffix: str) -> None:
+    pixels = _picture()
+    options = {"lossless": True} if suffix == ".webp" else {}
+    assert np.array_equal(_one(tmp_path / f"a{suffix}", Image.fromarray(pixels), **options), pixels)
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bit_tiffs_keep_their_bits_in_either_byte_order(tmp_path: Path, order: str) -> None:
+    pixels = _picture(high=4095, dtype=np.uint16)
+    Image.fromarray(pixels.astype(order)).save(tmp_path / "deep.tif")
+    assert np.array_equal(decode_grey(tmp_path / "deep.tif", intensity=(0, 65535)), np.rint(pixels / 257))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.full((24, 24), 0.5, np.float32), "fractions, whose range is not known"),
+        (np.full((24, 24), 70_000, np.int32), "70000 do not fit 16 bits"),
+        (np.full((24, 24), -5, np.int32), "-5 to -5 do not fit 16 bits"),
+    ],
+)
+def test_tiffs_whose_values_have_no_place_in_sixteen_bits_are_refused(tmp_path: Path, values, said: str) -> None:
+    Image.fromarray(values).save(tmp_path / "odd.tif")
+    with pytest.raises(ValueError, match=said):
+        decode_grey(tmp_path / "odd.tif")
+
+
+def test_a_tiff_of_several_pages_is_noticed(tmp_path: Path) -> None:
+    first, *others = (Image.fromarray(_picture()) for _ in range(3))
+    (tmp_path / "Mild_Demented").mkdir(parents=True)
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=others)
+    assert read_header(tmp_path / "stack.tif").frames == 3
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.webp").write_bytes(b"RIFF\x10\x00\x00\x00WEBPnothing more")
+    with pytest.raises((OSError, ValueError)):
+        decode_grey(tmp_path / "a.webp")

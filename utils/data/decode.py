@@ -17,7 +17,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps
 from tqdm.auto import tqdm
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
 
 #: Pixels of the largest picture that is decoded. Slices have fewer than 1024 a side; a small file may claim billions.
 LARGEST_PIXELS = 4096 * 4096
@@ -77,12 +78,12 @@ def decode_grey(path: Path, *, intensity: tuple[int, int] | None = None) -> np.n
     Colour becomes luma, transparent pixels lie on black. Of several frames the first is taken.
 
     Args:
-        path: a JPEG or PNG file.
+        path: a JPEG, PNG, TIFF, BMP or WebP file.
         intensity: the lowest and highest value of the set that a 16-bit picture belongs to, which
             become 0 and 255; None takes those of the picture itself.
 
     Raises:
-        OSError, ValueError: no complete JPEG or PNG, no plain file, too large or too small.
+        OSError, ValueError: no complete picture of these formats, no plain file, too large or too small.
     """
     with _bombs_raise():
         pixels = decode(path).pixels
@@ -139,7 +140,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
     """A picture whose pixels are not decoded yet, checked for what can be known before."""
     _check_file(path)
     try:
-        image = Image.open(path, formats=("JPEG", "PNG"))
+        image = Image.open(path, formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"more pixels than the limit of {LARGEST_PIXELS:,}") from error
     with image:
@@ -148,6 +149,8 @@ def _open(path: Path) -> Iterator[Image.Image]:
             raise ValueError(f"{width} x {height} pixels, more than the limit of {LARGEST_PIXELS:,}")
         if min(width, height) < SMALLEST_SIDE:
             raise ValueError(f"{width} x {height} pixels, but no side may have fewer than {SMALLEST_SIDE}")
+        if image.mode == "F":
+            raise ValueError("pixels are fractions, whose range is not known; save it as 16-bit grey or with 8 bits")
         yield image
 
 
@@ -175,7 +178,10 @@ def _bombs_raise() -> Iterator[None]:
 
 
 def _deep_picture(image: Image.Image) -> Picture:
-    pixels = np.asarray(image).astype(np.uint16)
+    values = np.asarray(image)
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError(f"pixels from {values.min()} to {values.max()} do not fit 16 bits; save it as 16-bit grey")
+    pixels = values.astype(np.uint16)
     hidden = pixels == image.info.get("transparency", -1)
     pixels[hidden] = 0
     return Picture(pixels, coloured=False, transparent=bool(hidden.any()))
@@ -208,7 +214,7 @@ def decode_all(folder: Path, paths: list[str], size: int | None) -> Decoded:
 
     Args:
         folder: where the paths start.
-        paths: N paths of JPEG or PNG files below ``folder``.
+        paths: N paths of image files below ``folder``.
         size: side of the squares that all are fitted into; None takes the most common size.
 
     Raises:
@@ -257,7 +263,7 @@ def _each(folder: Path, paths: list[str], work: Callable[[int, Path], _Found], v
     if bad:
         shown = "; ".join(sorted(bad)[:5])
         raise ValueError(
-            f"{len(bad)} of {len(paths)} files under {folder} are not readable JPEG or PNG images: "
+            f"{len(bad)} of {len(paths)} files under {folder} are not readable JPEG, PNG, TIFF, BMP or WebP images: "
             f"{shown}. Replace or remove them, then run this again."
         )
     return found

@@ -44,7 +44,7 @@ _OTHER_FORMATS = {
         "Write the images that they hold as PNG files",
     ),
     "images in another format": (
-        (".bmp", ".gif", ".tif", ".tiff", ".webp", ".jp2"),
+        (".gif", ".jp2", ".heic", ".svg"),
         "Save them as PNG",
     ),
     "archives inside": (ARCHIVE_SUFFIXES, "Unpack them"),
