@@ -309,7 +309,6 @@ def test_the_published_validation_folder_is_kept(tmp_path: Path) -> None:
         (["sub-01/anat/sub-01_T1w.nii"], "1 NIfTI volumes"),
         (["CN/a.hdr", "CN/a.img"], "2 Analyze"),
         (["AD/I1.dcm", "CN/I2.dcm", "CN/preview.png"], "2 DICOM files"),
-        (["data/train-00000-of-00001.parquet", "README.md"], "1 Parquet tables"),
         (["a/x.gif", "b/y.jp2"], "2 images in another format"),
         (["train.zip", "test.zip"], "2 archives inside"),
         (["slices.npz"], "1 arrays"),

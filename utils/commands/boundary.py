@@ -57,7 +57,7 @@ class Command:
             return STOPPED
         except CycloptsError as error:
             return _said(f"{str(error).rstrip('.')}; {self.app.name[0]} --help lists the options", MISUSED)
-        except (OSError, ValueError, RuntimeError, FloatingPointError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, FloatingPointError, KeyError, ImportError) as error:
             if debug:
                 traceback.print_exc()
             return _said(_told(error), 1)

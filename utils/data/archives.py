@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+#: A table of images, which is read as it is.
+PARQUET = ".parquet"
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 
 #: Images are compressed already: an archive of them unpacks to 1 to 10 times its size, a bomb to 1,000 times.
@@ -125,14 +127,14 @@ def check_source(source: str | Path) -> None:
 
 @contextmanager
 def as_folder(source: str | Path) -> Iterator[tuple[Path, int]]:
-    """The folder of a source, and how many system files of its archive were not unpacked.
+    """The folder of a source, or its Parquet file, and how many system files of its archive were not unpacked.
 
     Raises:
         FileNotFoundError: no such folder, file or data set.
         ValueError: see :func:`unpack`.
     """
     path = Path(source).expanduser()
-    if str(source) and path.is_dir():
+    if (str(source) and path.is_dir()) or (path.is_file() and path.suffix.lower() == PARQUET):
         yield path, 0
     elif path.is_file():
         with tempfile.TemporaryDirectory(prefix="mri_") as target:

@@ -21,6 +21,7 @@ from utils.data.archives import (
 from utils.data.classes import CLASSES, canonical_class, chosen_order, class_order, severity
 from utils.data.decode import IMAGE_SUFFIXES, SMALLEST_SIDE, decode_all
 from utils.data.raw_images import RawImages
+from utils.data.tables import class_folders
 
 _SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -38,7 +39,6 @@ _OTHER_FORMATS = {
         "Export their axial slices as PNG (nibabel or SimpleITK read them)",
     ),
     "DICOM files": ((".dcm", ".dicom", ".ima"), "Export the axial slices as PNG (pydicom reads them)"),
-    "Parquet tables": ((".parquet",), "Write the images that they hold as PNG files (pandas reads them)"),
     "arrays": (
         (".npy", ".npz", ".h5", ".hdf5", ".mat", ".tfrecord", ".pkl"),
         "Write the images that they hold as PNG files",
@@ -64,7 +64,8 @@ def load_source(source: str | Path, *, size: int | None = None, classes: Sequenc
 
     Args:
         source: a folder of class folders; a folder with ``train/``, ``test/`` and perhaps
-            ``validation/`` of class folders; a ``.tar``, ``.tar.xz`` or ``.zip`` of either;
+            ``validation/`` of class folders; a ``.tar``, ``.tar.xz`` or ``.zip`` of either; a Parquet table, or
+            a folder of them (see :mod:`utils.data.tables`);
             ``kaggle``, a name of ``DATA_SOURCES`` or a Kaggle handle ``owner/data-set``; or
             ``phantom`` (see :mod:`utils.data.phantom`). A class folder may hold a folder a patient.
         size: store squares of this side; None keeps the native resolution.
@@ -81,11 +82,11 @@ def load_source(source: str | Path, *, size: int | None = None, classes: Sequenc
         raise ValueError(f"size must be {SMALLEST_SIDE} to {_LARGEST_SIDE} pixels, not {size}")
     if str(source) == "phantom":
         return _phantoms(size, classes)
-    with as_folder(source) as (folder, ignored):
+    with as_folder(source) as (place, ignored), class_folders(place) as folder:
         try:
             raw = _load_folder(folder, name=_source_name(source), size=size, classes=classes)
         except ValueError as error:
-            # an archive's own path says more than that of the folder it was unpacked into
+            # the path of an archive or table says more than that of the folder it was unpacked into
             raise ValueError(str(error).replace(str(folder), str(source))) from error
         _note_ignored(raw, folder, ignored)
     return raw
