@@ -37,7 +37,8 @@ def recipes_figure(summary: RecipesSummary) -> Figure:
 def folds_figure(summary: FoldsSummary) -> Figure:
     """Binary AUROC by patient with its interval, beside the baselines: the numbers of the table, on the same images.
 
-    Without attack these are all images; under attack fewer, to which no line leads from there.
+    Without attack these are all images; under attack fewer, to which no line leads from there. Where a row tells scores
+    at the thresholds of its folds, these are drawn.
     """
     figure, axes = axes_of(size=(8.4, 4.4))
     ax, levels, counts = axes[0, 0], [255 * eps for eps in summary.epsilons], summary.n_images
@@ -48,6 +49,8 @@ def folds_figure(summary: FoldsSummary) -> Figure:
             continue
         aside = 0.02 * (number - len(summary.rows) + 1.5)
         attacked = [binary_by_patient(one) for one in row.attacked.metrics[1:]]
+        if row.at_threshold:
+            clean, *attacked = row.at_threshold
         style = {"color": colour, "marker": "os^Dv<>P"[number % 8], "capsize": 3}
         _draw_auroc(ax, [levels[0] + aside], [clean], style)
         _draw_auroc(ax, [level + aside for level in levels[1:]], attacked, style | {"label": name})
