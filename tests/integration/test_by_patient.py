@@ -187,5 +187,14 @@ def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, 
     before = (tmp_path / "both" / "fold1.json").stat().st_mtime_ns
     assert combine_command(words) == 0 and (tmp_path / "both" / "fold1.json").stat().st_mtime_ns == before
     capsys.readouterr()
+    for change, named in (
+        (["--n-slices", "3"], "other n_slices (2, not 3)"),
+        (["--state", "plain"], "other state (hardened, not plain)"),
+        (["--suite", "quick"], "other suite (smoke, not quick)"),
+        (["--out", str(tmp_path / "a")], "no fold of a combination"),
+    ):
+        assert combine_command([*words, *change]) == 1
+        assert named in capsys.readouterr().err
+    assert (tmp_path / "both" / "fold1.json").stat().st_mtime_ns == before
     assert combine_command([*shared, "--members", "c", "--out", str(tmp_path / "none")]) == 1
     assert "no model in" in capsys.readouterr().err

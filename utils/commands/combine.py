@@ -10,8 +10,8 @@ from utils.commands.boundary import command
 from utils.core.checks import whole
 from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
 from utils.data.sets import load_splits
-from utils.experiments.combine import combine_fold
-from utils.experiments.folds import SUMMARY, fold_of, summarise
+from utils.experiments.combine import combination_specification, combine_fold, refuse_other_combination
+from utils.experiments.folds import SUMMARY, fold_of, read_fold, summarise
 from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.style import save_figure
 
@@ -49,6 +49,10 @@ def main(
     check_suite(suite)
     whole("--n-slices", n_slices, 1)
     splits = load_splits(data)
+    wanted = combination_specification(members, state, n_slices, suite, seed)
+    for path in sorted(out.glob("fold*.json")):
+        stored = read_fold(path).data
+        refuse_other_combination(path, fold_of(splits, stored.fold, n_folds, seed), wanted)
     for fold in folds or range(n_folds):
         target = out / f"fold{fold}.json"
         if not target.is_file():

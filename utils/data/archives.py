@@ -67,11 +67,6 @@ class DataSource:
     n_synthetic: int
     n_duplicates: int
 
-    @property
-    def url(self) -> str:
-        """Page of the data set, with its licence."""
-        return f"https://www.kaggle.com/datasets/{self.kaggle}"
-
 
 #: Data sets known by name. Counts are of the images as published.
 DATA_SOURCES = {

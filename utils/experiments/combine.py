@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +32,9 @@ from utils.evaluation.metrics import predict
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.budget import Budget
 from utils.experiments.fold_records import FoldData, FoldModel, FoldRecord, Whose
+from utils.experiments.folds import read_fold
 from utils.experiments.recipes import EPSILONS
+from utils.experiments.specification import refuse_other
 from utils.training.checkpoints import load_checkpoint
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature
 
@@ -95,6 +98,29 @@ def _together(members: list[nn.Module], whose: str, validation: ImageSet, device
     }
 
 
+def combination_specification(names: Sequence[str], state: str, n_slices: int, suite: str, seed: int) -> dict[str, Any]:
+    """Everything that the folds of one combination share, as plain values."""
+    return {"members": list(names), "state": state, "n_slices": n_slices, "suite": suite, "seed": seed}
+
+
+def refuse_other_combination(path: Path, splits: DataSplits, wanted: Mapping[str, Any]) -> None:
+    """Refuse a stored fold that is of other members, settings or data.
+
+    Args:
+        splits: the fold itself.
+        wanted: of :func:`combination_specification`.
+
+    Raises:
+        ValueError: it is, or it is not whole; the message names it.
+    """
+    stored, remedy = read_fold(path), "give an --out of another name"
+    told = {**stored.specification, "fingerprint": stored.data.fingerprint}
+    missing = [name for name in wanted if name not in told]
+    if missing:
+        raise ValueError(f"{path} is no fold of a combination, it tells no {', '.join(missing)}; {remedy}")
+    refuse_other(path, told, {**wanted, "fingerprint": splits.fingerprint}, remedy)
+
+
 def combine_fold(
     splits: DataSplits,
     *,
@@ -144,7 +170,7 @@ def combine_fold(
     first = next(iter(members.values()))
     record = FoldRecord(
         data=FoldData(**splits.info),
-        specification={"members": list(names), "state": state, "n_slices": n_slices, "suite": suite},
+        specification=combination_specification(names, state, n_slices, suite, seed),
         budget=replace(Budget(), image_size=first.image_size, max_images=len(test), suite=suite, weights="folds"),
         model={
             "backbone": "+".join(model.backbone_name for model in members.values()),
