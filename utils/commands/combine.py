@@ -11,7 +11,7 @@ from utils.core.checks import whole
 from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
 from utils.data.sets import load_splits
 from utils.experiments.combine import combination_specification, combine_fold, refuse_other_combination
-from utils.experiments.folds import SUMMARY, fold_of, read_fold, summarise
+from utils.experiments.folds import SUMMARY, VALIDATION_SHARE, fold_of, read_fold, summarise
 from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.style import save_figure
 
@@ -29,6 +29,7 @@ def main(
     n_slices: int = 8,
     suite: str = "brief",
     seed: int = 0,
+    validation_share: float = VALIDATION_SHARE,
 ) -> None:
     """Combine slices and models by patient (mean, attention, GRU, blend, stack) and attack each as one system.
 
@@ -45,6 +46,7 @@ def main(
         n_slices: slices of each patient, evenly spaced.
         suite: which attacks: smoke, quick, brief, targeted, standard or full.
         seed: of the folds, of the heads and of the attacks.
+        validation_share: as in the experiments.
     """
     check_suite(suite)
     whole("--n-slices", n_slices, 1)
@@ -52,11 +54,11 @@ def main(
     wanted = combination_specification(members, state, n_slices, suite, seed)
     for path in sorted(out.glob("fold*.json")):
         stored = read_fold(path).data
-        refuse_other_combination(path, fold_of(splits, stored.fold, n_folds, seed), wanted)
+        refuse_other_combination(path, fold_of(splits, stored.fold, n_folds, seed, validation_share), wanted)
     for fold in folds or range(n_folds):
         target = out / f"fold{fold}.json"
         if not target.is_file():
-            own = fold_of(splits, fold, n_folds, seed)
+            own = fold_of(splits, fold, n_folds, seed, validation_share)
             combine_fold(
                 own, work=work, names=members, state=state, n_slices=n_slices, suite=suite, seed=seed, target=target
             )

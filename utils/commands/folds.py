@@ -11,6 +11,7 @@ from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
 from utils.data.sets import load_splits
 from utils.experiments.folds import (
     SUMMARY,
+    VALIDATION_SHARE,
     VARIANT,
     fold_of,
     fold_specification,
@@ -33,6 +34,7 @@ def main(
     n_folds: int = 5,
     folds: tuple[int, ...] = (),
     seed: int = 0,
+    validation_share: float = VALIDATION_SHARE,
     work: Path = ROOT / "runs" / "cross_validate",
     budget: BudgetFields = BudgetOptions(),  # noqa: B008 - frozen
 ) -> None:
@@ -48,6 +50,7 @@ def main(
         n_folds: number of folds.
         folds: only these, counted from 0; without it all.
         seed: of the folds, of the trainings and of the attacks.
+        validation_share: of the patients of a fold that are not tested, who validate.
         work: folder of weights and unfinished runs.
     """
     choice("--variant", variant, VARIANTS)
@@ -55,14 +58,14 @@ def main(
     wanted = folds or tuple(range(n_folds))
     # each is cut before the first is trained: what cannot be done is said at once
     for fold in wanted or (0,):
-        fold_of(splits, fold, n_folds, seed)
-    shared = fold_specification(splits, backbone, n_folds, seed, budget, variant)
+        fold_of(splits, fold, n_folds, seed, validation_share)
+    shared = fold_specification(splits, backbone, n_folds, seed, budget, variant, validation_share)
     refuse_other_folds(out, splits, shared)
     for fold in wanted:
         target = out / f"fold{fold}.json"
         if not target.is_file():
             print(f"fold {fold}", flush=True)
-            own = fold_of(splits, fold, n_folds, seed)
+            own = fold_of(splits, fold, n_folds, seed, validation_share)
             place = work / out.name / f"fold{fold}"
             run_fold(own, backbone=backbone, seed=seed, budget=budget, target=target, work=place, shared=shared)
     summary = summarise(out)

@@ -85,9 +85,15 @@ def decode_grey(path: Path, *, intensity: tuple[int, int] | None = None) -> np.n
     Raises:
         OSError, ValueError: no complete picture of these formats, no plain file, too large or too small.
     """
+    return decode_slice(path, intensity=intensity).pixels
+
+
+def decode_slice(path: Path, *, intensity: tuple[int, int] | None = None) -> Picture:
+    """As :func:`decode_grey`, with what was seen of colours and transparency; ``pixels`` are uint8."""
     with _bombs_raise():
-        pixels = decode(path).pixels
-    return to_uint8(pixels, intensity or _range(pixels))
+        picture = decode(path)
+    pixels = to_uint8(picture.pixels, intensity or _range(picture.pixels))
+    return Picture(pixels, picture.coloured, picture.transparent)
 
 
 def to_uint8(pixels: np.ndarray, intensity: tuple[int, int]) -> np.ndarray:
@@ -230,7 +236,7 @@ def decode_all(folder: Path, paths: list[str], size: int | None) -> Decoded:
 
         def fill(index: int, path: Path) -> tuple[bool, bool]:
             picture = decode(path)
-            pixels[index] = _fit(to_uint8(picture.pixels, intensity), shape)
+            pixels[index] = fit_into(to_uint8(picture.pixels, intensity), shape)
             return picture.coloured, picture.transparent
 
         seen = _each(folder, paths, fill, "decode")
@@ -344,12 +350,14 @@ def _note_turns(decoded: Decoded, headers: list[Header]) -> None:
         decoded.notes.append(f"{several} images have several frames; the first was taken.")
 
 
-def _fit(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Fit into ``shape`` with the aspect ratio kept and black borders."""
+def fit_into(picture: np.ndarray, shape: tuple[int, int], *, stretch: bool = False) -> np.ndarray:
+    """A uint8 picture H x W in another shape, with its aspect ratio and black borders, or stretched."""
     if picture.shape == shape:
         return picture
-    scale = min(shape[0] / picture.shape[0], shape[1] / picture.shape[1])
-    height, width = (max(1, round(scale * side)) for side in picture.shape)
+    scales = [wanted / own for wanted, own in zip(shape, picture.shape)]
+    if not stretch:
+        scales = [min(scales)] * 2
+    height, width = (max(1, round(scale * side)) for scale, side in zip(scales, picture.shape))
     resized = Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR)
     canvas = np.zeros(shape, dtype=np.uint8)
     top, left = (shape[0] - height) // 2, (shape[1] - width) // 2

@@ -19,7 +19,8 @@ from utils.data.archives import (
     is_system,
 )
 from utils.data.classes import CLASSES, canonical_class, chosen_order, class_order, severity
-from utils.data.decode import IMAGE_SUFFIXES, SMALLEST_SIDE, decode_all
+from utils.data.decode import SMALLEST_SIDE, decode_all
+from utils.data.folders import files_in, folders_in, is_dicom, is_image
 from utils.data.raw_images import RawImages
 from utils.data.tables import class_folders
 
@@ -114,7 +115,7 @@ def _load_folder(folder: Path, *, name: str, size: int | None, classes: Sequence
     rows = sorted(
         (file.relative_to(folder).as_posix(), canonical_class(path.name), split)
         for split, path in class_folders
-        for file in _files(path)
+        for file in files_in(path)
     )
     paths = [row[0] for row in rows]
     _check_names(folder, paths)
@@ -161,7 +162,7 @@ def _note_ignored(raw: RawImages, folder: Path, unpacked_without: int) -> None:
     ignored = _ignored_files(folder)
     if ignored or unpacked_without:
         raw.info["ignored_files"] = len(ignored) + unpacked_without
-    images = [path for path in ignored if _is_image(path) and not any(part[0] == "." for part in path.parts)]
+    images = [path for path in ignored if is_image(path) and not any(part[0] == "." for part in path.parts)]
     images = [path for path in images if not is_system(path.parts)]
     if images:
         raw.notes.append(
@@ -183,10 +184,10 @@ def _find_class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     """Pairs of split folder (or nothing) and class folder, and notes about what was passed over."""
     _refuse_other_formats(root)
     folder = root
-    children = _folders(folder)
-    while len(children) == 1 and not _files(children[0], deep=False):
+    children = folders_in(folder)
+    while len(children) == 1 and not files_in(children[0], deep=False):
         folder = children[0]
-        children = _folders(folder)
+        children = folders_in(folder)
     beside = [folder]
     if any(_SPLIT_FOLDERS.get(child.name.lower()) == "train" for child in children):
         pairs = _split_folders(root, children)
@@ -194,7 +195,7 @@ def _find_class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     else:
         pairs = [("", child) for child in children]
     _check_class_folders(root, pairs)
-    loose = [file for place in beside for file in _files(place, deep=False) if _is_image(file)]
+    loose = [file for place in beside for file in files_in(place, deep=False) if is_image(file)]
     if not loose:
         return pairs, []
     note = f"{len(loose)} images beside the class folders, such as {loose[0].name}, have no class: ignored."
@@ -203,30 +204,19 @@ def _find_class_folders(root: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 def _refuse_other_formats(root: Path) -> None:
     """Name what a source holds where it is more of what is not read than of images."""
-    files = sorted(_files(root))
-    if sum(map(_is_image, files)) > len(files) / 2:
+    files = sorted(files_in(root))
+    if sum(map(is_image, files)) > len(files) / 2:
         return
     held = {name: [f for f in files if f.name.lower().endswith(ends)] for name, (ends, _) in _OTHER_FORMATS.items()}
-    if not any(map(_is_image, files)):
-        held["DICOM files"] += [file for file in files if not file.suffix and _is_dicom(file)]
+    if not any(map(is_image, files)):
+        held["DICOM files"] += [file for file in files if not file.suffix and is_dicom(file)]
     name = max(held, key=lambda name: len(held[name]))
-    if len(held[name]) <= sum(map(_is_image, files)):
+    if len(held[name]) <= sum(map(is_image, files)):
         return
     raise ValueError(
         f"{root} holds {len(held[name])} {name}, such as {held[name][0].relative_to(root).as_posix()}, which are not "
         f"read. {_OTHER_FORMATS[name][1]} into one folder a class, for example CN/ and AD/, and give their parent."
     )
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _is_dicom(path: Path) -> bool:
-    if not path.is_file():  # a named pipe would wait for ever
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _split_folders(root: Path, children: list[Path]) -> list[tuple[str, Path]]:
@@ -235,7 +225,7 @@ def _split_folders(root: Path, children: list[Path]) -> list[tuple[str, Path]]:
     if unknown or len(set(names)) < len(names):
         odd = ", ".join(unknown) or ", ".join(child.name for child in children)
         raise ValueError(f"{root}: expected one train and one test folder beside each other, but there are also {odd}")
-    return [(name, path) for name, child in zip(names, children) if name for path in _folders(child)]
+    return [(name, path) for name, child in zip(names, children) if name for path in folders_in(child)]
 
 
 def _check_class_folders(root: Path, pairs: list[tuple[str, Path]]) -> None:
@@ -243,7 +233,7 @@ def _check_class_folders(root: Path, pairs: list[tuple[str, Path]]) -> None:
     for folders in splits.values():
         _check_nesting(root, folders)
     _refuse_table(root, pairs)
-    empty = [str(path) for _, path in pairs if not _files(path)]
+    empty = [str(path) for _, path in pairs if not files_in(path)]
     if len(empty) == len(pairs):
         raise ValueError(
             f"{root} has no class folders with images; expected one a class, for example Non_Demented/, "
@@ -274,7 +264,7 @@ def _check_class_names(root: Path, folder_names: dict[str, list[str]]) -> None:
 
 def _check_nesting(root: Path, folders: list[Path]) -> None:
     """A class folder may hold patient folders, but neither classes nor what others hold too."""
-    held = {path: {child.name for child in _folders(path)} for path in folders}
+    held = {path: {child.name for child in folders_in(path)} for path in folders}
     plain = Counter(name for names in held.values() for name in names if not _has_number(name))
     shared = sorted(name for name, count in plain.items() if count > 1)
     alike = len(folders) > 1 and len({frozenset(names) for names in held.values()}) == 1
@@ -309,9 +299,9 @@ def _listed(names: Sequence[str]) -> str:
 def _refuse_table(root: Path, pairs: list[tuple[str, Path]]) -> None:
     """Say what to do with images whose classes stand in a table beside them, or nowhere."""
     content = sorted({path.name for _, path in pairs if path.name.lower() in _CONTENT_FOLDERS})
-    files = sorted(_files(root))
+    files = sorted(files_in(root))
     tables = [file.relative_to(root).as_posix() for file in files if file.suffix.lower() in _TABLES]
-    if not (content or (tables and len(pairs) < 2)) or not any(map(_is_image, files)):
+    if not (content or (tables and len(pairs) < 2)) or not any(map(is_image, files)):
         return
     where = f" in {_listed([name + '/' for name in content])}" if content else ""
     table = f" and the table {tables[0]}" if tables else ""
@@ -320,28 +310,6 @@ def _refuse_table(root: Path, pairs: list[tuple[str, Path]]) -> None:
         "example CN/ and AD/; where a table names the patients too, give prepare a CSV with the columns "
         "path,subject as --subjects."
     )
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [child for child in sorted(folder.iterdir()) if child.is_dir() and child.name[0] not in "._"]
-
-
-def _files(folder: Path, *, deep: bool = True) -> list[Path]:
-    """Files that are meant, links followed; an unreadable folder or a broken link is an error."""
-    found: list[Path] = []
-    for place, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        misnamed = [name for name in folders if _is_image(Path(name))]
-        if misnamed:
-            raise ValueError(f"{Path(place) / misnamed[0]} is a folder called like an image; rename or remove it")
-        # a folder that links to one above it would never end
-        folders[:] = [f for f in folders if not Path(place).resolve().is_relative_to((Path(place) / f).resolve())]
-        folders[:] = [f for f in folders if f[0] not in "._"] if deep else []
-        found += [Path(place) / name for name in names if name[0] != "." and not is_system([name])]
-    return found
-
-
-def _raise(error: OSError) -> None:
-    raise ValueError(f"{error.filename} cannot be read: {error.strerror}. Check its permissions.") from error
 
 
 def _check_names(folder: Path, paths: list[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from utils.data.archives import LARGEST_BYTES, PARQUET
 from utils.data.decode import IMAGE_SUFFIXES
+from utils.data.extras import need
 
 #: Parts of a hub's file names, such as ``train-00000-of-00001.parquet``, and the folder that says the same.
 _SPLITS = {"train": "train", "validation": "val", "valid": "val", "test": "test"}
@@ -52,12 +53,7 @@ def class_folders(place: Path) -> Iterator[Path]:
 
 def _write_images(table: Path, folder: Path, left: int) -> int:
     """Write the images of a table, of at most ``left`` bytes, and return how many bytes they took."""
-    try:
-        import pyarrow.parquet as parquet  # an extra
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{table} is a Parquet table, which pyarrow reads: pip install -r env/requirements-scans.txt"
-        ) from error
+    parquet = need("pyarrow.parquet", f"{table} is a Parquet table, which is read")
     try:
         file = parquet.ParquetFile(table)
     except Exception as error:  # a damaged file makes the reader raise almost anything

@@ -19,6 +19,7 @@ import torch
 
 from utils.attacks.attack import describe
 from utils.attacks.suites import SUITES
+from utils.core.checks import number
 from utils.core.parts import read_part
 from utils.core.paths import write_json
 from utils.core.reproducibility import environment_facts
@@ -52,8 +53,17 @@ SUMMARY = "summary.json"
 _ANOTHER = "give an --out of another name"
 
 
-def fold_of(splits: DataSplits, fold: int, n_folds: int, seed: int) -> DataSplits:
+#: Share of the patients that are not tested who validate, unless another is asked for.
+VALIDATION_SHARE = 0.25
+
+
+def fold_of(
+    splits: DataSplits, fold: int, n_folds: int, seed: int, validation_share: float = VALIDATION_SHARE
+) -> DataSplits:
     """One fold over all images of a patient split.
+
+    Args:
+        validation_share: of the patients that are not tested.
 
     Raises:
         ValueError: another split, no such fold, or too few patients.
@@ -65,28 +75,31 @@ def fold_of(splits: DataSplits, fold: int, n_folds: int, seed: int) -> DataSplit
     )
     if n_folds >= 2 and not 0 <= fold < n_folds:
         raise ValueError(f"there are folds 0 to {n_folds - 1}, not {fold}")
-    sides = _sides(subjects, labels, fold, n_folds, seed)
+    number("--validation-share", validation_share, above=0, below=1)
+    sides = _sides(subjects, labels, fold, n_folds, seed, validation_share)
     if sides is None:
-        raise ValueError(_too_few(subjects, labels, n_folds, seed))
+        raise ValueError(_too_few(subjects, labels, n_folds, seed, validation_share))
     return resplit(splits, sides, fold=fold, n_folds=n_folds, fold_seed=seed)
 
 
-def _sides(subjects: np.ndarray, labels: np.ndarray, fold: int, n_folds: int, seed: int) -> np.ndarray | None:
+def _sides(
+    subjects: np.ndarray, labels: np.ndarray, fold: int, n_folds: int, seed: int, share: float
+) -> np.ndarray | None:
     """As :func:`fold_sides`, or None where there are too few patients for so many folds, or for so few."""
     if not 2 <= n_folds <= len(np.unique(subjects)):
         return None
     try:
-        sides = fold_sides(subjects, labels, fold=fold, n_folds=n_folds, seed=seed)
+        sides = fold_sides(subjects, labels, fold=fold, n_folds=n_folds, validation=share, seed=seed)
     except ValueError:  # fewer images of each class than folds
         return None
     return sides if set(SPLITS) <= set(sides) else None
 
 
-def _too_few(subjects: np.ndarray, labels: np.ndarray, n_folds: int, seed: int) -> str:
+def _too_few(subjects: np.ndarray, labels: np.ndarray, n_folds: int, seed: int, share: float) -> str:
     """The message for that, with numbers of folds that work."""
 
     def works(n: int) -> bool:
-        return all(_sides(subjects, labels, fold, n, seed) is not None for fold in range(n))
+        return all(_sides(subjects, labels, fold, n, seed, share) is not None for fold in range(n))
 
     n_patients = len(np.unique(subjects))
     able = [str(n) for n in range(2, min(n_patients, 10) + 1) if works(n)]
@@ -98,17 +111,25 @@ def _too_few(subjects: np.ndarray, labels: np.ndarray, n_folds: int, seed: int) 
 
 
 def fold_specification(
-    splits: DataSplits, backbone: str, n_folds: int, seed: int, budget: Budget, variant: str = VARIANT
+    splits: DataSplits,
+    backbone: str,
+    n_folds: int,
+    seed: int,
+    budget: Budget,
+    variant: str = VARIANT,
+    validation_share: float = VALIDATION_SHARE,
 ) -> dict[str, Any]:
     """Everything that the folds of one experiment share, as plain values; ``fingerprint`` is of each fold's own sides.
 
     Args:
         splits: the prepared data, not a fold.
         variant: how the clean model is hardened.
+        validation_share: of the patients of a fold that are not tested.
     """
     shared = specification(splits, backbone, budget)
     del shared["fingerprint"]
     folds = {"n_folds": n_folds, "fold_seed": seed, "seed": seed, "recipe": variant}
+    folds["validation_share"] = validation_share
     return shared | folds | {"images": images_fingerprint(splits)}
 
 
@@ -141,7 +162,8 @@ def refuse_other_folds(out: Path, splits: DataSplits, wanted: Mapping[str, Any])
     for path in sorted(out.glob("fold*.json")):
         stored = read_fold(path)
         refuse_other(path, _facts_of(stored), wanted, _ANOTHER)
-        own = fold_of(splits, stored.data.fold, wanted["n_folds"], wanted["fold_seed"])
+        facts = (wanted["n_folds"], wanted["fold_seed"], wanted.get("validation_share", VALIDATION_SHARE))
+        own = fold_of(splits, stored.data.fold, *facts)
         refuse_other(path, {"fingerprint": stored.data.fingerprint}, {"fingerprint": own.fingerprint}, _ANOTHER)
 
 

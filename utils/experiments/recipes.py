@@ -90,7 +90,9 @@ CHANGE_VARIANTS = {
     "scanner": Variant("+ scanner changes", objective=_FULL, augmentation={"scanner": 0.3}),
     "weight_decay": Variant("+ weight decay x 4", objective=_FULL, config={"weight_decay": 0.2}),
 }
-VARIANTS = RECIPE_VARIANTS | CHANGE_VARIANTS
+#: What single-step training needs where it starts from published weights; not in the comparisons above.
+LATER_VARIANTS = {"n_fgsm_ramp": Variant("N-FGSM after a ramp", "n_fgsm", objective={"curriculum": 0.2})}
+VARIANTS = RECIPE_VARIANTS | CHANGE_VARIANTS | LATER_VARIANTS
 CLEAN = "clean"
 
 
@@ -195,6 +197,7 @@ def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, fo
         batch_size=budget.batch_size,
         learning_rate=budget.clean_rate,
         label_smoothing=budget.label_smoothing,
+        keep=budget.keep,
         slices_per_patient=budget.slices_per_patient,
         precision=budget.precision,
         seed=seed,
@@ -213,6 +216,7 @@ def harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, star
         batch_size=budget.batch_size,
         learning_rate=budget.rate,
         label_smoothing=budget.label_smoothing,
+        keep=budget.keep,
         slices_per_patient=budget.slices_per_patient,
         validation_images=budget.validation_images,
         augmentation=replace(Augmentation(), **variant.augmentation),

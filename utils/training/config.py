@@ -13,6 +13,7 @@ from utils.training.augment import Augmentation
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULERS = ("cosine", "onecycle", "step", "constant")
 SAMPLINGS = ("shuffled", "class", "patient")
+KEEPS = ("best", "last")
 
 
 #: What a value on the command line may be made of.
@@ -55,6 +56,8 @@ class TrainConfig:
         clip_norm: largest gradient norm.
         patience: epochs without a better validation score before stopping; 0 never stops.
         validation_images: at most so many validation images are attacked an epoch when hardening.
+        keep: ``best`` keeps the epoch with the best validation score, ``last`` the last one, for where few validation
+            patients make that score a matter of chance.
         precision: see :mod:`utils.core.precision`; validation always judges in float32.
         seed: of initial weights, order, augmentation and random starts.
         augmentation: see :class:`utils.training.augment.Augmentation`.
@@ -79,6 +82,7 @@ class TrainConfig:
     clip_norm: float = 5.0
     patience: int = 0
     validation_images: int = 512
+    keep: str = "best"
     precision: str = "auto"
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -108,6 +112,7 @@ class TrainConfig:
             ("scheduler", SCHEDULERS),
             ("sampling", SAMPLINGS),
             ("precision", PRECISIONS),
+            ("keep", KEEPS),
         ):
             choice(name, getattr(self, name), known)
 

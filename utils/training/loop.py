@@ -77,7 +77,8 @@ def train(
     Those that the training changed are rounded to half precision, in which a checkpoint stores them.
 
     The best epoch is the one with the highest balanced accuracy on the validation images, or with
-    the highest robust balanced accuracy (PGD-10) where the objective attacks. The test side of
+    the highest robust balanced accuracy (PGD-10) where the objective attacks; ``config.keep`` may ask for the last
+    epoch instead. The test side of
     ``splits`` is never looked at.
 
     Catastrophic overfitting (Wong et al., 2020, arXiv:2001.03994) is looked for after each epoch of
@@ -242,8 +243,8 @@ class _Run:
         if collapsed(entry, state.best_score, n_attacked):
             entry["collapsed"] = True
             self._fall_back()
-        elif entry[self.selected_by] > state.best_score:
-            state.best_score, state.best_epoch = entry[self.selected_by], state.epoch
+        elif self.config.keep == "last" or entry[self.selected_by] > state.best_score:
+            state.best_score, state.best_epoch = max(state.best_score, entry[self.selected_by]), state.epoch
             self.best = copied_weights(steps.judged)
         state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
         state.loss_sum, state.correct, state.seen = 0.0, 0, 0

@@ -1,0 +1,165 @@
+"""Is this an image like those that the model knows? Asked before any answer is given.
+
+The nearest neighbour among the training slices decides (Sun et al., 2022, arXiv:2204.06507, on pixels instead of
+features). All public slices lie on one atlas, so that a foreign image is far from each of them; a network's features do
+not see it: those of the committed ones hardly tell a rotated slice from an upright one, see ``benchmarks/gate.json``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from utils.core.paths import atomic_write
+from utils.data.sets import ImageSet
+
+GATE = "gate.safetensors"
+#: Pixels a side at which images are compared, and how many training slices are kept at most.
+SIDE = 24
+REFERENCES = 960
+#: An image farther away than this share of the validation slices is doubtful; one farther than the farthest of them by
+#: this factor is refused.
+_DOUBT_SHARE, _REFUSE_FACTOR = 0.99, 1.1
+ACCEPTED, DOUBTFUL, REFUSED = "accepted", "doubtful", "refused"
+
+#: What may have been done to a slice that is refused, and how it is undone.
+TURNS = {
+    "upside down": lambda images: images.flip(-2),
+    "turned by 180 degrees": lambda images: images.flip(-1, -2),
+    "turned by 90 degrees clockwise": lambda images: images.rot90(1, (-2, -1)),
+    "turned by 90 degrees anticlockwise": lambda images: images.rot90(-1, (-2, -1)),
+    "inverted, dark for bright": lambda images: 1 - images,
+    "inverted and upside down": lambda images: 1 - images.flip(-2),
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Training slices, and how far from the nearest of them an image may be.
+
+    Attributes:
+        references: uint8 R x SIDE x SIDE.
+        doubtful, refused: distances, in [0, 2], above which an image is so.
+        shape: height and width of the slices of the data set.
+        fingerprint: of the data.
+    """
+
+    references: torch.Tensor
+    doubtful: float
+    refused: float
+    shape: tuple[int, int]
+    fingerprint: str
+
+    def distances(self, images: torch.Tensor) -> torch.Tensor:
+        """Distance of each image to the nearest training slice, once brightness and contrast are taken off, N.
+
+        Args:
+            images: N x 1 x H x W in [0, 1].
+        """
+        from pytorch_ood.detector import KNN  # slow to import
+
+        known = _comparable(self.references[:, None].float() / 255)
+        detector = KNN(None, k=1).fit_features(known, torch.zeros(len(known), dtype=torch.long))
+        return detector.predict_features(_comparable(images)).float()
+
+    def verdict(self, distance: float) -> str:
+        """``accepted``, ``doubtful`` or ``refused``."""
+        if distance > self.refused:
+            return REFUSED
+        return DOUBTFUL if distance > self.doubtful else ACCEPTED
+
+    def reason(self, images: torch.Tensor) -> str:
+        """Why images are refused, as far as it can be told, in words.
+
+        Args:
+            images: N x 1 x H x W in [0, 1].
+        """
+        if (images.amax((1, 2, 3)) - images.amin((1, 2, 3)) < 2 / 255).all():
+            return "it shows nothing"
+        best = {name: float(self.distances(undo(images)).median()) for name, undo in TURNS.items()}
+        name = min(best, key=best.__getitem__)
+        if best[name] <= self.doubtful:
+            return f"it looks like a slice that is {name}"
+        return "no training slice looks like it: another plane or height, a skull that is still there, or no such MRI"
+
+    def save(self, folder: Path) -> None:
+        """Write ``gate.safetensors``."""
+        told = {
+            "doubtful": repr(self.doubtful),
+            "refused": repr(self.refused),
+            "shape": "x".join(map(str, self.shape)),
+            "fingerprint": self.fingerprint,
+        }
+        content = {"references": self.references.contiguous()}
+        # one entry a line of the header would be written in changing order
+        atomic_write(Path(folder) / GATE, lambda path: save_file(content, path, metadata={"gate": _joined(told)}))
+
+    @classmethod
+    def load(cls, folder: Path) -> Gate:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: it does not exist; the message says how it is made.
+            ValueError: it is damaged.
+        """
+        path = Path(folder) / GATE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist, so it cannot be told which images the model knows: run python -m utils "
+                f"calibrate --model {folder} first"
+            )
+        try:
+            with safe_open(path, "pt") as opened:
+                told = dict(entry.split("=", 1) for entry in (opened.metadata() or {})["gate"].split(";"))
+                references = opened.get_tensor("references")
+            height, width = map(int, told["shape"].split("x"))
+            return cls(
+                references, float(told["doubtful"]), float(told["refused"]), (height, width), told["fingerprint"]
+            )
+        except Exception as error:  # a damaged file makes safetensors raise almost anything
+            raise ValueError(f"{path} is not a readable gate ({error}); run python -m utils calibrate again") from error
+
+
+def fit_gate(train: ImageSet, validation: ImageSet) -> Gate:
+    """The gate of a data set.
+
+    Args:
+        train: whose slices are kept, spread over the patients.
+        validation: of other patients, on whose slices the distances are chosen.
+
+    Raises:
+        ValueError: no validation images.
+    """
+    if not len(validation):
+        raise ValueError("a gate needs validation images, on which its distance is chosen")
+    kept = train.balanced_subset(REFERENCES)
+    pooled = torch.cat([_pooled(kept.pixels(part)) for part in torch.arange(len(kept)).split(512)])
+    references = (pooled * 255).round().to(torch.uint8)[:, 0]
+    height, width = train.images.shape[-2:]
+    open_gate = Gate(references, 2.0, 2.0, (int(height), int(width)), train.info.get("fingerprint", ""))
+    parts = torch.arange(len(validation)).split(512)
+    found = torch.cat([open_gate.distances(validation.pixels(part)) for part in parts])
+    doubtful, farthest = float(found.quantile(_DOUBT_SHARE)), float(found.max())
+    limits = (round(doubtful, 4), round(_REFUSE_FACTOR * max(farthest, doubtful), 4))
+    return Gate(references, *limits, open_gate.shape, open_gate.fingerprint)
+
+
+def _pooled(images: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(images, (SIDE, SIDE), mode="area")
+
+
+def _comparable(images: torch.Tensor) -> torch.Tensor:
+    """Pooled, centred and of unit length, N x SIDE²; a constant image becomes 0, which is far from all."""
+    flat = _pooled(images).flatten(1)
+    centred = flat - flat.mean(1, keepdim=True)
+    return centred / centred.norm(dim=1, keepdim=True).clamp(min=1e-3)
+
+
+def _joined(told: dict[str, Any]) -> str:
+    return ";".join(f"{name}={value}" for name, value in told.items())
