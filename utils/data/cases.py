@@ -225,10 +225,11 @@ def _single(file: Path) -> np.ndarray | None:
 
 
 def _phantom(reading: Reading) -> Case:
-    drawn = make_phantoms(PhantomConfig(), size=reading.shape[0])
-    own = np.flatnonzero(drawn.subjects == drawn.subjects[0]) if drawn.subjects is not None else np.arange(1)
-    images = torch.from_numpy(drawn.pixels[own])[:, None]
-    return Case(PHANTOM, images, [drawn.paths[i] for i in own], len(own) > 1, ["A drawn phantom, not a brain."])
+    """The first of the drawn patients."""
+    config = PhantomConfig(n_subjects=8)
+    drawn = make_phantoms(config, size=reading.shape[0])
+    images = torch.from_numpy(drawn.pixels[: config.n_levels])[:, None]
+    return Case(PHANTOM, images, drawn.paths[: config.n_levels], True, ["A drawn phantom, not a brain."])
 
 
 def _name(folder: Path, place: Path) -> str:

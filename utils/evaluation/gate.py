@@ -74,8 +74,8 @@ class Gate:
             return REFUSED
         return DOUBTFUL if distance > self.doubtful else ACCEPTED
 
-    def reason(self, images: torch.Tensor) -> str:
-        """Why images are refused, as far as it can be told, in words.
+    def reason(self, images: torch.Tensor, verdict: str = REFUSED) -> str:
+        """Why images are not accepted, as far as it can be told, in words.
 
         Args:
             images: N x 1 x H x W in [0, 1].
@@ -86,6 +86,8 @@ class Gate:
         name = min(best, key=best.__getitem__)
         if best[name] <= self.doubtful:
             return f"it looks like a slice that is {name}"
+        if verdict == DOUBTFUL:
+            return f"it is farther from all training slices than {_DOUBT_SHARE:.0%} of the validation slices are"
         return "no training slice looks like it: another plane or height, a skull that is still there, or no such MRI"
 
     def save(self, folder: Path) -> None:

@@ -143,8 +143,8 @@ def best_threshold(chances: torch.Tensor, ill: torch.Tensor) -> float:
         raise ValueError("a threshold needs ill and healthy patients")
     ordered = chances.unique()
     cuts = torch.cat([ordered[:1], (ordered[:-1] + ordered[1:]) / 2])
-    said = chances >= cuts[:, None]
-    balanced = (said[:, ill].float().mean(1) + (~said)[:, ~ill].float().mean(1)) / 2
+    missed, spared = (torch.searchsorted(chances[kind].sort().values, cuts) / int(kind.sum()) for kind in (ill, ~ill))
+    balanced = (1 - missed + spared) / 2
     best = torch.nonzero(balanced >= balanced.max() - 1e-6)[:, 0]
     return float(cuts[best[len(best) // 2]])
 

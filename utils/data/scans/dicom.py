@@ -29,8 +29,8 @@ def series_in(files: Sequence[Path]) -> dict[str, list[Path]]:
         if "PixelData" in header:
             found.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(file)
     if not found:
-        where = files[0].parent if files else "the folder"
-        raise ValueError(f"{where} holds DICOM files without pixel data, such as reports or plans, and no picture")
+        where = files[0] if len(files) == 1 else files[0].parent
+        raise ValueError(f"{where} holds DICOM without pixel data, such as a report or a plan, and no picture")
     return found
 
 

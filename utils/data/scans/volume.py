@@ -76,6 +76,7 @@ def read_volume(path: Path) -> Volume:
     check_shape(path, shape)
     if image.get_data_dtype().fields:
         raise ValueError(f"{path} has colours, not intensities; save the scan itself")
+    _check_sides(path, image)
     affine = np.asarray(image.affine, dtype=np.float64)
     check_affine(path, affine, shape)
     try:
@@ -126,6 +127,17 @@ def check_voxels(path: Path, voxels: np.ndarray) -> None:
         raise ValueError(f"{path} has {bad:,} voxels that are NaN or infinite; save it with numbers, such as 0, there")
     if voxels.min() == voxels.max():
         raise ValueError(f"{path} is empty: all voxels are {voxels.min():g}")
+
+
+def _check_sides(path: Path, image: Any) -> None:
+    """Refuse sides of 0, which nibabel takes for 1 mm."""
+    kind = type(image.header)
+    if not hasattr(kind, "from_fileobj") or "pixdim" not in image.header:
+        return
+    with image.file_map.get("header", image.file_map["image"]).get_prepare_fileobj("rb") as file:
+        sides = np.abs(kind.from_fileobj(file, check=False)["pixdim"][1:4])
+    if not (np.isfinite(sides) & (sides > 0)).all():
+        raise ValueError(f"{path} says that its voxels are {_by(sides)} mm large; correct its header")
 
 
 def _doubts(image: Any) -> tuple[str, ...]:

@@ -1,0 +1,92 @@
+"""Which images a model knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from utils.data.sets import DataSplits
+from utils.evaluation.gate import ACCEPTED, DOUBTFUL, GATE, REFUSED, TURNS, Gate, fit_gate
+
+
+@pytest.fixture(scope="module")
+def gate(splits: DataSplits) -> Gate:
+    return fit_gate(splits.train, splits.validation)
+
+
+def test_slices_of_unknown_patients_pass_and_foreign_images_do_not(gate: Gate, splits: DataSplits) -> None:
+    own = splits.test.pixels(slice(0, len(splits.test)))
+    draws = torch.Generator().manual_seed(0)
+    smooth = interpolate(torch.rand(8, 1, 6, 6, generator=draws), own.shape[-2:], mode="bicubic").clamp(0, 1)
+    foreign = {
+        "noise": torch.rand(8, 1, 64, 64, generator=draws),
+        "clouds": smooth,
+        "inverted": 1 - own[:8],
+        "turned": own[:8].rot90(1, (-2, -1)),
+        "shifted": own[:8].roll(40, -1),
+        "black": torch.zeros(1, 1, 50, 50),
+    }
+    assert (gate.distances(own) > gate.refused).float().mean() <= 0.05
+    for name, images in foreign.items():
+        assert (gate.distances(images) > gate.refused).all(), name
+
+
+def test_brightness_contrast_and_size_do_not_matter(gate: Gate, splits: DataSplits) -> None:
+    own = splits.test.pixels(slice(0, 6))
+    same = gate.distances(own)
+    assert torch.allclose(gate.distances(0.5 * own + 0.2), same, atol=1e-3)
+    # 24 cells a side: 72 pixels cut evenly into them
+    assert torch.allclose(gate.distances(interpolate(own, (72, 72), mode="area")), same, atol=0.05)
+
+
+def test_a_training_slice_has_no_distance(gate: Gate, splits: DataSplits) -> None:
+    assert gate.distances(splits.train.pixels(slice(0, 4))).max() < 0.02  # of rounding to 8 bits
+
+
+def test_verdicts_and_their_order(gate: Gate) -> None:
+    assert gate.verdict(gate.doubtful) == ACCEPTED and gate.verdict(gate.refused + 1e-6) == REFUSED
+    assert gate.verdict((gate.doubtful + gate.refused) / 2) == DOUBTFUL and gate.doubtful < gate.refused
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_a_turned_slice_is_called_so(name: str, gate: Gate, splits: DataSplits) -> None:
+    slices = splits.test.pixels(slice(0, 1))
+    done = {
+        "turned by 90 degrees clockwise": lambda images: images.rot90(-1, (-2, -1)),
+        "turned by 90 degrees anticlockwise": lambda images: images.rot90(1, (-2, -1)),
+        "inverted and upside down": lambda images: (1 - images).flip(-2),
+    }
+    turned = done.get(name, TURNS[name])(slices)
+    if float(gate.distances(turned)) > gate.refused:  # a phantom is nearly its own mirror image
+        assert name in gate.reason(turned) or name.startswith(("upside", "turned by 180", "inverted"))
+
+
+def test_other_reasons(gate: Gate) -> None:
+    assert gate.reason(torch.zeros(1, 1, 32, 32)) == "it shows nothing"
+    noise = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    assert "no training slice looks like it" in gate.reason(noise)
+    assert "farther from all training slices than 99%" in gate.reason(noise, DOUBTFUL)
+
+
+def test_it_is_written_and_read_as_it_is(gate: Gate, splits: DataSplits, tmp_path: Path) -> None:
+    gate.save(tmp_path)
+    first = (tmp_path / GATE).read_bytes()
+    again = Gate.load(tmp_path)
+    assert again.doubtful == gate.doubtful and again.shape == gate.shape and again.fingerprint == splits.fingerprint
+    own = splits.test.pixels(slice(0, 5))
+    assert torch.equal(again.distances(own), gate.distances(own))
+    again.save(tmp_path)
+    assert (tmp_path / GATE).read_bytes() == first
+
+
+def test_a_missing_or_damaged_gate_says_what_to_do(gate: Gate, splits: DataSplits, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="calibrate --model"):
+        Gate.load(tmp_path)
+    (tmp_path / GATE).write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"gate\.safetensors is not a readable gate"):
+        Gate.load(tmp_path)
+    with pytest.raises(ValueError, match="needs validation images"):
+        fit_gate(splits.train, splits.validation.subset(torch.tensor([], dtype=torch.long)))

@@ -1,0 +1,81 @@
+"""What `python -m utils predict` leaves in a file for each case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from utils.core.parts import Part
+
+NOT_CLINICAL = "Research code: not for clinical use."
+
+
+class Fragility(Part):
+    """How small a change turned an answer around.
+
+    Attributes:
+        radius: of the smallest attack that did, an upper bound: a better attack may need less. None where none did.
+        shown: the same in grey levels of 255.
+        attack: title.
+        tried: largest radius that was tried.
+        answer, probability: after it.
+    """
+
+    radius: float | None
+    shown: str
+    attack: str
+    tried: float
+    answer: str = ""
+    probability: float | None = None
+
+
+class SliceAnswer(Part):
+    """One slice: its file, its distance to the nearest training slice, verdict of the gate, and probability."""
+
+    file: str
+    distance: float
+    verdict: str
+    probability: float | None = None
+
+
+class Answer(Part):
+    """What is said of one case.
+
+    Attributes:
+        verdict: of the gate, ``accepted``, ``doubtful`` or ``refused``; ``unreadable`` where there was nothing to
+            judge.
+        reason: why it is not accepted.
+        answer: in words; None where refused.
+        probability: of what is asked (of not being healthy, or of the answer itself), calibrated.
+        threshold: from which the answer is that it is so.
+        classes: class -> calibrated probability.
+        of_such: answers like this one on test patients: [how many, how many of them were right].
+        in_tenth: test cases whose probability lies in the same tenth: [how many, how many were not healthy].
+        members: title -> that probability by each member of a vote.
+        heat_outside: share of the Grad-CAM map outside the brain.
+    """
+
+    case: str
+    model: str
+    files: list[str]
+    kind: str
+    verdict: str
+    reason: str = ""
+    notes: list[str]
+    distance: float | None = None
+    limit: float | None = None
+    answer: str | None = None
+    question: str = ""
+    probability: float | None = None
+    threshold: float | None = None
+    classes: dict[str, float] = {}
+    of_such: list[int] | None = None
+    in_tenth: list[int] | None = None
+    tested_on: str = ""
+    members: dict[str, float] = {}
+    fragility: Fragility | None = None
+    heat_outside: float | None = None
+    heat_of: str = ""
+    slices: list[SliceAnswer] = []
+    preparation: dict[str, Any] = {}
+    warning: str = NOT_CLINICAL
+    environment: dict[str, Any] = {}
