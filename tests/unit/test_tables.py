@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import json
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from PIL import Image
 
 from utils.commands.prepare import main as prepare
-from utils.data import tables
+from utils.data import extras, tables
 from utils.data.sources import load_source
 
 pyarrow = pytest.importorskip("pyarrow", reason="needs env/requirements-scans.txt")
@@ -107,13 +106,10 @@ def test_a_damaged_table_and_too_many_bytes_are_refused(tmp_path: Path, monkeypa
 
 
 def test_without_pyarrow_the_command_says_what_to_install(tmp_path: Path, monkeypatch, capsys) -> None:
-    path, real = _table(tmp_path / "a.parquet", _rows(4)), builtins.__import__
+    def without(name: str) -> Any:
+        raise ModuleNotFoundError(name)
 
-    def without(name: str, *rest: Any) -> Any:
-        if name.startswith("pyarrow"):
-            raise ModuleNotFoundError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    path = _table(tmp_path / "a.parquet", _rows(4))
+    monkeypatch.setattr(extras, "import_module", without)
     assert prepare(["--source", str(path), "--out", str(tmp_path / "data")]) == 1
     assert "pip install -r env/requirements-scans.txt" in capsys.readouterr().err

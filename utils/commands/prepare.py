@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from utils.commands.boundary import command
 from utils.core.paths import DATASET_VARIABLES
 from utils.data.preparation import describe, group_by_subject, split_and_save
+from utils.data.scans.cohort import ScanOptions
 from utils.data.sets import data_note
 from utils.data.sources import load_source
 from utils.data.splits import check_ratios
@@ -32,6 +33,7 @@ def main(
     synthetic: Literal["auto", "corners", "none"] = "auto",
     classes: tuple[str, ...] = (),
     audit_folder: Annotated[Path | None, Parameter(name="--audit")] = None,
+    scans: Annotated[ScanOptions, Parameter(name="*")] = ScanOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Prepare a data set: decode the images, find the patients, split them, check for leaks.
 
@@ -50,11 +52,13 @@ def main(
             that is known to hold such images, else none.
         classes: all classes in the order of their labels; without it by severity.
         audit_folder: also measure the leak; figure and record go here.
+        scans: of whole heads.
     """
     check_ratios(split, ratios)
     if seed < 0:
         raise ValueError(f"--seed must not be negative, but is {seed}")
-    raw = load_source(source, size=size, classes=list(classes) or None)
+    scans.mapping, scans.cut  # noqa: B018 - refused now, and not after the first head
+    raw = load_source(source, size=size, classes=list(classes) or None, scans=scans, scans_folder=out / "scans")
     patients = group_by_subject(raw, subjects, subject_pattern=subject_pattern, synthetic=synthetic)
     print(describe(raw, patients))
     splits = split_and_save(

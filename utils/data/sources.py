@@ -7,8 +7,10 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -20,8 +22,10 @@ from utils.data.archives import (
 )
 from utils.data.classes import CLASSES, canonical_class, chosen_order, class_order, severity
 from utils.data.decode import SMALLEST_SIDE, decode_all
-from utils.data.folders import files_in, folders_in, is_dicom, is_image
+from utils.data.folders import files_in, folders_in, is_image
 from utils.data.raw_images import RawImages
+from utils.data.scans.cohort import Cohort, ScanOptions, find_cohort
+from utils.data.scans.cutting import cut_cohort
 from utils.data.tables import class_folders
 
 _SPLIT_FOLDERS = {
@@ -34,12 +38,7 @@ _CONTENT_FOLDERS = {"data", "image", "images", "img", "imgs", "slices", "label",
 _TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".json")
 #: What else scans are kept in, and how to make slices of it.
 _OTHER_FORMATS = {
-    "NIfTI volumes": ((".nii", ".nii.gz"), "Export their axial slices as PNG (nibabel reads them)"),
-    "Analyze, MGH, MINC or NRRD volumes": (
-        (".hdr", ".img", ".mgh", ".mgz", ".mnc", ".nrrd"),
-        "Export their axial slices as PNG (nibabel or SimpleITK read them)",
-    ),
-    "DICOM files": ((".dcm", ".dicom", ".ima"), "Export the axial slices as PNG (pydicom reads them)"),
+    "MINC or NRRD volumes": ((".mnc", ".nrrd"), "Save them as NIfTI (nibabel or SimpleITK read them), sorted"),
     "arrays": (
         (".npy", ".npz", ".h5", ".hdf5", ".mat", ".tfrecord", ".pkl"),
         "Write the images that they hold as PNG files",
@@ -57,7 +56,14 @@ _MOST_CLASSES = 20
 _MOST_CONFLICTS = 0.1
 
 
-def load_source(source: str | Path, *, size: int | None = None, classes: Sequence[str] | None = None) -> RawImages:
+def load_source(
+    source: str | Path,
+    *,
+    size: int | None = None,
+    classes: Sequence[str] | None = None,
+    scans: ScanOptions | None = None,
+    scans_folder: Path | None = None,
+) -> RawImages:
     """Load every image of a source as grey uint8, in path order.
 
     16-bit images are scaled by the lowest and highest value of all of them, colour becomes luma,
@@ -68,12 +74,17 @@ def load_source(source: str | Path, *, size: int | None = None, classes: Sequenc
             ``validation/`` of class folders; a ``.tar``, ``.tar.xz`` or ``.zip`` of either; a Parquet table, or
             a folder of them (see :mod:`utils.data.tables`);
             ``kaggle``, a name of ``DATA_SOURCES`` or a Kaggle handle ``owner/data-set``; or
-            ``phantom`` (see :mod:`utils.data.phantom`). A class folder may hold a folder a patient.
+            ``phantom`` (see :mod:`utils.data.phantom`). A class folder may hold a folder a patient. Where there are
+            whole heads instead of slices, see :mod:`utils.data.scans.cohort`.
         size: store squares of this side; None keeps the native resolution.
         classes: the order of the labels, by names of folders or of ``CLASSES``; None orders by
             severity where all names are known, else by the alphabet.
+        scans: how whole heads are read; None takes the defaults.
+        scans_folder: where the slices of whole heads are kept, so that a later run need not cut them again; None
+            keeps nothing.
 
     Raises:
+        ModuleNotFoundError: a library that this source needs is missing; the message says how to install it.
         FileNotFoundError: no such folder, file or data set.
         ValueError: no class folders, an empty class, one class only, a layout that is not read,
             unreadable images, more than a few pictures filed under two classes, other ``classes``
@@ -83,13 +94,38 @@ def load_source(source: str | Path, *, size: int | None = None, classes: Sequenc
         raise ValueError(f"size must be {SMALLEST_SIDE} to {_LARGEST_SIDE} pixels, not {size}")
     if str(source) == "phantom":
         return _phantoms(size, classes)
-    with as_folder(source) as (place, ignored), class_folders(place) as folder:
+    with as_folder(source) as (place, ignored), class_folders(place) as own, ExitStack() as stack:
+        cohort = find_cohort(own, scans or ScanOptions()) if own.is_dir() else None
+        if cohort:
+            kept = scans_folder or Path(stack.enter_context(TemporaryDirectory()))
+            return _of_heads(cohort, scans or ScanOptions(), kept, _source_name(source), size=size, classes=classes)
+        folder = own
         try:
             raw = _load_folder(folder, name=_source_name(source), size=size, classes=classes)
         except ValueError as error:
             # the path of an archive or table says more than that of the folder it was unpacked into
             raise ValueError(str(error).replace(str(folder), str(source))) from error
         _note_ignored(raw, folder, ignored)
+    return raw
+
+
+def _of_heads(
+    cohort: Cohort,
+    options: ScanOptions,
+    kept: Path,
+    name: str,
+    *,
+    size: int | None,
+    classes: Sequence[str] | None,
+) -> RawImages:
+    """The slices of whole heads, with their patients."""
+    folder, notes = cut_cohort(cohort, options, kept)
+    raw = _load_folder(folder, name=name, size=size, classes=classes)
+    # CLASS/PATIENT/SCAN_NN.png
+    patients = np.array([path.split("/")[1] for path in raw.paths])
+    raw.subjects = np.unique(patients, return_inverse=True)[1].astype(np.int64)
+    raw.notes = [*notes, *raw.notes]
+    raw.info["scans"] = {"modality": options.modality, "plane": options.plane, "slices": options.slices}
     return raw
 
 
@@ -208,8 +244,6 @@ def _refuse_other_formats(root: Path) -> None:
     if sum(map(is_image, files)) > len(files) / 2:
         return
     held = {name: [f for f in files if f.name.lower().endswith(ends)] for name, (ends, _) in _OTHER_FORMATS.items()}
-    if not any(map(is_image, files)):
-        held["DICOM files"] += [file for file in files if not file.suffix and is_dicom(file)]
     name = max(held, key=lambda name: len(held[name]))
     if len(held[name]) <= sum(map(is_image, files)):
         return
