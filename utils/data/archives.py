@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, cast
 
 #: A table of images, which is read as it is.
 PARQUET = ".parquet"
+#: Files that are a source by themselves, and no archives.
+TABLES = (PARQUET, ".csv", ".tsv")
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.bz2")
 
 #: Images are compressed already: an archive of them unpacks to 1 to 10 times its size, a bomb to 1,000 times.
@@ -129,7 +131,7 @@ def as_folder(source: str | Path) -> Iterator[tuple[Path, int]]:
         ValueError: see :func:`unpack`.
     """
     path = Path(source).expanduser()
-    if (str(source) and path.is_dir()) or (path.is_file() and path.suffix.lower() == PARQUET):
+    if (str(source) and path.is_dir()) or (path.is_file() and path.suffix.lower() in TABLES):
         yield path, 0
     elif path.is_file():
         with tempfile.TemporaryDirectory(prefix="mri_") as target:

@@ -23,9 +23,11 @@ from utils.data.archives import (
 from utils.data.classes import CLASSES, canonical_class, chosen_order, class_order, severity
 from utils.data.decode import SMALLEST_SIDE, decode_all
 from utils.data.folders import files_in, folders_in, is_image
+from utils.data.labelled import LabelledTable, as_class_folders, find_table, subjects_of
 from utils.data.raw_images import RawImages
 from utils.data.scans.cohort import Cohort, ScanOptions, find_cohort
 from utils.data.scans.cutting import cut_cohort
+from utils.data.subject_ids import read_subjects_csv
 from utils.data.tables import class_folders
 
 _SPLIT_FOLDERS = {
@@ -72,7 +74,8 @@ def load_source(
     Args:
         source: a folder of class folders; a folder with ``train/``, ``test/`` and perhaps
             ``validation/`` of class folders; a ``.tar``, ``.tar.xz`` or ``.zip`` of either; a Parquet table, or
-            a folder of them (see :mod:`utils.data.tables`);
+            a folder of them (see :mod:`utils.data.tables`); a CSV of paths and labels, or a folder with one beside
+            its images (see :mod:`utils.data.labelled`);
             ``kaggle``, a name of ``DATA_SOURCES`` or a Kaggle handle ``owner/data-set``; or
             ``phantom`` (see :mod:`utils.data.phantom`). A class folder may hold a folder a patient. Where there are
             whole heads instead of slices, see :mod:`utils.data.scans.cohort`.
@@ -95,6 +98,9 @@ def load_source(
     if str(source) == "phantom":
         return _phantoms(size, classes)
     with as_folder(source) as (place, ignored), class_folders(place) as own, ExitStack() as stack:
+        table = find_table(own)
+        if table:
+            return _of_table(table, stack.enter_context(as_class_folders(table)), source, size=size, classes=classes)
         cohort = find_cohort(own, scans or ScanOptions()) if own.is_dir() else None
         if cohort:
             kept = scans_folder or Path(stack.enter_context(TemporaryDirectory()))
@@ -106,6 +112,20 @@ def load_source(
             # the path of an archive or table says more than that of the folder it was unpacked into
             raise ValueError(str(error).replace(str(folder), str(source))) from error
         _note_ignored(raw, folder, ignored)
+    return raw
+
+
+def _of_table(
+    table: LabelledTable, folder: Path, source: str | Path, *, size: int | None, classes: Sequence[str] | None
+) -> RawImages:
+    """The images of a table, with their patients where it names them."""
+    try:
+        raw = _load_folder(folder, name=_source_name(source), size=size, classes=classes)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(folder), str(table.root))) from error
+    if subjects_of(table):
+        raw.subjects = read_subjects_csv(table.file, raw.paths)
+    raw.notes.append(f"The classes stand in the table {table.file.name}.")
     return raw
 
 

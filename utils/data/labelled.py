@@ -1,0 +1,124 @@
+"""Images whose classes stand in a table beside them, put before the reader as class folders."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+
+from utils.data.folders import files_in, folders_in, is_image
+
+_ENDINGS = (".csv", ".tsv")
+_PATHS = ("path", "image", "file", "filename", "image_path", "filepath", "image_id", "id")
+_LABELS = ("label", "class", "diagnosis", "dx", "group", "target")
+_SUBJECTS = ("subject", "patient", "subject_id", "patient_id", "participant_id", "ptid")
+
+
+@dataclass(frozen=True)
+class LabelledTable:
+    """A table of images: its file, where the paths start, and path, label and perhaps subject of each row."""
+
+    file: Path
+    root: Path
+    rows: pd.DataFrame
+
+
+def find_table(place: Path) -> LabelledTable | None:
+    """The table that names the classes of a folder's images; None where folders do so, or no table does.
+
+    Raises:
+        ValueError: several tables do.
+    """
+    if place.is_file():
+        return _read(place, place.parent) if place.suffix.lower() in _ENDINGS else None
+    images = [folder for folder in folders_in(place) if any(map(is_image, files_in(folder)))]
+    files = [file for file in files_in(place, deep=False) if file.suffix.lower() in _ENDINGS]
+    loose = any(is_image(file) for file in files_in(place, deep=False))
+    if not files or (len(images) > 1 and not loose):
+        return None
+    found = [table for table in (_read(file, place) for file in sorted(files)) if table]
+    if len(found) > 1:
+        raise ValueError(f"{place} holds two tables of paths and labels, {found[0].file.name} and {found[1].file.name}")
+    return found[0] if found else None
+
+
+@contextmanager
+def as_class_folders(table: LabelledTable) -> Iterator[Path]:
+    """A folder with a folder a class of links to the table's images; what follows the class is the image's own path.
+
+    Raises:
+        ValueError: an image that is not there or could be several, one without a class, or with two.
+    """
+    if table.rows["label"].nunique() < 2:
+        raise ValueError(f"{table.file} names one class only; a classifier needs two")
+    by_name = defaultdict(list)
+    for file in files_in(table.root):
+        if is_image(file):
+            by_name[file.name].append(file)
+    with TemporaryDirectory(prefix="mri_") as target:
+        seen: dict[Path, str] = {}
+        for number, (path, label) in enumerate(zip(table.rows["path"], table.rows["label"]), start=2):
+            image = _image(table, path, by_name, number)
+            if not label or set(label) & set("/\\\0") or label[0] in "._":
+                raise ValueError(f"{table.file}, line {number}: {label!r} is no class")
+            if seen.setdefault(image, label) != label:
+                raise ValueError(f"{table.file}, line {number}: {path} is in the classes {seen[image]} and {label}")
+            _link(image, Path(target) / label / image.relative_to(table.root))
+        yield Path(target)
+
+
+def subjects_of(table: LabelledTable) -> bool:
+    """Whether the table names patients, too."""
+    return "subject" in table.rows
+
+
+def _read(file: Path, root: Path) -> LabelledTable | None:
+    try:
+        table = pd.read_csv(file, sep="\t" if file.suffix.lower() == ".tsv" else ",", dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError):
+        return None
+    names = {str(column).strip().lower(): column for column in table.columns}
+    columns = {
+        key: next((names[name] for name in known if name in names), None)
+        for key, known in (("path", _PATHS), ("label", _LABELS), ("subject", _SUBJECTS))
+    }
+    if columns["path"] is None or columns["label"] is None:
+        return None
+    chosen = {key: column for key, column in columns.items() if column is not None}
+    rows = table[list(chosen.values())].set_axis(list(chosen), axis=1).map(str.strip)
+    rows["path"] = rows["path"].str.replace("\\", "/", regex=False).str.removeprefix("./")
+    return LabelledTable(file, root, rows)
+
+
+def _image(table: LabelledTable, path: str, by_name: dict[str, list[Path]], number: int) -> Path:
+    """The image that a row means: its path from the root, or the one file that ends so, with or without an ending."""
+    whole = table.root / path
+    if whole.is_file() and is_image(whole):
+        return whole
+    name = path.rsplit("/", 1)[-1]
+    candidates = by_name.get(name) or [file for files in by_name.values() for file in files if file.stem == name]
+    fitting = [file for file in candidates if f"/{path}" in (file.as_posix()[-len(path) - 1 :], _bare(file, path))]
+    if len(fitting) != 1:
+        told = "is not there" if not fitting else f"could be {fitting[0]} or {fitting[1]}"
+        raise ValueError(f"{table.file}, line {number}: the image {path} {told}")
+    return fitting[0]
+
+
+def _bare(file: Path, path: str) -> str:
+    return file.with_suffix("").as_posix()[-len(path) - 1 :]
+
+
+def _link(image: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        return
+    try:
+        target.symlink_to(image.resolve())
+    except OSError:  # a system that does not let everybody link
+        shutil.copyfile(image, target)
