@@ -39,9 +39,7 @@ def test_names_alone_and_windows_paths_find_their_images(tmp_path: Path) -> None
 def test_patients_of_the_table_are_kept(tmp_path: Path) -> None:
     rows = [f"images/{k}.png,{('CN', 'AD')[k // 2 % 2]},p{k // 2}" for k in range(8)]
     images = [f"images/{k}.png" for k in range(8)]
-    source = _write(tmp_path / "d", "path,diagnosis,patient
-" + "
-".join(rows), *images)
+    source = _write(tmp_path / "d", "path,diagnosis,patient\n" + "\n".join(rows), *images)
     raw = load_source(source)
     patients = group_by_subject(raw)
     numbers = {path.split("/")[-1]: int(who) for path, who in zip(raw.paths, patients.subject)}

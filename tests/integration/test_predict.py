@@ -1,0 +1,173 @@
+"""From a scan to an answer: calibrate a trained model, ask it, and be refused where it knows nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import small_model
+from PIL import Image
+
+from utils.commands.calibrate import main as calibrate
+from utils.commands.predict import main as predict
+from utils.core.paths import read_json, write_json
+from utils.data.cases import Case, Reading, read_cases
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.sets import DataSplits, load_splits
+from utils.data.workspace import Workspace
+from utils.evaluation.by_patient import MeanOfSlices
+from utils.evaluation.calibration import CALIBRATION, Decision
+from utils.experiments.prediction import Predictor, answer_case
+from utils.training.checkpoints import WEIGHTS, save_checkpoint
+from utils.training.config import TrainConfig
+from utils.training.loop import train
+
+pytestmark = pytest.mark.usefixtures("small_backbone")
+
+
+@pytest.fixture
+def root(phantoms, tmp_path: Path) -> Path:
+    """A trained and calibrated model, and a vote of two."""
+    splits = split_and_save(phantoms, group_by_subject(phantoms), out=tmp_path / "data")
+    for seed, title in ((0, "ResNet34"), (1, "EfficientNetB0")):
+        model = small_model(seed)
+        train(model, splits, config=TrainConfig(num_epochs=3, batch_size=16, learning_rate=3e-3, seed=seed))
+        record = {"classes": splits.classes, "data": splits.info}
+        save_checkpoint(model, record, tmp_path / "checkpoints" / title)
+    vote = {"rule": "soft", "members": ["ResNet34", "EfficientNetB0"], "weights": {"weighted": [0.5, 0.5]}}
+    told = {"vote": vote, "classes": splits.classes, "data": splits.info}
+    write_json(tmp_path / "checkpoints" / "Ensemble" / "record.json", told)
+    assert calibrate(["--root", str(tmp_path)]) == 0
+    assert calibrate(["--root", str(tmp_path), "--model", "Ensemble"]) == 0
+    return tmp_path
+
+
+def _slice(splits: DataSplits, place: int, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(splits.test.images[place, 0].numpy()).save(path)
+    return path
+
+
+def _ask(root: Path, source: Path | str, *words: str, model: str = "ResNet34") -> int:
+    return predict([str(source), "--root", str(root), "--out", str(root / "out"), "--model", model, *words])
+
+
+def test_a_slice_of_an_unknown_patient_is_answered(root: Path, capsys) -> None:
+    splits = load_splits(root / "data")
+    path = _slice(splits, 3, root / "mine.png")
+    assert _ask(root, path) == 0
+    said = capsys.readouterr().out
+    assert "Gate: accepted" in said and "not for clinical use" in said and "phantom demo" in said
+    told = read_json(root / "out" / "mine.json")
+    assert told["verdict"] == "accepted" and told["answer"] in ("dementia", "no dementia")
+    assert sum(told["classes"].values()) == pytest.approx(1, abs=1e-3)
+    assert told["probability"] == pytest.approx(1 - told["classes"]["Non"], abs=1e-3)
+    assert (told["probability"] >= told["threshold"]) == (told["answer"] == "dementia")
+    assert told["of_such"][1] <= told["of_such"][0] and told["environment"]["created"]
+    assert told["fragility"]["attack"] == "PGD-10" and 0 <= told["heat_outside"] <= 1
+    assert Image.open(root / "out" / "mine.png").width > 2000
+    # asked again, it says the same
+    again = root / "again"
+    assert predict([str(path), "--root", str(root), "--out", str(again), "--model", "ResNet34"]) == 0
+    assert {**read_json(again / "mine.json"), "environment": {}} == {**told, "environment": {}}
+
+
+def test_what_the_model_does_not_know_gets_no_answer(root: Path, capsys) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "noise.png")
+    assert _ask(root, root / "noise.png") == 1
+    assert "Gate: refused" in capsys.readouterr().out
+    told = read_json(root / "out" / "noise.json")
+    assert told["verdict"] == "refused" and "no training slice looks like it" in told["reason"]
+    assert "answer" not in told and "fragility" not in told and told["distance"] > told["limit"]
+    assert _ask(root, root / "noise.png", "--force", "--attack", "none") == 0
+    told = read_json(root / "out" / "noise.json")
+    assert told["verdict"] == "refused" and told["answer"] and "fragility" not in told
+
+
+def test_a_folder_leaves_a_table_and_a_sheet(root: Path) -> None:
+    splits, folder = load_splits(root / "data"), root / "scans"
+    for place in (0, 5):
+        _slice(splits, place, folder / f"case{place}.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    Image.fromarray(np.full((64, 64), 7, dtype=np.uint8)).save(folder / "nothing.png")
+    assert _ask(root, folder, "--attack", "none") == 0
+    table = pd.read_csv(root / "out" / "answers.csv").set_index("case")
+    assert table["verdict"].to_dict() == {
+        "broken": "unreadable", "case0": "accepted", "case5": "accepted", "nothing": "refused"
+    }  # fmt: skip
+    assert (
+        table.loc["nothing", "reason"] == "it shows nothing" and "not for clinical use" in table.loc["case0", "warning"]
+    )
+    assert (root / "out" / "answers.png").is_file() and (root / "out" / "broken.png").is_file()
+
+
+def test_a_patient_is_asked_as_one(root: Path) -> None:
+    splits = load_splits(root / "data")
+    own = torch.nonzero(splits.test.subjects == splits.test.subjects[0])[:, 0]
+    for place in own.tolist():
+        _slice(splits, place, root / "patient" / f"s{int(splits.test.slices[place])}.png")
+    assert _ask(root, root / "patient", "--together", model="Ensemble") == 0
+    told = read_json(root / "out" / "patient.json")
+    assert told["kind"] == "patient" and len(told["slices"]) == len(own)
+    assert list(told["members"]) == ["ResNet34", "EfficientNetB0"] and told["heat_of"] == "ResNet34"
+    assert told["of_such"][0] <= len(splits.test.subjects.unique())
+
+
+def test_the_attacked_slices_do_turn_the_answer_around(root: Path) -> None:
+    predictor = Predictor(Workspace.open(str(root)), root / "checkpoints" / "ResNet34")
+    splits = load_splits(root / "data")
+    turned = 0
+    for place in range(0, len(splits.test), 5):
+        case = Case("x", splits.test.images[place : place + 1], ["x"], False)
+        answer, seen = answer_case(predictor, case, heat=False, force=True)
+        if answer.fragility is None or answer.fragility.radius is None:
+            continue
+        turned += 1
+        assert seen.attacked is not None and seen.image is not None
+        assert np.abs(seen.attacked - seen.image).max() <= answer.fragility.radius + 1e-6
+        known = predictor.outcomes(case)
+        decide = Decision(MeanOfSlices(predictor.model), 0, known.cut)
+        said = [int(decide(torch.from_numpy(image)[None, None]).argmax()) for image in (seen.image, seen.attacked)]
+        assert said[0] != said[1] and answer.fragility.answer == ("no dementia", "dementia")[said[1]]
+    assert turned
+
+
+def test_a_phantom_needs_no_file(root: Path) -> None:
+    assert _ask(root, "phantom", "--attack", "none") == 0
+    told = read_json(root / "out" / "phantom.json")
+    assert told["kind"] == "patient" and "A drawn phantom, not a brain." in told["notes"]
+
+
+def test_what_is_missing_or_of_another_model_is_said(root: Path, capsys) -> None:
+    path, folder = _slice(load_splits(root / "data"), 0, root / "a.png"), root / "checkpoints" / "ResNet34"
+    shutil.copy(root / "checkpoints" / "EfficientNetB0" / CALIBRATION, folder / CALIBRATION)
+    assert _ask(root, path) == 1 and "is of other weights than those beside it" in capsys.readouterr().err
+    (folder / CALIBRATION).unlink()
+    assert _ask(root, path) == 1 and "python -m utils calibrate --model" in capsys.readouterr().err
+    (folder / "gate.safetensors").unlink()
+    assert _ask(root, path) == 1 and "which images the model knows" in capsys.readouterr().err
+    (folder / WEIGHTS).unlink()
+    assert calibrate(["--root", str(root), "--model", "ResNet34"]) == 1
+    assert "weights.safetensors" in capsys.readouterr().err
+    assert _ask(root, root / "nowhere.png", model="EfficientNetB0") == 1
+    assert "does not exist; give a slice" in capsys.readouterr().err
+    assert _ask(root, path, "--fit", "crop", model="EfficientNetB0") == 2
+
+
+def test_calibration_fits_validation_and_counts_test_patients(root: Path) -> None:
+    splits = load_splits(root / "data")
+    told = json.loads((root / "checkpoints" / "ResNet34" / CALIBRATION).read_text())
+    assert told["patient"]["n_fitted"] == len(splits.validation.subjects.unique())
+    assert told["slice"]["n_fitted"] == len(splits.validation)
+    for kind, count in (("patient", len(splits.test.subjects.unique())), ("slice", len(splits.test))):
+        assert sum(n for n, _ in told[kind]["right"].values()) == count
+        assert sum(n for n, _ in told[kind]["tested"]) == count
+    reading = Reading(Predictor(Workspace.open(str(root)), root / "checkpoints" / "ResNet34").gate.shape)
+    (phantom,) = read_cases("phantom", reading)
+    assert reading.shape == (128, 128) and phantom.images.shape[-2:] == (128, 128)
