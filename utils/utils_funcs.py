@@ -6,6 +6,7 @@ from utils.attacks.gradient import fgsm, pgd
 from utils.attacks.suites import check_suite
 from utils.core.radii import check_eps
 from utils.core.reproducibility import seed_everything
+from utils.data.cases import PHANTOM, Reading, read_cases
 from utils.data.preparation import (
     describe,
     group_by_subject,
@@ -14,6 +15,7 @@ from utils.data.preparation import (
     slices_of_patients,
     split_and_save,
 )
+from utils.data.scans.standard import Stripping
 from utils.data.sets import load_manifest, load_splits
 from utils.data.sources import load_source
 from utils.data.workspace import Workspace, pick_device
@@ -28,6 +30,7 @@ from utils.evaluation.robustness import evaluate_robustness, judge
 from utils.evaluation.transfer import step_size_sweep, transfer_matrix
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.fit import fit
+from utils.experiments.prediction import Predictor, answer_case
 from utils.experiments.records import (
     ENSEMBLE,
     check_against_record,
@@ -44,6 +47,7 @@ from utils.experiments.records import (
 from utils.experiments.search_space import apply_hyperparams, apply_to_objective, pick_space
 from utils.grad_cam import explain_rows, grad_cam
 from utils.optuna_search import load_hyperparams, optuna_search
+from utils.reporting.answers import answers_table, plot_answer, told
 from utils.reporting.figures import hardening_cams, member_cams, recipe, show, show_search
 from utils.reporting.leak import save_audit
 from utils.reporting.price import price_sentences
@@ -60,7 +64,7 @@ from utils.reporting.robustness_figures import (
 )
 from utils.reporting.slices import plot_adversarial_examples, plot_contact_sheet, plot_grad_cam
 from utils.reporting.style import save_figure
-from utils.reporting.widgets import attack_explorer, attack_strip
+from utils.reporting.widgets import answer_explorer, attack_explorer, attack_strip
 from utils.training.augment import Augmentation
 from utils.training.checkpoints import load_checkpoint, load_trainable, read_record, save_checkpoint
 from utils.training.config import TrainConfig
@@ -71,14 +75,21 @@ from utils.training.record import RuleScores
 __all__ = [
     "BACKBONES",
     "ENSEMBLE",
+    "PHANTOM",
     "RULES",
     "Attack",
     "Augmentation",
+    "Predictor",
+    "Reading",
     "RuleScores",
+    "Stripping",
     "TrainConfig",
     "Vote",
     "Workspace",
     "adversarial_examples",
+    "answer_case",
+    "answer_explorer",
+    "answers_table",
     "apply_hyperparams",
     "apply_to_objective",
     "attack_explorer",
@@ -123,6 +134,7 @@ __all__ = [
     "pick_device",
     "pick_space",
     "plot_adversarial_examples",
+    "plot_answer",
     "plot_contact_sheet",
     "plot_grad_cam",
     "predict",
@@ -130,6 +142,7 @@ __all__ = [
     "price_sentences",
     "print_epoch",
     "print_training",
+    "read_cases",
     "read_record",
     "recipe",
     "report",
@@ -149,6 +162,7 @@ __all__ = [
     "split_and_save",
     "step_size_sweep",
     "summary_table",
+    "told",
     "train",
     "trained_models",
     "transfer_matrix",

@@ -52,7 +52,8 @@ def notebooks() -> dict[Path, nbformat.NotebookNode]:
         for template in ("model", "model_atk"):
             stem = f"models/{name}_{template}"
             built[ROOT / f"{stem}.ipynb"] = _read(template, marks | {"NOTEBOOK": name}, stem)
-    built[ROOT / "models" / "results.ipynb"] = _read("results", {}, "models/results")
+    for name in ("results", "predict"):
+        built[ROOT / "models" / f"{name}.ipynb"] = _read(name, {}, f"models/{name}")
     return built
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 import shlex
 import shutil
@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
+from PIL import Image
 
 from models.def_models import build_model
 from models.templates import build
@@ -21,10 +22,12 @@ from utils import utils_funcs
 from utils.attacks.attack import Attack
 from utils.attacks.suites import SUITES, Threat
 from utils.commands import (
+    calibrate,
     combine,
     figures,
     folds,
     pages,
+    predict,
     prepare,
     recipes,
     reproduce,
@@ -40,13 +43,16 @@ from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.sets import load_splits
 from utils.evaluation.examples import adversarial_examples
+from utils.evaluation.gate import Gate
 from utils.reporting.pages import trained
 from utils.training.checkpoints import save_checkpoint
 from utils.training.record import Record, parse_record
 
+#: Folders with a page of their own.
+ROOMS = ("models", "utils", "benchmarks", "dataset")
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "assets/RESULTS.md", "models/README.md", "utils/README.md", "benchmarks/README.md")
+    for name in ("README.md", "assets/RESULTS.md", *(f"{room}/README.md" for room in ROOMS))
 }
 README = PAGES["README.md"]
 # a fence's opening is taken with its language, or its closing one would pass for the next opening
@@ -288,6 +294,37 @@ def _spot_check(folder: Path) -> None:
     assert spot_check.main(["--root", str(ROOT / "benchmarks" / "published"), *data]) == 1
 
 
+def _calibrate(folder: Path) -> None:
+    """Other data are refused; tests/integration/test_predict.py runs it on its own."""
+    assert calibrate.main(["--data", str(_phantom_data(folder))]) == 1
+
+
+def _predict(folder: Path) -> None:
+    """On a training slice as the gate keeps it, coarse, for the images are not here."""
+    kept = Gate.load(ROOT / "checkpoints" / "EfficientNetB0").references[0].numpy()
+    Image.fromarray(kept).resize((128, 128), Image.Resampling.BICUBIC).save(folder / "scan.png")
+    words = [
+        {"SCAN": str(folder / "scan.png"), "answers": str(folder / "answers")}.get(w, w) for w in _arguments(PREDICT)
+    ]
+    assert predict.main(words) == 0
+    assert read_json(folder / "answers" / "scan.json")["verdict"] == "accepted"
+
+
+def _predict_colin(folder: Path) -> None:
+    """The committed answer is what the committed model says."""
+    head = Path(COLIN.split()[4])
+    stored = read_json(ROOT / "assets" / "Predict" / "ch2.json")
+    assert stored["model"] == "EfficientNetB0" and stored["files"] == [head.name]
+    if not head.is_file() or importlib.util.find_spec("deepbet") is None:
+        pytest.skip("needs Debian's mricron-data and env/requirements-scans.txt")
+    assert predict.main([*_arguments(COLIN)[:-1], str(folder), "--attack", "none"]) == 0
+    found = read_json(folder / "ch2.json")
+    assert found["answer"] == stored["answer"]
+    # a registration differs in its last digits from machine to machine
+    for name, most in (("distance", 0.02), ("probability", 0.1), ("heat_outside", 0.1)):
+        assert abs(found[name] - stored[name]) < most
+
+
 def _build(folder: Path) -> None:
     before = {path: path.read_bytes() for path in build.notebooks()}
     _shell(sys.executable, "-m", "models.templates.build")
@@ -300,6 +337,9 @@ def _pages(folder: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
+CALIBRATE = "python -m utils calibrate"
+PREDICT = "python -m utils predict SCAN --out answers"
+COLIN = "python -m utils predict /usr/share/mricron/templates/ch2.nii.gz --model EfficientNetB0 --out assets/Predict"
 HERO = "python -m utils figures --data dataset/dataset_variables --hero ResNet34 --eps 2/255"
 REDRAW = "python -m utils figures --data dataset/dataset_variables"
 ONE = f"{FULL} --models resnet --set image_size=64 --set num_epochs=20 --set-atk num_epochs=10"
@@ -348,6 +388,9 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     "python -m utils pages": _pages,
     "python -m utils spot-check": _spot_check,
     "python -m utils spot-check --root benchmarks/published --data runs/published": _spot_check,
+    CALIBRATE: _calibrate,
+    PREDICT: _predict,
+    COLIN: _predict_colin,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
 }

@@ -11,13 +11,17 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
-from utils.reporting.notebooks import execute, inject
+from utils.evaluation.gate import Gate
+from utils.reporting.notebooks import execute, inject, without_injected
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -69,9 +73,9 @@ def attack_notebook() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-def server(attack_notebook: Path, tmp_path: Path) -> Iterator[str]:
-    """Address of a Jupyter server on the notebook's folder."""
+@contextmanager
+def _serving(folder: Path, tmp_path: Path) -> Iterator[str]:
+    """Address of a Jupyter server on a folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -87,7 +91,7 @@ def server(attack_notebook: Path, tmp_path: Path) -> Iterator[str]:
     }
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(
-            [*command, f"--ServerApp.root_dir={attack_notebook.parent}"], env=environment, stdout=log, stderr=log
+            [*command, f"--ServerApp.root_dir={folder}"], env=environment, stdout=log, stderr=log
         )
         address = f"http://127.0.0.1:{port}"
         for _ in range(120):
@@ -130,10 +134,72 @@ def _run_all(page, server: str) -> None:
     def done() -> bool:
         progress = page.evaluate(PROGRESS)
         assert not progress["errors"], progress["errors"]
-        return progress["cells"] > 10 and not progress["waiting"]
+        return progress["cells"] > 5 and not progress["waiting"]
 
     # polled from here: a page that draws no frames would never look by itself
     _wait_until(done, lambda: f"kernel {_kernel_state(server)}, {page.evaluate(PROGRESS)}", 400)
+
+
+@pytest.fixture
+def server(attack_notebook: Path, tmp_path: Path) -> Iterator[str]:
+    with _serving(attack_notebook.parent, tmp_path) as address:
+        yield address
+
+
+@pytest.fixture
+def predict_server(tmp_path: Path) -> Iterator[str]:
+    """A server on the notebook that answers about scans, with the repository's own models."""
+    folder = ROOT / "runs" / f"browser_predict_{os.getpid()}"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "models" / "predict.ipynb", folder)
+    notebook = without_injected(nbformat.read(folder / "predict.ipynb", as_version=4))
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, folder / "predict.ipynb")
+    with _serving(folder, tmp_path) as address:
+        yield address
+    shutil.rmtree(folder)
+
+
+def test_a_scan_is_uploaded_answered_attacked_and_noise_refused(playwright_page, predict_server, tmp_path) -> None:
+    kept = Gate.load(ROOT / "checkpoints" / "EfficientNetB0").references[3].numpy()
+    Image.fromarray(kept).resize((128, 128), Image.Resampling.BICUBIC).save(tmp_path / "mine.png")
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    page = playwright_page
+    page.goto(f"{predict_server}/notebooks/predict.ipynb")
+    page.wait_for_selector(".jp-CodeCell", timeout=60_000)
+    _run_all(page, predict_server)
+    explorer = page.locator(".widget-vbox").filter(has=page.get_by_text("eps (/255)")).last
+
+    def upload(name: str) -> None:
+        with page.expect_file_chooser() as chooser:
+            explorer.get_by_role("button").first.click()
+        chooser.value.set_files(tmp_path / name)
+
+    def says(*words: str) -> Callable[[], bool]:
+        return lambda: all(word in explorer.inner_text() for word in words)
+
+    upload("mine.png")
+    _wait_until(says("mine:", "Gate: accepted", "Answer:"), explorer.inner_text, 120)
+    picture = explorer.locator("img").first
+    picture.wait_for(timeout=60_000)
+    before = picture.get_attribute("src")
+    explorer.screenshot(path=tmp_path / "answer.png")
+    handle = explorer.locator(".noUi-handle").first
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 120, middle[1], steps=8)
+    page.mouse.up()
+    said = "the picture did not change after the slider was moved"
+    _wait_until(lambda: explorer.locator("img").first.get_attribute("src") != before, lambda: said, 120)
+    upload("noise.png")
+    _wait_until(says("noise:", "Gate: refused", "No answer."), explorer.inner_text, 120)
+    assert not page.evaluate(PROGRESS)["errors"]
 
 
 def test_the_slider_changes_the_picture(playwright_page, server: str, attack_notebook: Path, tmp_path: Path) -> None:

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
 from utils.commands.boundary import command
 from utils.core.paths import atomic_write, check_writable, write_json
 from utils.data.cases import Case, Reading, read_cases
@@ -15,7 +13,7 @@ from utils.data.scans.standard import Stripping
 from utils.data.workspace import Workspace
 from utils.experiments.answer_records import NOT_CLINICAL, Answer
 from utils.experiments.prediction import Predictor, Seen, answer_case
-from utils.reporting.answers import plot_answer, plot_sheet, plot_steps, told
+from utils.reporting.answers import answers_table, plot_answer, plot_sheet, plot_steps, told
 from utils.reporting.style import save_figure
 from utils.training.checkpoints import checkpoint_folder
 
@@ -76,7 +74,7 @@ def main(
         found.append((answer, seen))
         print(f"{answer.case}: " + " ".join(told(answer)), flush=True)
     if len(found) > 1:
-        table = pd.DataFrame([_row(answer) for answer, _ in found])
+        table = answers_table([answer for answer, _ in found])
         atomic_write(out / TABLE, lambda path: table.to_csv(path, index=False))
         print(save_figure(plot_sheet(found), out / SHEET))
     print(NOT_CLINICAL)
@@ -98,20 +96,3 @@ def _file_name(name: str, taken: set[str]) -> str:
         unique, number = f"{plain}_{number}", number + 1
     taken.add(unique)
     return unique
-
-
-def _row(answer: Answer) -> dict[str, object]:
-    told_of = answer.fragility
-    return {
-        "case": answer.case,
-        "verdict": answer.verdict,
-        "answer": answer.answer or "",
-        "question": answer.question,
-        "probability": answer.probability,
-        "threshold": answer.threshold,
-        "turned_around_by": told_of.shown if told_of else "",
-        "slices": len(answer.slices),
-        "reason": answer.reason,
-        "notes": " ".join(answer.notes),
-        "warning": answer.warning,
-    }

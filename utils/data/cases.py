@@ -133,7 +133,7 @@ def _series(name: str, files: list[Path], reading: Reading) -> Iterator[Case]:
     try:
         series = series_in(files)
     except ValueError as error:
-        yield _failed(name, files, error)
+        yield unreadable(name, files, error)
         return
     for number, own in enumerate(series.values(), start=1):
         label = name if len(series) == 1 else f"{name} series {number}"
@@ -144,12 +144,13 @@ def _caught(name: str, files: Sequence[Path], read: Any) -> Case:
     try:
         case: Case = read()
     except (OSError, ValueError) as error:
-        return _failed(name, files, error)
+        return unreadable(name, files, error)
     case.name = name
     return case
 
 
-def _failed(name: str, files: Sequence[Path], error: Exception) -> Case:
+def unreadable(name: str, files: Sequence[Path], error: Exception) -> Case:
+    """A case of which nothing can be answered, and why."""
     empty = torch.zeros((0, 1, 1, 1), dtype=torch.uint8)
     pictures = error.pictures if isinstance(error, PoorScan) else {}
     return Case(name, empty, [file.name for file in files], len(files) > 1, pictures=pictures, problem=str(error))

@@ -13,7 +13,7 @@ from utils.evaluation.attacker import predict_batch
 #: Radii that are tried, the smallest first.
 RADII = (0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255)
 #: Between the last radius that the answer survived and the first that turned it around the search goes on so often.
-HALVINGS = 2
+HALVINGS = 1
 ATTACK = Attack("pgd", steps=10, stop_when_fooled=True)
 
 
@@ -33,23 +33,28 @@ def smallest_turn(model: nn.Module, images: torch.Tensor, *, seed: int = 0) -> t
     best: float | None = None
     images_of_best: torch.Tensor | None = None
     survived = 0.0
+    for eps in RADII:
+        if (found := attack_answer(model, images, eps, seed=seed)) is not None:
+            best, images_of_best = eps, found
+            break
+        survived = eps
+    for _ in range(HALVINGS if best else 0):
+        between = (survived + (best or 0.0)) / 2
+        if (found := attack_answer(model, images, between, seed=seed)) is not None:
+            best, images_of_best = between, found
+        else:
+            survived = between
+    return best, images_of_best
+
+
+def attack_answer(model: nn.Module, images: torch.Tensor, eps: float, *, seed: int = 0) -> torch.Tensor | None:
+    """Attacked images within ``eps`` to which the answer is another one; None where the attack found none.
+
+    Args:
+        model, images: see :func:`smallest_turn`.
+    """
     with eval_mode(model):
         answer = predict_batch(model, images).argmax(1)
-
-        def turned(eps: float) -> torch.Tensor | None:
-            draws = generator(seed, "predict", eps)
-            found = ATTACK(model, images, answer, eps=eps, draws=draws, assume_checked=True)
-            return found if bool((predict_batch(model, found).argmax(1) != answer).all()) else None
-
-        for eps in RADII:
-            if (found := turned(eps)) is not None:
-                best, images_of_best = eps, found
-                break
-            survived = eps
-        for _ in range(HALVINGS if best else 0):
-            between = (survived + (best or 0.0)) / 2
-            if (found := turned(between)) is not None:
-                best, images_of_best = between, found
-            else:
-                survived = between
-    return best, images_of_best
+        draws = generator(seed, "predict", eps)
+        found = ATTACK(model, images, answer, eps=eps, draws=draws, assume_checked=True)
+        return found if bool((predict_batch(model, found).argmax(1) != answer).all()) else None

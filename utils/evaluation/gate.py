@@ -2,7 +2,7 @@
 
 The nearest neighbour among the training slices decides (Sun et al., 2022, arXiv:2204.06507, on pixels instead of
 features). All public slices lie on one atlas, so that a foreign image is far from each of them; a network's features do
-not see it: those of the committed ones hardly tell a rotated slice from an upright one, see ``benchmarks/gate.json``.
+not see it: those of the committed ones hardly tell a rotated slice from an upright one, see ``benchmarks/scans.json``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ how small a change of the pixels turns it around, and where the model looked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from utils.evaluation.attacker import predict_batch
 from utils.evaluation.by_patient import MeanOfSlices
 from utils.evaluation.calibration import BINS, Calibration, Decision, Outcomes, question
 from utils.evaluation.ensemble import Vote
-from utils.evaluation.fragility import ATTACK, RADII, smallest_turn
+from utils.evaluation.fragility import ATTACK, RADII, attack_answer, smallest_turn
 from utils.evaluation.gate import ACCEPTED, REFUSED, Gate
 from utils.experiments.answer_records import Answer, Fragility, SliceAnswer
 from utils.experiments.calibrate import weights_of
@@ -141,6 +141,29 @@ def answer_case(
     return Answer(**told), seen
 
 
+def attacked_at(
+    predictor: Predictor, case: Case, answer: Answer, seen: Seen, eps: float, *, seed: int = 0
+) -> tuple[Answer, Seen]:
+    """An answer and its pictures with an attack within a radius of one's choice instead of the smallest.
+
+    Args:
+        answer, seen: of :func:`answer_case`; they are left as they are.
+        eps: radius in [0, 1].
+    """
+    if answer.answer is None:
+        return answer, seen
+    known, images = predictor.outcomes(case), case.images.float() / 255
+    stacks = images[:, 0][None].to(predictor.device)
+    found = attack_answer(_decision(predictor, known, MeanOfSlices(predictor.model)), stacks, eps, seed=seed)
+    if found is None:
+        bears = Fragility(radius=None, shown=f"above {radius_label(eps)}", attack=ATTACK.title, tried=eps)
+        return answer.model_copy(update={"fragility": bears}), replace(seen, attacked=None, after=None)
+    told = _turned(predictor, known, found, eps)
+    shown = replace(seen, attacked=found[0, _middle(images)].cpu().numpy(), eps=eps)
+    shown.after = predictor.chances(_of(predictor.model, found), known)[0].tolist()
+    return answer.model_copy(update={"fragility": told}), shown
+
+
 def _answered(
     predictor: Predictor, known: Outcomes, images: torch.Tensor, seen: Seen, *, attack: bool, seed: int
 ) -> dict[str, Any]:
@@ -237,17 +260,21 @@ def _fragility(
     title, tried = ATTACK.title, RADII[-1]
     if eps is None or attacked is None:
         return Fragility(radius=None, shown=f"above {radius_label(tried)}", attack=title, tried=tried), None
+    return _turned(predictor, known, attacked, eps), attacked
+
+
+def _turned(predictor: Predictor, known: Outcomes, attacked: torch.Tensor, eps: float) -> Fragility:
+    """What is answered to attacked slices."""
     logits = _of(predictor.model, attacked)
     turned = _said(predictor, known, logits, predictor.chances(logits, known))
-    told = Fragility(
+    return Fragility(
         radius=eps,
         shown=radius_label(eps),
-        attack=title,
-        tried=tried,
+        attack=ATTACK.title,
+        tried=RADII[-1],
         answer=turned["answer"],
         probability=turned["probability"],
     )
-    return told, attacked
 
 
 def _leading(predictor: Predictor) -> tuple[str, MRIClassifier]:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -58,9 +59,30 @@ def told(answer: Answer) -> list[str]:
     return [*filter(None, lines), *answer.notes]
 
 
+def answers_table(answers: Sequence[Answer]) -> pd.DataFrame:
+    """One row a case: verdict, answer, probability, and the smallest attack that turned it around."""
+    return pd.DataFrame([_row(answer) for answer in answers])
+
+
+def _row(answer: Answer) -> dict[str, object]:
+    return {
+        "case": answer.case,
+        "verdict": answer.verdict,
+        "answer": answer.answer or "",
+        "question": answer.question,
+        "probability": answer.probability,
+        "threshold": answer.threshold,
+        "turned_around_by": answer.fragility.shown if answer.fragility else "",
+        "slices": len(answer.slices),
+        "reason": answer.reason,
+        "notes": " ".join(answer.notes),
+        "warning": answer.warning,
+    }
+
+
 def plot_steps(name: str, pictures: Mapping[str, np.ndarray], facts: Mapping[str, object]) -> Figure:
     """Middle slices after each step of a volume's preparation."""
-    figure, axes = axes_of(len(pictures), 1, size=(9, 2.6 * len(pictures) + 0.6))
+    figure, axes = axes_of(len(pictures), 1, size=(5.5, 1.75 * len(pictures) + 0.6))
     for ax, (title, picture) in zip(axes[:, 0], pictures.items()):
         _picture(ax, picture, title)
     shown = [f"{key.replace('_', ' ')} {value}" for key, value in facts.items() if isinstance(value, (int, float, str))]

@@ -106,6 +106,48 @@ def near_training_table(record: Mapping[str, Any]) -> str:
     return markdown(header, rows) + f"\n{data.source}, {data.split_name}; {said}.\n"
 
 
+def gate_table(record: Mapping[str, Any]) -> str:
+    """Which images the gate refuses, and whether networks' features would, from ``benchmarks/scans.json``."""
+    gate, own = record["gate"], record["gate"]["test"]
+    names = list(gate["auroc"])
+    rows = [["test slices", str(own["slices"]), f"{100 * own['slices_refused']:.1f} %", *("-" for _ in names)]]
+    for name, share in gate["refused"].items():
+        areas = [f"{gate['auroc'][score][name]:.3f}" for score in names]
+        rows.append([name, str(len(gate["distances"][name])), f"{100 * share:.1f} %", *areas])
+    header = [
+        "images",
+        "n",
+        "refused",
+        *(f"AUROC, {display_name(name.removeprefix('features of '))}" for name in names),
+    ]
+    said = (
+        f"\n{own['patients']} test patients, of whom {100 * own['patients_refused']:.1f} % are refused; AUROC against "
+        "the test slices; beside the gate the Mahalanobis distance of networks' features, which does not see what is "
+        f"turned; {record['data']['source']}, {', '.join(record['volumes'])}.\n"
+    )
+    return markdown(header, rows) + said
+
+
+def heads_table(record: Mapping[str, Any]) -> str:
+    """How like the public slices those of a whole head are, from ``benchmarks/scans.json``."""
+    heads, rows = record["heads"], []
+    for name, levels in heads["levels"].items():
+        fit = heads["fit"].get(name)
+        told = [f"{fit[key]:.3f}" for key in ("correlation", "overlap")] if fit else ["-", "-"]
+        rows.append([name, f"{min(levels):.3f} to {max(levels):.3f}", *told])
+    wrong = heads["wrong_turns"]
+    worst = [f"at most {max(own[key] for own in wrong):.3f}" for key in ("correlation", "overlap")]
+    rows.append([f"{len(wrong)} wrong turns of the head", "-", *worst])
+    header = [
+        "volume",
+        "correlation with the mean public slice, by level",
+        "with the template",
+        "overlap of the brains",
+    ]
+    said = f"\nslices of the whole head and of its stripped copy correlate by {min(heads['agreement']):.3f} and more; "
+    return markdown(header, rows) + said + f"{', '.join(record['volumes'])}.\n"
+
+
 def memory_table(record: Mapping[str, Any]) -> str:
     """Peak memory of whole training processes, from ``benchmarks/whole_processes.json``."""
     found, kept = record["memory_mib"], ", kept for the backward pass"

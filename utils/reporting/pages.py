@@ -30,6 +30,8 @@ from utils.experiments.records import display_name, known_titles, title_of
 from utils.reporting.benchmark_tables import (
     attack_speed_table,
     attention_speed_table,
+    gate_table,
+    heads_table,
     large_set_table,
     memory_table,
     near_training_table,
@@ -51,7 +53,14 @@ from utils.training.record import ModelRecord, Record, VoteRecord, read_record_f
 
 AnyRecord = Record | SuiteRecord
 DOCUMENTS = tuple(
-    ROOT / name for name in ("README.md", "assets/RESULTS.md", "benchmarks/README.md", "checkpoints/MODEL_CARD.md")
+    ROOT / name
+    for name in (
+        "README.md",
+        "assets/RESULTS.md",
+        "benchmarks/README.md",
+        "checkpoints/MODEL_CARD.md",
+        "dataset/README.md",
+    )
 )
 _BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.S)
 
@@ -349,6 +358,8 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "training_speed": training_speed_table,
     "attention_speed": attention_speed_table,
     "memory": memory_table,
+    "gate": gate_table,
+    "heads": heads_table,
     "large_set": large_set_table,
     "near_training": near_training_table,
     **_OF_MODELS,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from matplotlib.figure import Figure
@@ -11,8 +13,12 @@ from torch import nn
 
 from utils.attacks.attack import Attack
 from utils.core.reproducibility import generator
+from utils.data.cases import Case, Reading, read_cases, unreadable
 from utils.data.sets import ImageSet
 from utils.evaluation.attacker import predict_batch
+from utils.experiments.answer_records import Answer
+from utils.experiments.prediction import Predictor, Seen, answer_case, attacked_at
+from utils.reporting.answers import plot_answer, told
 from utils.reporting.slices import plot_attack_strip
 
 #: Set by ``utils.reporting.notebooks``: outside a browser, a widget's messages can also stall the notebook.
@@ -79,3 +85,58 @@ def attack_explorer(model: nn.Module, images: ImageSet, *, max_eps: float = 8 / 
 
     output = ipywidgets.interactive_output(show, {"eps": strength, "index": number})
     return ipywidgets.VBox([strength, number, output])
+
+
+def answer_explorer(predictor: Predictor, reading: Reading, *, force: bool = False):
+    """An upload button: what is uploaded is answered below it; a slider attacks it within a radius.
+
+    Returns:
+        an ipywidgets box; None where ``HEADLESS`` is set in the environment, because nobody is there to upload.
+    """
+    if os.environ.get(HEADLESS):
+        return None
+    import ipywidgets
+    from IPython.display import display
+
+    upload = ipywidgets.FileUpload(description="upload a scan", multiple=False)
+    strength = ipywidgets.FloatSlider(
+        value=0.0, min=0, max=8, step=0.25, description="eps (/255)", continuous_update=False
+    )
+    output = ipywidgets.Output()
+    found: list[tuple[Case, Answer, Seen]] = []
+
+    def show(cases: Sequence[tuple[Case, Answer, Seen]]) -> None:
+        with output:
+            output.clear_output(wait=True)
+            for _, answer, seen in cases:
+                print(f"{answer.case}:", *told(answer), sep="\n  ")
+                display(plot_answer(answer, seen, predictor.classes))
+
+    def uploaded(change: dict) -> None:
+        for file in change["new"]:
+            found[:] = _answers_to(predictor, reading, file["name"], bytes(file["content"]), force=force)
+            strength.value = 0.0
+            show(found)
+
+    def attacked(change: dict) -> None:
+        if found and change["new"]:
+            pairs = [(case, attacked_at(predictor, case, own, seen, change["new"] / 255)) for case, own, seen in found]
+            show([(case, answer, seen) for case, (answer, seen) in pairs])
+
+    upload.observe(uploaded, names="value")
+    strength.observe(attacked, names="value")
+    return ipywidgets.VBox([upload, strength, output])
+
+
+def _answers_to(
+    predictor: Predictor, reading: Reading, name: str, content: bytes, *, force: bool
+) -> list[tuple[Case, Answer, Seen]]:
+    """Answers about an uploaded file; one that cannot be read is answered so."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / Path(name).name
+        file.write_bytes(content)
+        try:
+            cases = list(read_cases(file, reading))
+        except (OSError, ValueError, ImportError) as error:
+            cases = [unreadable(Path(name).name, [file], error)]
+        return [(case, *answer_case(predictor, case, force=force)) for case in cases]

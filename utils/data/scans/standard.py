@@ -287,7 +287,7 @@ def _turn(template: Any, scan: Any, mask: Any, modality: str, *, doubtful: bool)
     kind = sitk.CenteredTransformInitializerFilter.MOMENTS
     centred = sitk.AffineTransform(sitk.CenteredTransformInitializer(outline, mask, sitk.AffineTransform(3), kind))
     found = []
-    for matrix in _turns():
+    for matrix in turns():
         turned = sitk.AffineTransform(centred)
         turned.SetMatrix(matrix.ravel().tolist())
         own = sitk.GetArrayFromImage(sitk.Resample(smooth, small, turned, sitk.sitkLinear, 0.0))
@@ -303,7 +303,7 @@ def _turn(template: Any, scan: Any, mask: Any, modality: str, *, doubtful: bool)
     return best[1], ["The head was turned to lie as the template does; left and right may be exchanged."]
 
 
-def _turns() -> list[np.ndarray]:
+def turns() -> list[np.ndarray]:
     """The 24 rotations that lead axes to axes, the identity first."""
     found = []
     for order in permutations(range(3)):
