@@ -171,3 +171,30 @@ def test_calibration_fits_validation_and_counts_test_patients(root: Path) -> Non
     reading = Reading(Predictor(Workspace.open(str(root)), root / "checkpoints" / "ResNet34").gate.shape)
     (phantom,) = read_cases("phantom", reading)
     assert reading.shape == (128, 128) and phantom.images.shape[-2:] == (128, 128)
+
+
+def test_attacked_slices_are_exported_and_judged_again(root: Path, capsys) -> None:
+    pytest.importorskip("nibabel", reason="needs env/requirements-scans.txt")
+    pytest.importorskip("pydicom", reason="needs env/requirements-scans.txt")
+    splits = load_splits(root / "data")
+    for place in range(0, len(splits.test), 4):
+        _slice(splits, place, root / "scans" / f"case{place}.png")
+    assert _ask(root, root / "scans", "--export", "png8", "png16", "nifti", "dicom") == 0
+    told = [read_json(path) for path in sorted((root / "out").glob("case*.json"))]
+    turned = [own for own in told if own.get("fragility", {}).get("radius")]
+    assert turned and "Written to a file and read again: png8" in capsys.readouterr().out
+    predictor = Predictor(Workspace.open(str(root)), root / "checkpoints" / "ResNet34")
+    for own in turned:
+        found = own["fragility"]["files"]
+        assert list(found) == ["png8", "png16", "nifti", "dicom"]
+        # a file of single precision holds the attack itself
+        assert found["nifti"]["survives"] and found["nifti"]["answer"] == own["fragility"]["answer"]
+        for entry in found.values():
+            assert entry["survives"] == (entry["answer"] != own["answer"])
+        name = found["png8"]["files"][0]
+        pixels = np.asarray(Image.open(root / "out" / f"{own['case']}_attacked" / name), dtype=np.float32) / 255
+        case = Case("x", torch.zeros(1, 1, 1, 1, dtype=torch.uint8), ["x"], False)
+        decide = Decision(MeanOfSlices(predictor.model), 0, predictor.outcomes(case).cut)
+        said = ("no dementia", "dementia")[int(decide(torch.from_numpy(pixels)[None, None]).argmax())]
+        assert said == found["png8"]["answer"]
+    assert _ask(root, root / "scans", "--export", "gif") == 2

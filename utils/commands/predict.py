@@ -12,7 +12,7 @@ from utils.data.cases import Case, Reading, read_cases
 from utils.data.scans.standard import Stripping
 from utils.data.workspace import Workspace
 from utils.experiments.answer_records import NOT_CLINICAL, Answer
-from utils.experiments.prediction import Predictor, Seen, answer_case
+from utils.experiments.prediction import Predictor, Seen, answer_case, exported
 from utils.reporting.answers import answers_table, plot_answer, plot_sheet, plot_steps, told
 from utils.reporting.style import save_figure
 from utils.training.checkpoints import checkpoint_folder
@@ -34,6 +34,7 @@ def main(
     stripped: bool = False,
     mask: Path | None = None,
     attack: Literal["quick", "none"] = "quick",
+    export: tuple[Literal["png8", "png16", "nifti", "dicom"], ...] = (),
     force: bool = False,
     seed: int = 0,
 ) -> int:
@@ -53,6 +54,7 @@ def main(
         stripped: volumes show nothing but the brain already.
         mask: volume that marks the brain of the one volume given.
         attack: look for the smallest attack that turns each answer around, or do not.
+        export: write the attacked slices as such files, and tell what is answered once they are read again.
         force: answer what the gate refuses, too.
         seed: of the attack's random starts.
     """
@@ -70,7 +72,10 @@ def main(
     names: set[str] = set()
     for case in read_cases(source, reading):
         answer, seen = answer_case(predictor, case, attack=attack == "quick", force=force, seed=seed)
-        _write(out / _file_name(case.name, names), case, answer, seen, predictor.classes)
+        stem = out / _file_name(case.name, names)
+        if export:
+            answer = exported(predictor, case, answer, seen, Path(f"{stem}_attacked"), export)
+        _write(stem, case, answer, seen, predictor.classes)
         found.append((answer, seen))
         print(f"{answer.case}: " + " ".join(told(answer)), flush=True)
     if len(found) > 1:

@@ -9,6 +9,15 @@ from utils.core.parts import Part
 NOT_CLINICAL = "Research code: not for clinical use."
 
 
+class FileAnswer(Part):
+    """What is answered to attacked slices once they were written to a file and read again."""
+
+    files: list[str]
+    answer: str
+    probability: float
+    survives: bool
+
+
 class Fragility(Part):
     """How small a change turned an answer around.
 
@@ -18,6 +27,7 @@ class Fragility(Part):
         attack: title.
         tried: largest radius that was tried.
         answer, probability: after it.
+        files: kind of file -> what is left of the attack in such a file.
     """
 
     radius: float | None
@@ -26,6 +36,7 @@ class Fragility(Part):
     tried: float
     answer: str = ""
     probability: float | None = None
+    files: dict[str, FileAnswer] = {}
 
 
 class SliceAnswer(Part):

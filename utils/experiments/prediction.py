@@ -22,6 +22,7 @@ from utils.core.radii import radius_label
 from utils.core.reproducibility import environment_facts
 from utils.data.cases import Case
 from utils.data.classes import healthy_class
+from utils.data.slice_files import read_slices, write_slices
 from utils.data.workspace import Workspace, pick_device
 from utils.evaluation.attacker import predict_batch
 from utils.evaluation.by_patient import MeanOfSlices
@@ -29,7 +30,7 @@ from utils.evaluation.calibration import BINS, Calibration, Decision, Outcomes, 
 from utils.evaluation.ensemble import Vote
 from utils.evaluation.fragility import ATTACK, RADII, attack_answer, smallest_turn
 from utils.evaluation.gate import ACCEPTED, REFUSED, Gate
-from utils.experiments.answer_records import Answer, Fragility, SliceAnswer
+from utils.experiments.answer_records import Answer, FileAnswer, Fragility, SliceAnswer
 from utils.experiments.calibrate import weights_of
 from utils.experiments.records import load_vote
 from utils.grad_cam import grad_cam
@@ -48,6 +49,7 @@ class Seen:
         image: the slice; ``attacked`` the same after the smallest attack that turned the answer around, or None.
         heat: Grad-CAM, or None where nothing was answered.
         before, after: calibrated class probabilities.
+        stack: all attacked slices, S x H x W.
     """
 
     image: np.ndarray | None = None
@@ -56,6 +58,7 @@ class Seen:
     before: list[float] | None = None
     after: list[float] | None = None
     eps: float | None = None
+    stack: np.ndarray | None = None
 
 
 class Predictor:
@@ -164,6 +167,35 @@ def attacked_at(
     return answer.model_copy(update={"fragility": told}), shown
 
 
+def exported(
+    predictor: Predictor, case: Case, answer: Answer, seen: Seen, folder: Path, kinds: Sequence[str]
+) -> Answer:
+    """Write the attacked slices of an answer as files, and tell what is answered once these are read again.
+
+    Args:
+        folder: for the files, whose names begin with the case's.
+        kinds: keys of :data:`utils.data.slice_files.KINDS`.
+
+    Returns:
+        the answer with these answers in it; as it was where no attack turned it around.
+    """
+    if answer.fragility is None or seen.stack is None:
+        return answer
+    known, files = predictor.outcomes(case), {}
+    for kind in kinds:
+        written = write_slices(seen.stack, folder / f"{kind}_attacked", kind)
+        stacks = torch.from_numpy(read_slices(written, kind))[None].to(predictor.device)
+        logits = _of(predictor.model, stacks)
+        told = _said(predictor, known, logits, predictor.chances(logits, known))
+        files[kind] = FileAnswer(
+            files=[file.name for file in written],
+            answer=told["answer"],
+            probability=told["probability"],
+            survives=told["answer"] != answer.answer,
+        )
+    return answer.model_copy(update={"fragility": answer.fragility.model_copy(update={"files": files})})
+
+
 def _answered(
     predictor: Predictor, known: Outcomes, images: torch.Tensor, seen: Seen, *, attack: bool, seed: int
 ) -> dict[str, Any]:
@@ -183,6 +215,7 @@ def _answered(
         if attacked is not None:
             seen.attacked, seen.eps = attacked[0, _middle(images)].cpu().numpy(), told["fragility"].radius
             seen.after = predictor.chances(_of(predictor.model, attacked), known)[0].tolist()
+            seen.stack = attacked[0].cpu().numpy()
     return told
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from utils.core.radii import radius_label
 from utils.evaluation.gate import ACCEPTED, REFUSED
-from utils.experiments.answer_records import NOT_CLINICAL, Answer
+from utils.experiments.answer_records import NOT_CLINICAL, Answer, FileAnswer
 from utils.experiments.prediction import Seen
 from utils.experiments.records import display_name
 from utils.reporting.style import COLOURS, axes_of, finish
@@ -56,6 +56,8 @@ def told(answer: Answer) -> list[str]:
         n, ill = answer.in_tenth
         lines.append(f"Of {n} test {answer.kind}s with a probability like this, {ill} had {answer.question}.")
     lines.append(_fragile(answer))
+    if answer.fragility and answer.fragility.files:
+        lines.append("Written to a file and read again: " + ", ".join(_filed(answer.fragility.files)) + ".")
     return [*filter(None, lines), *answer.notes]
 
 
@@ -191,6 +193,10 @@ def _fragile(answer: Answer) -> str:
 def _in_brief(answer: Answer) -> str:
     of = "" if answer.question == "class" else f"\n{answer.question} {answer.probability:.0%}"
     return f"{answer.answer}{of}"
+
+
+def _filed(files: Mapping[str, FileAnswer]) -> list[str]:
+    return [f"{kind} {'still ' if own.survives else 'again '}{own.answer}" for kind, own in files.items()]
 
 
 def _sentence(text: str) -> str:
