@@ -11,17 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
+from sklearn.metrics import roc_auc_score
 
 from benchmarks.whole_processes import WATCH
+from utils.core.paths import file_digest
 from utils.data.archives import DATA_SOURCES
 from utils.data.preparation import group_by_subject, split_and_save, splits_in_memory
+from utils.data.scans.standard import Stripping, correlation, standardise
+from utils.data.scans.volume import read_volume
 from utils.data.sets import load_splits
 from utils.data.sources import load_source
+from utils.evaluation.gate import ACCEPTED, GATE, REFUSED, TURNS, Gate
 from utils.evaluation.leak_audit import audit_splits
 from utils.experiments.spot_check import IMAGES, check
 from utils.training.checkpoints import read_record
 
+COLIN = Path("/usr/share/mricron/templates")
 #: Folders whose weights are part of the repository; what somebody trained for himself is his own affair.
 PUBLISHED = sorted(
     Path(name).parent
@@ -106,6 +113,41 @@ def test_published_weights_stand_and_fall_as_recorded(folder: Path, prepared: Ca
     record = read_record(ROOT / folder)
     assert len(record.spot_check.paths) == IMAGES
     assert f"of {IMAGES} images as recorded" in check(ROOT / folder, prepared(record.data.protocol))
+
+
+def test_the_committed_gate_knows_other_patients_and_nothing_foreign(prepared: Callable[[str], Path]) -> None:
+    folders = [*(folder for folder in PUBLISHED if folder.parts[0] == "checkpoints"), Path("checkpoints/Ensemble")]
+    gates = [Gate.load(ROOT / folder) for folder in folders]
+    # one file for all: it is the data's, and a clone holds its content once
+    assert len({file_digest(ROOT / folder / GATE) for folder in folders}) == 1
+    splits, gate = load_splits(prepared("patient")), gates[0]
+    test = splits.test
+    assert {own.fingerprint for own in gates} == {splits.fingerprint} and gate.shape == test.images.shape[-2:]
+    own = gate.distances(test.pixels(slice(0, len(test))))
+    medians = [float(own[test.subjects == who].median()) for who in test.subjects.unique()]
+    assert np.mean([gate.verdict(value) == REFUSED for value in medians]) <= 0.05
+    few = test.pixels(slice(0, len(test), 8))
+    foreign = {name: turn(few) for name, turn in TURNS.items()} | {"noise": torch.rand(100, 1, 128, 128)}
+    for name, images in foreign.items():
+        distances = gate.distances(images)
+        area = roc_auc_score(np.r_[np.zeros(len(own)), np.ones(len(distances))], np.r_[own, distances])
+        assert area >= 0.97, name
+
+
+@pytest.mark.skipif(not COLIN.is_dir(), reason="needs Debian's mricron-data, a whole head")
+def test_slices_of_a_head_look_like_the_public_ones(prepared: Callable[[str], Path]) -> None:
+    """The stripped head by .92 and more at every level, the whole one by .88, and turned upside down by less."""
+    for module in ("nibabel", "SimpleITK", "deepbet"):
+        pytest.importorskip(module, reason="needs env/requirements-scans.txt")
+    train = load_splits(prepared("patient")).train
+    means = [train.images[train.slices == level, 0].float().mean(0).numpy() for level in range(32)]
+    stripped = standardise(read_volume(COLIN / "ch2bet.nii.gz"), stripping=Stripping(stripped=True)).slices
+    whole = standardise(read_volume(COLIN / "ch2.nii.gz")).slices
+    assert min(correlation(one, mean) for one, mean in zip(stripped, means)) >= 0.92
+    assert min(correlation(one, mean) for one, mean in zip(whole, means)) >= 0.88
+    assert max(correlation(one[::-1], mean) for one, mean in zip(stripped, means)) < 0.93
+    gate = Gate.load(ROOT / "checkpoints" / "ResNet34")
+    assert gate.verdict(float(gate.distances(torch.from_numpy(whole)[:, None] / 255).max())) == ACCEPTED
 
 
 def test_slices_missing_between_cost_the_patient_split(real, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from conftest import ROOT
 
 from utils.core.parts import Part, plain, read_part
 from utils.core.paths import read_json, write_json
+from utils.evaluation.calibration import Calibration
 from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.robustness import SuiteRecord
+from utils.experiments.answer_records import Answer
 from utils.experiments.fold_records import FoldRecord, FoldsSummary
 from utils.experiments.recipe_records import RecipesSummary, RunRecord
 from utils.training.record import SCHEMA, ModelRecord, VoteRecord, parse_record, read_record_file
@@ -22,6 +24,8 @@ OTHERS: list[tuple[type[Part], Path]] = [
     *((FoldRecord, path) for path in sorted(ROOT.glob("benchmarks/cross_validation/*/fold*.json"))),
     *((FoldsSummary, path) for path in sorted(ROOT.glob("benchmarks/cross_validation/*/summary.json"))),
     *((RunRecord, path) for path in sorted(ROOT.glob("benchmarks/recipes/*/*_seed*.json"))),
+    *((Calibration, path) for path in sorted(ROOT.glob("checkpoints/*/calibration.json"))),
+    *((Answer, path) for path in sorted(ROOT.glob("assets/Predict/*.json"))),
     *((RecipesSummary, path) for path in sorted(ROOT.glob("benchmarks/recipes/*/summary.json"))),
 ]
 #: Names that had blanks in older files.
@@ -52,7 +56,7 @@ def test_all_other_committed_records_read_and_lose_nothing(kind: type[Part], pat
 
 
 def test_there_are_records_of_each_kind() -> None:
-    assert len(MODELS) >= 14 and len({kind for kind, _ in OTHERS}) == 5
+    assert len(MODELS) >= 14 and len({kind for kind, _ in OTHERS}) == 7
 
 
 def _curve(**change: object) -> dict:
