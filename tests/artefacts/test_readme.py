@@ -325,6 +325,13 @@ def _predict_colin(folder: Path) -> None:
         assert abs(found[name] - stored[name]) < most
 
 
+def _voila(folder: Path) -> None:
+    """tests/integration/test_browser.py opens the page."""
+    if importlib.util.find_spec("voila") is None:
+        pytest.skip("needs env/requirements-browser.txt")
+    _shell(sys.executable, "-m", "voila", "--version")
+
+
 def _build(folder: Path) -> None:
     before = {path: path.read_bytes() for path in build.notebooks()}
     _shell(sys.executable, "-m", "models.templates.build")
@@ -391,6 +398,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     CALIBRATE: _calibrate,
     PREDICT: _predict,
     COLIN: _predict_colin,
+    "voila models/predict.ipynb": _voila,
     HERO: _figures(HERO),
     REDRAW: _figures(REDRAW),
 }

@@ -162,27 +162,59 @@ def predict_server(tmp_path: Path) -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-def test_a_scan_is_uploaded_answered_attacked_and_noise_refused(playwright_page, predict_server, tmp_path) -> None:
+def _draw_scans(folder: Path) -> None:
+    """A training slice as the gate keeps it, coarse, and noise."""
     kept = Gate.load(ROOT / "checkpoints" / "EfficientNetB0").references[3].numpy()
-    Image.fromarray(kept).resize((128, 128), Image.Resampling.BICUBIC).save(tmp_path / "mine.png")
+    Image.fromarray(kept).resize((128, 128), Image.Resampling.BICUBIC).save(folder / "mine.png")
     noise = np.random.default_rng(0).integers(0, 255, (128, 128), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "noise.png")
+    Image.fromarray(noise).save(folder / "noise.png")
+
+
+def _upload(page, explorer, scan: Path, *words: str) -> None:
+    """Press the button, choose a file, and wait until all words stand below it."""
+    with page.expect_file_chooser() as chooser:
+        explorer.get_by_role("button").first.click()
+    chooser.value.set_files(scan)
+    _wait_until(lambda: all(word in explorer.inner_text() for word in words), explorer.inner_text, 120)
+
+
+def test_voila_shows_the_notebook_as_a_page_that_answers(playwright_page, tmp_path: Path) -> None:
+    _draw_scans(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "voila", "predict.ipynb", "--no-browser", f"--port={port}"]
+    with (tmp_path / "voila.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT / "models", stdout=log, stderr=log)
+    try:
+        page = playwright_page
+
+        def opened() -> bool:
+            assert process.poll() is None, (tmp_path / "voila.log").read_text()
+            try:
+                return page.goto(f"http://127.0.0.1:{port}/", timeout=120_000).ok
+            except Exception:  # the server does not listen yet
+                return False
+
+        _wait_until(opened, (tmp_path / "voila.log").read_text, 150)
+        explorer = page.locator(".widget-vbox").filter(has=page.get_by_text("eps (/255)")).last
+        explorer.wait_for(timeout=120_000)
+        assert "uf.answer_explorer" not in page.content()  # no code on the page
+        _upload(page, explorer, tmp_path / "mine.png", "mine:", "Gate: accepted", "Answer:")
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_a_scan_is_uploaded_answered_attacked_and_noise_refused(playwright_page, predict_server, tmp_path) -> None:
+    _draw_scans(tmp_path)
     page = playwright_page
     page.goto(f"{predict_server}/notebooks/predict.ipynb")
     page.wait_for_selector(".jp-CodeCell", timeout=60_000)
     _run_all(page, predict_server)
     explorer = page.locator(".widget-vbox").filter(has=page.get_by_text("eps (/255)")).last
 
-    def upload(name: str) -> None:
-        with page.expect_file_chooser() as chooser:
-            explorer.get_by_role("button").first.click()
-        chooser.value.set_files(tmp_path / name)
-
-    def says(*words: str) -> Callable[[], bool]:
-        return lambda: all(word in explorer.inner_text() for word in words)
-
-    upload("mine.png")
-    _wait_until(says("mine:", "Gate: accepted", "Answer:"), explorer.inner_text, 120)
+    _upload(page, explorer, tmp_path / "mine.png", "mine:", "Gate: accepted", "Answer:")
     picture = explorer.locator("img").first
     picture.wait_for(timeout=60_000)
     before = picture.get_attribute("src")
@@ -197,8 +229,7 @@ def test_a_scan_is_uploaded_answered_attacked_and_noise_refused(playwright_page,
     page.mouse.up()
     said = "the picture did not change after the slider was moved"
     _wait_until(lambda: explorer.locator("img").first.get_attribute("src") != before, lambda: said, 120)
-    upload("noise.png")
-    _wait_until(says("noise:", "Gate: refused", "No answer."), explorer.inner_text, 120)
+    _upload(page, explorer, tmp_path / "noise.png", "noise:", "Gate: refused", "No answer.")
     assert not page.evaluate(PROGRESS)["errors"]
 
 

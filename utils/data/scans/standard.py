@@ -30,6 +30,7 @@ _TURN_MARGIN = 0.05
 #: Percentile of the brain's intensities, and the grey level that it has in the public slices.
 _BRIGHT_PERCENTILE, _BRIGHT_LEVEL = 99.5, 241.0
 _LEAST_BRAIN = 0.05
+_REGISTERED_MM = 2.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,10 @@ def template_image() -> Any:
 
 
 def register(fixed: Any, moving: Any, start: Any) -> Any:
-    """The affine transform under which two images tell most of each other (Mattes et al., 2003), from ``start`` on."""
+    """The affine transform under which two images tell most of each other (Mattes et al., 2003), from ``start`` on.
+
+    Asked at voxels of about ``_REGISTERED_MM``; finer ones take twice the time for the same fit.
+    """
     sitk = need("SimpleITK", "heads are laid on the template")
     search = sitk.ImageRegistrationMethod()
     search.SetMetricAsMattesMutualInformation(32)
@@ -203,11 +207,16 @@ def register(fixed: Any, moving: Any, start: Any) -> Any:
     search.SetInterpolator(sitk.sitkLinear)
     search.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 200, relaxationFactor=0.5)
     search.SetOptimizerScalesFromPhysicalShift()
-    search.SetShrinkFactorsPerLevel([4, 2])
+    search.SetShrinkFactorsPerLevel([2, 1])
     search.SetSmoothingSigmasPerLevel([2, 1])
     search.SmoothingSigmasAreSpecifiedInPhysicalUnitsOn()
     search.SetInitialTransform(start, inPlace=False)
-    return search.Execute(fixed, moving)
+    return search.Execute(_coarse(fixed), _coarse(moving))
+
+
+def _coarse(image: Any) -> Any:
+    sitk = need("SimpleITK", "heads are laid on the template")
+    return sitk.BinShrink(image, [max(1, round(_REGISTERED_MM / side)) for side in image.GetSpacing()])
 
 
 def fit_of(template: Any, scan: Any, mask: Any, transform: Any) -> dict[str, Any]:
