@@ -19,7 +19,7 @@ __SETUP__
 
 # %% tags=["parameters"]
 scan = ""  # a slice, a folder, a NIfTI or DICOM file; "" takes a drawn phantom
-model_name = "EfficientNetB0"  # a folder in checkpoints/; "Ensemble" asks the vote
+model_name = "ResNet34"  # a folder in checkpoints/; "Ensemble" asks the vote
 together = False  # all slices of the folder are one patient's
 fit = "pad"  # how a picture of another shape is fitted: "pad" or "stretch"
 stripped = False  # volumes show nothing but the brain already

@@ -301,24 +301,24 @@ def _calibrate(folder: Path) -> None:
 
 def _predict(folder: Path) -> None:
     """On a training slice as the gate keeps it, coarse, for the images are not here."""
-    kept = Gate.load(ROOT / "checkpoints" / "EfficientNetB0").references[0].numpy()
+    kept = Gate.load(ROOT / "checkpoints" / "ResNet34").references[0].numpy()
     Image.fromarray(kept).resize((128, 128), Image.Resampling.BICUBIC).save(folder / "scan.png")
     words = [
         {"SCAN": str(folder / "scan.png"), "answers": str(folder / "answers")}.get(w, w) for w in _arguments(PREDICT)
     ]
     assert predict.main(words) == 0
-    assert read_json(folder / "answers" / "scan.json")["verdict"] == "accepted"
+    assert read_json(folder / "answers" / "scan_answer.json")["verdict"] == "accepted"
 
 
 def _predict_colin(folder: Path) -> None:
     """The committed answer is what the committed model says."""
     head = Path(COLIN.split()[4])
-    stored = read_json(ROOT / "assets" / "Predict" / "ch2.json")
-    assert stored["model"] == "EfficientNetB0" and stored["files"] == [head.name]
+    stored = read_json(ROOT / "assets" / "Predict" / "ch2_answer.json")
+    assert stored["model"] == "ResNet34" and stored["files"] == [head.name]
     if not head.is_file() or importlib.util.find_spec("deepbet") is None:
         pytest.skip("needs Debian's mricron-data and env/requirements-scans.txt")
     assert predict.main([*_arguments(COLIN)[:-1], str(folder), "--attack", "none"]) == 0
-    found = read_json(folder / "ch2.json")
+    found = read_json(folder / "ch2_answer.json")
     assert found["answer"] == stored["answer"]
     # a registration differs in its last digits from machine to machine
     for name, most in (("distance", 0.02), ("probability", 0.1), ("heat_outside", 0.1)):
@@ -346,7 +346,7 @@ def _pages(folder: Path) -> None:
 
 CALIBRATE = "python -m utils calibrate"
 PREDICT = "python -m utils predict SCAN --out answers"
-COLIN = "python -m utils predict /usr/share/mricron/templates/ch2.nii.gz --model EfficientNetB0 --out assets/Predict"
+COLIN = "python -m utils predict /usr/share/mricron/templates/ch2.nii.gz --model ResNet34 --out assets/Predict"
 HERO = "python -m utils figures --data dataset/dataset_variables --hero ResNet34 --eps 2/255"
 REDRAW = "python -m utils figures --data dataset/dataset_variables"
 ONE = f"{FULL} --models resnet --set image_size=64 --set num_epochs=20 --set-atk num_epochs=10"

@@ -63,18 +63,18 @@ def test_a_slice_of_an_unknown_patient_is_answered(root: Path, capsys) -> None:
     assert _ask(root, path) == 0
     said = capsys.readouterr().out
     assert "Gate: accepted" in said and "not for clinical use" in said and "phantom demo" in said
-    told = read_json(root / "out" / "mine.json")
+    told = read_json(root / "out" / "mine_answer.json")
     assert told["verdict"] == "accepted" and told["answer"] in ("dementia", "no dementia")
     assert sum(told["classes"].values()) == pytest.approx(1, abs=1e-3)
     assert told["probability"] == pytest.approx(1 - told["classes"]["Non"], abs=1e-3)
     assert (told["probability"] >= told["threshold"]) == (told["answer"] == "dementia")
     assert told["of_such"][1] <= told["of_such"][0] and told["environment"]["created"]
     assert told["fragility"]["attack"] == "PGD-10" and 0 <= told["heat_outside"] <= 1
-    assert Image.open(root / "out" / "mine.png").width > 2000
+    assert Image.open(root / "out" / "mine_answer.png").width > 2000
     # asked again, it says the same
     again = root / "again"
     assert predict([str(path), "--root", str(root), "--out", str(again), "--model", "ResNet34"]) == 0
-    assert {**read_json(again / "mine.json"), "environment": {}} == {**told, "environment": {}}
+    assert {**read_json(again / "mine_answer.json"), "environment": {}} == {**told, "environment": {}}
 
 
 def test_what_the_model_does_not_know_gets_no_answer(root: Path, capsys) -> None:
@@ -82,11 +82,11 @@ def test_what_the_model_does_not_know_gets_no_answer(root: Path, capsys) -> None
     Image.fromarray(noise).save(root / "noise.png")
     assert _ask(root, root / "noise.png") == 1
     assert "Gate: refused" in capsys.readouterr().out
-    told = read_json(root / "out" / "noise.json")
+    told = read_json(root / "out" / "noise_answer.json")
     assert told["verdict"] == "refused" and "no training slice looks like it" in told["reason"]
     assert "answer" not in told and "fragility" not in told and told["distance"] > told["limit"]
     assert _ask(root, root / "noise.png", "--force", "--attack", "none") == 0
-    told = read_json(root / "out" / "noise.json")
+    told = read_json(root / "out" / "noise_answer.json")
     assert told["verdict"] == "refused" and told["answer"] and "fragility" not in told
 
 
@@ -104,7 +104,7 @@ def test_a_folder_leaves_a_table_and_a_sheet(root: Path) -> None:
     assert (
         table.loc["nothing", "reason"] == "it shows nothing" and "not for clinical use" in table.loc["case0", "warning"]
     )
-    assert (root / "out" / "answers.png").is_file() and (root / "out" / "broken.png").is_file()
+    assert (root / "out" / "answers.png").is_file() and (root / "out" / "broken_answer.png").is_file()
 
 
 def test_a_patient_is_asked_as_one(root: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_patient_is_asked_as_one(root: Path) -> None:
     for place in own.tolist():
         _slice(splits, place, root / "patient" / f"s{int(splits.test.slices[place])}.png")
     assert _ask(root, root / "patient", "--together", model="Ensemble") == 0
-    told = read_json(root / "out" / "patient.json")
+    told = read_json(root / "out" / "patient_answer.json")
     assert told["kind"] == "patient" and len(told["slices"]) == len(own)
     assert list(told["members"]) == ["ResNet34", "EfficientNetB0"] and told["heat_of"] == "ResNet34"
     assert told["of_such"][0] <= len(splits.test.subjects.unique())
@@ -140,7 +140,7 @@ def test_the_attacked_slices_do_turn_the_answer_around(root: Path) -> None:
 
 def test_a_phantom_needs_no_file(root: Path) -> None:
     assert _ask(root, "phantom", "--attack", "none") == 0
-    told = read_json(root / "out" / "phantom.json")
+    told = read_json(root / "out" / "phantom_answer.json")
     assert told["kind"] == "patient" and "A drawn phantom, not a brain." in told["notes"]
 
 
@@ -180,7 +180,7 @@ def test_attacked_slices_are_exported_and_judged_again(root: Path, capsys) -> No
     for place in range(0, len(splits.test), 4):
         _slice(splits, place, root / "scans" / f"case{place}.png")
     assert _ask(root, root / "scans", "--export", "png8", "png16", "nifti", "dicom") == 0
-    told = [read_json(path) for path in sorted((root / "out").glob("case*.json"))]
+    told = [read_json(path) for path in sorted((root / "out").glob("case*_answer.json"))]
     turned = [own for own in told if own.get("fragility", {}).get("radius")]
     assert turned and "Written to a file and read again: png8" in capsys.readouterr().out
     predictor = Predictor(Workspace.open(str(root)), root / "checkpoints" / "ResNet34")

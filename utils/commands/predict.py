@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from utils.commands.boundary import command
 from utils.core.paths import atomic_write, check_writable, write_json
 from utils.data.cases import Case, Reading, read_cases
-from utils.data.scans.standard import Stripping
+from utils.data.scans.standard import PoorScan, Stripping
 from utils.data.workspace import Workspace
 from utils.experiments.answer_records import NOT_CLINICAL, Answer
 from utils.experiments.prediction import Predictor, Seen, answer_case, exported
@@ -26,7 +27,7 @@ def main(
     /,
     *,
     out: Path,
-    model: str = "EfficientNetB0",
+    model: str = "ResNet34",
     root: Path | None = None,
     together: bool = False,
     fit: Literal["pad", "stretch"] = "pad",
@@ -40,8 +41,8 @@ def main(
 ) -> int:
     """Answer about a slice, a folder, a volume or a DICOM series, and say how far to believe it.
 
-    Each case leaves a PNG and a JSON in --out; several leave answers.csv and answers.png, too. What is unlike every
-    training slice gets no answer.
+    Each case leaves NAME_answer.png and NAME_answer.json in --out; several leave answers.csv and answers.png, too. What
+    is unlike every training slice gets no answer.
 
     Args:
         source: a picture, a NIfTI or Analyze volume, a DICOM file, a folder or archive of these, or the word phantom.
@@ -59,8 +60,10 @@ def main(
         seed: of the attack's random starts.
     """
     workspace = Workspace.open(str(root or ""))
-    check_writable(out / TABLE)
-    predictor = Predictor(workspace, checkpoint_folder(model if Path(model).is_dir() else workspace.checkpoint(model)))
+    _check_out(out, source)
+    if mask and not mask.is_file():
+        raise FileNotFoundError(f"the mask {mask} does not exist")
+    predictor = Predictor(workspace, _folder(workspace, model))
     reading = Reading(
         predictor.gate.shape,
         fit=fit,
@@ -70,11 +73,13 @@ def main(
     )
     found: list[tuple[Answer, Seen]] = []
     names: set[str] = set()
-    for case in read_cases(source, reading):
+    for case in _cases(source, reading, out):
         answer, seen = answer_case(predictor, case, attack=attack == "quick", force=force, seed=seed)
         stem = out / _file_name(case.name, names)
         if export:
             answer = exported(predictor, case, answer, seen, Path(f"{stem}_attacked"), export)
+            if seen.stack is None:
+                print(f"{answer.case}: nothing exported, for no attack turned its answer around")
         _write(stem, case, answer, seen, predictor.classes)
         found.append((answer, seen))
         print(f"{answer.case}: " + " ".join(told(answer)), flush=True)
@@ -87,17 +92,47 @@ def main(
 
 
 def _write(stem: Path, case: Case, answer: Answer, seen: Seen, classes: list[str]) -> None:
-    write_json(Path(f"{stem}.json"), answer.plain())
+    write_json(Path(f"{stem}_answer.json"), answer.plain())
     if case.pictures:
         save_figure(plot_steps(case.name, case.pictures, case.facts), Path(f"{stem}_steps.png"))
-    print(save_figure(plot_answer(answer, seen, classes), Path(f"{stem}.png")))
+    print(save_figure(plot_answer(answer, seen, classes), Path(f"{stem}_answer.png")))
+
+
+def _check_out(out: Path, source: str) -> None:
+    """Refuse a folder of answers that is none, or from which they would be read as scans the next time."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, and {out} is a file")
+    place = Path(source).expanduser()
+    if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+        raise ValueError(f"--out {out} lies inside the folder that is read; name one beside it")
+    check_writable(out / TABLE)
+
+
+def _folder(workspace: Workspace, model: str) -> Path:
+    if Path(model).is_dir():
+        return checkpoint_folder(model)
+    folder = checkpoint_folder(workspace.checkpoint(model))
+    if not folder.is_dir():
+        known = sorted(path.parent.name for path in folder.parent.glob("*/record.json"))
+        raise FileNotFoundError(f"there is no model {model}; there are {', '.join(known) or 'none'}")
+    return folder
+
+
+def _cases(source: str, reading: Reading, out: Path) -> Iterator[Case]:
+    """The cases; a single head that cannot be used leaves the pictures of its steps."""
+    try:
+        yield from read_cases(source, reading)
+    except PoorScan as error:
+        name = _file_name(Path(source).name, set())
+        path = save_figure(plot_steps(name, error.pictures, {}), out / f"{name}_steps.png")
+        raise ValueError(f"{error}: {path}") from error
 
 
 def _file_name(name: str, taken: set[str]) -> str:
     """A file name for a case, unlike those before it."""
     plain = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "case"
     unique, number = plain, 2
-    while unique in taken:
+    while unique.lower() in taken:  # some systems do not tell cases apart
         unique, number = f"{plain}_{number}", number + 1
-    taken.add(unique)
+    taken.add(unique.lower())
     return unique

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.scans.dicom import read_header, read_series, read_slice, series_in
 from utils.data.scans.standard import PoorScan, Stripping, standardise
 from utils.data.scans.volume import Volume, is_volume, read_volume
-from utils.data.subject_ids import UNKNOWN, find_ids
+from utils.data.subject_ids import UNKNOWN, find_ids, id_in
 
 PHANTOM = "phantom"
 FITS = ("pad", "stretch")
@@ -122,8 +123,8 @@ def _of_folder(folder: Path, reading: Reading) -> Iterator[Case]:
             places.setdefault(file.parent, []).append(file)
     for name, own in _patients(folder, pictures, reading).items():
         yield _caught(name, own, lambda own=own, name=name: _of_slices(own, name, reading, whole=len(own) > 1))
-    for file in volumes:
-        yield _caught(_name(folder, file), [file], lambda file=file: _one(file, reading))
+    for name, file in zip(_unlike(folder, volumes), volumes):
+        yield _caught(name, [file], lambda file=file: _one(file, reading))
     for place, own in places.items():
         name = _name(folder, place) if place != folder else folder.name
         yield from _series(name, own, reading)
@@ -153,7 +154,8 @@ def unreadable(name: str, files: Sequence[Path], error: Exception) -> Case:
     """A case of which nothing can be answered, and why."""
     empty = torch.zeros((0, 1, 1, 1), dtype=torch.uint8)
     pictures = error.pictures if isinstance(error, PoorScan) else {}
-    return Case(name, empty, [file.name for file in files], len(files) > 1, pictures=pictures, problem=str(error))
+    whole = len(files) > 1 or is_volume(files[0])
+    return Case(name, empty, [file.name for file in files], whole, pictures=pictures, problem=str(error))
 
 
 def _patients(folder: Path, pictures: list[Path], reading: Reading) -> dict[str, list[Path]]:
@@ -164,16 +166,29 @@ def _patients(folder: Path, pictures: list[Path], reading: Reading) -> dict[str,
         return {folder.name: pictures}
     paths = [file.relative_to(folder).as_posix() for file in pictures]
     named = find_ids(paths, [0] * len(paths))
+    names = _unlike(folder, pictures)
     if named is None or named.guessed:
-        return {_name(folder, file): [file] for file in pictures}
+        return {name: [file] for name, file in zip(names, pictures)}
+    people: dict[int, str] = {}
     found: dict[str, list[Path]] = {}
-    for file, subject in zip(pictures, named.subject.tolist()):
-        label = _name(folder, file) if subject == UNKNOWN else f"patient {subject + 1}"
+    for file, name, path, subject in zip(pictures, names, paths, named.subject.tolist()):
+        label = name if subject == UNKNOWN else people.setdefault(subject, id_in(path) or f"patient {subject + 1}")
         found.setdefault(label, []).append(file)
     return found
 
 
+def _unlike(folder: Path, files: Sequence[Path]) -> list[str]:
+    """Names of files, with their endings where two are alike but for these."""
+    names = [_name(folder, file) for file in files]
+    counts = Counter(name.lower() for name in names)
+    return [
+        file.relative_to(folder).as_posix() if counts[name.lower()] > 1 else name for name, file in zip(names, files)
+    ]
+
+
 def _of_slices(files: Sequence[Path], name: str, reading: Reading, *, whole: bool = False) -> Case:
+    if reading.stripping.mask:
+        raise ValueError(f"a mask marks the brain of a volume, and {files[0]} is a picture; leave --mask out")
     notes: list[str] = []
     slices = [_fitted(_picture(file, notes), reading, notes) for file in files]
     images = torch.from_numpy(np.stack(slices))[:, None]
@@ -235,7 +250,7 @@ def _phantom(reading: Reading) -> Case:
 
 def _name(folder: Path, place: Path) -> str:
     relative = place.relative_to(folder).as_posix()
-    return re.sub(r"\.(nii(\.gz)?|[A-Za-z]{2,4})$", "", relative)
+    return re.sub(r"\.(nii(\.gz)?|[a-z]{2,4})$", "", relative, flags=re.IGNORECASE)
 
 
 def _natural(path: Path) -> list[Any]:

@@ -101,6 +101,16 @@ def find_ids(
     return replace(_number(numbered, "numbers in the names, confirmed by pixels"), guessed=True)
 
 
+def id_in(path: str) -> str | None:
+    """The first id of ``PATTERNS`` in a path, as it is written there; None where there is none.
+
+    >>> id_in("scans/OAS1_0028_MR1_mpr-1_100.jpg"), id_in("brain.png")
+    ('OAS1_0028', None)
+    """
+    found = (re.search(rf"(?<![A-Za-z0-9])({text})(?![A-Za-z0-9])", path, re.IGNORECASE) for text in PATTERNS.values())
+    return next((match[1] for match in found if match), None)
+
+
 def _by_own_pattern(paths: list[str], pattern: str) -> NamedSubjects:
     try:
         own = re.compile(pattern)

@@ -7,6 +7,8 @@ from typing import Any
 from utils.core.parts import Part
 
 NOT_CLINICAL = "Research code: not for clinical use."
+#: Verdict on what could not be read; the others are the gate's.
+UNREADABLE = "unreadable"
 
 
 class FileAnswer(Part):
@@ -57,10 +59,11 @@ class Answer(Part):
         reason: why it is not accepted.
         answer: in words; None where refused.
         probability: of what is asked (of not being healthy, or of the answer itself), calibrated.
-        threshold: from which the answer is that it is so.
+        threshold: from which the answer is that it is so; ``slice_threshold`` the same for single slices.
         classes: class -> calibrated probability.
         of_such: answers like this one on test patients: [how many, how many of them were right].
         in_tenth: test cases whose probability lies in the same tenth: [how many, how many were not healthy].
+            None, like ``of_such``, where the image is refused.
         members: title -> that probability by each member of a vote.
         heat_outside: share of the Grad-CAM map outside the brain.
     """
@@ -78,6 +81,7 @@ class Answer(Part):
     question: str = ""
     probability: float | None = None
     threshold: float | None = None
+    slice_threshold: float | None = None
     classes: dict[str, float] = {}
     of_such: list[int] | None = None
     in_tenth: list[int] | None = None

@@ -8,7 +8,7 @@ how small a change of the pixels turns it around, and where the model looked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from utils.evaluation.calibration import BINS, Calibration, Decision, Outcomes, 
 from utils.evaluation.ensemble import Vote
 from utils.evaluation.fragility import ATTACK, RADII, attack_answer, smallest_turn
 from utils.evaluation.gate import ACCEPTED, REFUSED, Gate
-from utils.experiments.answer_records import Answer, FileAnswer, Fragility, SliceAnswer
+from utils.experiments.answer_records import UNREADABLE, Answer, FileAnswer, Fragility, SliceAnswer
 from utils.experiments.calibrate import weights_of
 from utils.experiments.records import load_vote
 from utils.grad_cam import grad_cam
@@ -39,6 +39,8 @@ from utils.training.record import VoteRecord
 
 #: Pixels that are brighter belong to the brain.
 _BRAIN = 10 / 255
+#: A temperature from which log-odds say next to nothing; a share that is most.
+_HARDLY_ORDERS, _MOSTLY = 10.0, 0.5
 
 
 @dataclass
@@ -128,7 +130,7 @@ def answer_case(
         "environment": environment_facts(),
     }
     if case.problem:
-        return Answer(**told, verdict="unreadable", reason=case.problem), Seen()
+        return Answer(**told, verdict=UNREADABLE, reason=case.problem), Seen()
     images = case.images.float() / 255
     told |= _gated(predictor.gate, images, case)
     seen = Seen(image=images[_middle(images), 0].numpy())
@@ -141,7 +143,25 @@ def answer_case(
         middle = images[_middle(images)][None].to(predictor.device)
         seen.heat = grad_cam(member, middle)[0]
         told |= {"heat_of": title, "heat_outside": _outside(seen.heat, middle[0, 0].cpu().numpy())}
+    told["notes"] += _warnings(told, predictor.outcomes(case))
+    if told["verdict"] == REFUSED:
+        # measured on slices that the gate lets in
+        told |= {"of_such": None, "in_tenth": None}
     return Answer(**told), seen
+
+
+def _warnings(told: Mapping[str, Any], known: Outcomes) -> list[str]:
+    """What makes an answer worth less than it looks."""
+    found = []
+    if told["verdict"] == REFUSED:
+        found.append("The gate refuses this image: nothing that was measured of answers holds for this one.")
+    if known.temperature >= _HARDLY_ORDERS:
+        found.append(
+            f"This model hardly tells {told['kind']}s apart: its probabilities all lie near the share of the ill."
+        )
+    if told.get("heat_outside", 0.0) > _MOSTLY:
+        found.append("Most of what weighed for the answer lies outside the brain.")
+    return found
 
 
 def attacked_at(
@@ -246,6 +266,7 @@ def _said(predictor: Predictor, known: Outcomes, logits: torch.Tensor, chances: 
     own = {
         "probability": _rounded(probability),
         "threshold": known.threshold,
+        "slice_threshold": predictor.calibration.slice.threshold,
         "classes": {name: _rounded(chance) for name, chance in zip(predictor.classes, chances[0])},
         "tested_on": predictor.calibration.source,
     }

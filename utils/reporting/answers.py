@@ -12,17 +12,21 @@ from matplotlib.figure import Figure
 
 from utils.core.radii import radius_label
 from utils.evaluation.gate import ACCEPTED, REFUSED
-from utils.experiments.answer_records import NOT_CLINICAL, Answer, FileAnswer
+from utils.experiments.answer_records import NOT_CLINICAL, UNREADABLE, Answer, FileAnswer
 from utils.experiments.prediction import Seen
 from utils.experiments.records import display_name
 from utils.reporting.style import COLOURS, axes_of, finish
 
 #: Letters of a line of the answer, which takes two of the four columns.
 _WIDTH = 84
+#: Fewer test cases in a tenth say nothing.
+_FEWEST = 5
 
 
 def plot_answer(answer: Answer, seen: Seen, classes: Sequence[str]) -> Figure:
     """A case on one page: slice, where the model looked, answer in words; the attack, its change, answers around it."""
+    if answer.answer is None:
+        return _plot_refusal(answer, seen)
     figure, axes = axes_of(2, 4, size=(13, 6.6), width_ratios=(1, 1.1, 1, 1))
     for ax in axes.flat:
         ax.axis("off")
@@ -39,26 +43,56 @@ def plot_answer(answer: Answer, seen: Seen, classes: Sequence[str]) -> Figure:
     return finish(figure, f"{answer.case}: what {answer.model} says", NOT_CLINICAL)
 
 
+def _plot_refusal(answer: Answer, seen: Seen) -> Figure:
+    """What was asked, and why it gets no answer."""
+    figure, axes = axes_of(1, 2, size=(9, 3.6), width_ratios=(1, 2))
+    for ax in axes.flat:
+        ax.axis("off")
+    if seen.image is not None:
+        _picture(axes[0, 0], seen.image, answer.kind)
+    _words(axes[0, 1], told(answer))
+    return finish(figure, f"{answer.case}: no answer by {answer.model}", NOT_CLINICAL)
+
+
 def told(answer: Answer) -> list[str]:
     """An answer in sentences."""
+    if answer.verdict == UNREADABLE:
+        return [f"Not readable: {answer.reason}.", "No answer.", *answer.notes]
     lines = [f"Gate: {answer.verdict}" + (f". {_sentence(answer.reason)}" if answer.reason else ".")]
     if answer.distance is not None and answer.limit is not None:
         lines.append(f"Distance to the nearest training slice {answer.distance:.2f}, refused above {answer.limit:.2f}.")
     if answer.answer is None:
         return [*lines, "No answer.", *answer.notes]
     asked = "its probability" if answer.question == "class" else f"probability of {answer.question}"
-    from_on = f", {answer.question} from {answer.threshold:.0%}" if answer.threshold is not None else ""
-    lines.append(f"Answer: {answer.answer} ({asked} {answer.probability:.0%}{from_on}).")
-    if answer.of_such and answer.of_such[0]:
-        n, right = answer.of_such
-        lines.append(f"Of {n} test {answer.kind}s answered like this, {right} were right ({answer.tested_on}).")
-    if answer.in_tenth and answer.in_tenth[0]:
-        n, ill = answer.in_tenth
-        lines.append(f"Of {n} test {answer.kind}s with a probability like this, {ill} had {answer.question}.")
-    lines.append(_fragile(answer))
+    from_on = f", {answer.question} from {answer.threshold:.1%} on" if answer.threshold is not None else ""
+    lines.append(f"Answer: {answer.answer} ({asked} {answer.probability:.1%}{from_on}).")
+    lines += _how_such_turned_out(answer)
+    if answer.verdict != REFUSED:
+        lines.append(_fragile(answer))
     if answer.fragility and answer.fragility.files:
         lines.append("Written to a file and read again: " + ", ".join(_filed(answer.fragility.files)) + ".")
     return [*filter(None, lines), *answer.notes]
+
+
+def _how_such_turned_out(answer: Answer) -> list[str]:
+    from scipy.stats import binomtest
+
+    lines = []
+    if answer.of_such and answer.of_such[0]:
+        n, right = answer.of_such
+        low, high = binomtest(right, n).proportion_ci(method="wilson")
+        lines.append(
+            f"Of {n} test {answer.kind}s with this answer {right} were right ({right / n:.0%}, 95 % interval {low:.0%} "
+            f"to {high:.0%}; {answer.tested_on})."
+        )
+    if answer.in_tenth and answer.in_tenth[0] >= _FEWEST and answer.probability is not None:
+        n, ill = answer.in_tenth
+        tenth = min(int(10 * answer.probability), 9)
+        lines.append(
+            f"Of {n} test {answer.kind}s with a probability of {10 * tenth} to {10 * tenth + 10} %, {ill} had "
+            f"{answer.question}."
+        )
+    return lines
 
 
 def answers_table(answers: Sequence[Answer]) -> pd.DataFrame:
@@ -68,13 +102,15 @@ def answers_table(answers: Sequence[Answer]) -> pd.DataFrame:
 
 def _row(answer: Answer) -> dict[str, object]:
     return {
-        "case": answer.case,
+        # a table program takes what begins so for a formula
+        "case": f"'{answer.case}" if answer.case[:1] in "=+-@" else answer.case,
         "verdict": answer.verdict,
         "answer": answer.answer or "",
         "question": answer.question,
         "probability": answer.probability,
         "threshold": answer.threshold,
         "turned_around_by": answer.fragility.shown if answer.fragility else "",
+        "heat_outside_brain": answer.heat_outside,
         "slices": len(answer.slices),
         "reason": answer.reason,
         "notes": " ".join(answer.notes),
@@ -99,13 +135,13 @@ def plot_sheet(answers: Sequence[tuple[Answer, Seen]], *, columns: int = 6, most
     for ax in axes.flat:
         ax.axis("off")
     for ax, (answer, seen) in zip(axes.flat, shown):
-        # a white square where there is nothing to show
-        ax.imshow(np.ones((2, 2)) if seen.image is None else seen.image, cmap="gray", vmin=0, vmax=1)
+        # a grey square where there is nothing to show
+        ax.imshow(np.full((2, 2), 0.8) if seen.image is None else seen.image, cmap="gray", vmin=0, vmax=1)
         said = answer.verdict if answer.answer is None else _in_brief(answer)
         colour = COLOURS[0] if answer.verdict == ACCEPTED else COLOURS[1]
         ax.set_title(f"{_short(answer.case, 22)}\n{said}", fontsize=9, color=colour)
     left = f"the first {most} of {len(answers)} cases" if len(answers) > most else f"{len(answers)} cases"
-    return finish(figure, f"{left}; orange where the gate doubts or refuses", NOT_CLINICAL)
+    return finish(figure, f"{left}; orange where the gate doubts or refuses, or a file is not readable", NOT_CLINICAL)
 
 
 def _picture(ax: Axes, image: np.ndarray, title: str) -> None:
@@ -163,11 +199,11 @@ def _around(ax: Axes, answer: Answer) -> None:
         chances = [100 * (own.probability or 0) for own in answer.slices]
         colours = [COLOURS[1] if own.verdict == REFUSED else COLOURS[0] for own in answer.slices]
         ax.scatter(range(len(chances)), chances, c=colours, s=18)
-        ax.set(
-            ylim=(0, 100),
-            xlabel="slice, from the lowest to the highest",
-            ylabel=f"probability of {answer.question} (%)",
-        )
+        ax.set(ylim=(0, 100), xlabel="slice, from the lowest to the highest")
+        ax.set_ylabel(f"{answer.question} by single slice (%)")
+        if answer.slice_threshold is not None:
+            ax.axhline(100 * answer.slice_threshold, color="grey", linestyle="--", linewidth=1)
+            ax.set_title("dashed: threshold of single slices", fontsize=9)
     if ax.axison and answer.threshold is not None and answer.members:
         ax.axvline(100 * answer.threshold, color="grey", linestyle="--", linewidth=1)
 

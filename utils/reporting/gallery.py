@@ -12,6 +12,8 @@ from utils.experiments.records import display_name, known_titles
 CAPTIONS = {
     "hero": "One slice of a patient that no model has seen, its perturbation, and what two models say of it.",
     "leak_audit": "What a nearest neighbour scores on the usual split and on a split by patient.",
+    "ch2_answer": "What a model says of Colin27, a whole head, and how little turns it around.",
+    "ch2_steps": "Colin27 from the scan to the template, step by step.",
     "contact_sheet": "Slices of one patient of each class.",
     "attacks": "Robust accuracy of all models, by attack.",
     "worst_case_all": "Worst case over all attacks, of all models.",

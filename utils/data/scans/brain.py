@@ -75,7 +75,7 @@ def brain_ml(head: Volume, brain: np.ndarray) -> float:
     if not SMALLEST_ML <= size <= LARGEST_ML:
         raise ValueError(
             f"the brain in {head.name} would have {size:,.0f} ml, not {SMALLEST_ML:,.0f} to {LARGEST_ML:,.0f}: the "
-            "skull was not taken off well, part of the head is missing, or the header's voxel size is wrong. Give a "
-            "mask with --mask, or a stripped volume with --stripped"
+            "skull was not taken off well, the mask is none, part of the head is missing, or the header's voxel size "
+            "is wrong. --mask and --stripped take a brain that was found otherwise"
         )
     return size
