@@ -46,7 +46,7 @@ def foreign_sets(test: ImageSet, head: Volume, brain: Volume, seed: int) -> dict
     own = test.pixels(torch.randperm(len(test), generator=draws)[:MANY])
 
     def turned(degrees: float) -> torch.Tensor:
-        return transforms.rotate(own, degrees, interpolation=transforms.InterpolationMode.BILINEAR)
+        return transforms.rotate(own, degrees, interpolation=transforms.InterpolationMode.BILINEAR).clamp(0, 1)
 
     return {
         "uniform noise": torch.rand(MANY, 1, *side, generator=draws),
@@ -93,7 +93,7 @@ def _cut(volume: Volume, axis: int, places: Sequence[int]) -> torch.Tensor:
 def _square(values: np.ndarray, side: int = 128) -> torch.Tensor:
     picture = torch.from_numpy(np.ascontiguousarray(values)).float()[None, None]
     picture = (picture - picture.min()) / (picture.max() - picture.min()).clamp(min=1e-6)
-    return F.interpolate(picture, (side, side), mode="bilinear", antialias=True)[0]
+    return F.interpolate(picture, (side, side), mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
 def measure_gate(splits: DataSplits, sets: dict[str, torch.Tensor], models: Sequence[str]) -> dict[str, Any]:

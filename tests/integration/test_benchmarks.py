@@ -11,7 +11,15 @@ import pytest
 import torch
 from conftest import small_model
 
-from benchmarks import attack_speed, attention_speed, near_training, patient_signal, training_speed, whole_processes
+from benchmarks import (
+    attack_speed,
+    attention_speed,
+    near_training,
+    patient_signal,
+    scans,
+    training_speed,
+    whole_processes,
+)
 from benchmarks.measure import gpu_use, sampled, take_turns
 from models.def_models import build_model
 from utils.core.paths import read_json
@@ -19,9 +27,17 @@ from utils.core.precision import emulates_bf16
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.raw_images import RawImages
+from utils.data.scans.volume import Volume
 from utils.data.sets import DataSplits
 from utils.evaluation.leak_audit import highest_correlations
-from utils.reporting.benchmark_tables import attack_speed_table, attention_speed_table, near_training_table
+from utils.reporting.benchmark_tables import (
+    attack_speed_table,
+    attention_speed_table,
+    gate_table,
+    heads_table,
+    near_training_table,
+)
+from utils.reporting.style import save_figure
 from utils.training.checkpoints import save_checkpoint
 from utils.training.objectives import Adversarial
 from utils.training.record import parse_record
@@ -213,3 +229,23 @@ def test_resemblance_needs_trained_models(root: Path, tmp_path: Path, capsys: py
     assert "no trained model" in capsys.readouterr().err
     assert near_training.main([*arguments, "--root", str(root)]) == 1
     assert "holds no attack" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_gate_is_measured_on_foreign_images(splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scans, "MANY", 12)
+    ball = np.linalg.norm(np.indices((181, 217, 181)).T - [90, 108, 90], axis=3).T
+    head = Volume("head", (ball < 80) * (200 - ball.astype(np.float32)), np.eye(4))
+    sets = scans.foreign_sets(splits.test, head, head, seed=0)
+    assert {len(images) for name, images in sets.items() if name not in ("whole head", "black")} >= {12}
+    assert all(
+        images.shape[1:] == (1, 128, 128) and images.min() >= 0 and images.max() <= 1 for images in sets.values()
+    )
+    found = scans.measure_gate(splits, sets, [])
+    assert found["auroc"]["gate"]["uniform noise"] == found["refused"]["uniform noise"] == 1
+    assert found["auroc"]["gate"]["inverted"] > 0.97 and found["test"]["patients_refused"] <= 0.2
+    save_figure(scans.gate_figure(found, "phantoms"), tmp_path / "gate.png")
+    heads = {"levels": {"one": [0.9, 0.95]}, "fit": {}, "agreement": [0.97]}
+    record = {"gate": found, "heads": heads | {"wrong_turns": [{"correlation": 0.8, "overlap": 0.7}]}}
+    record |= {"volumes": ["a.nii", "b.nii"], "data": splits.info}
+    assert "| uniform noise | 12 | 100.0 % | 1.000 |" in gate_table(record)
+    assert "| one | 0.900 to 0.950 | - | - |" in heads_table(record) and "at most 0.800" in heads_table(record)
