@@ -239,7 +239,7 @@ def _folds(command: str) -> Callable[[Path], None]:
 
 def _combine(folder: Path) -> None:
     """Its parser takes it; tests/integration/test_by_patient.py runs it, smaller."""
-    assert combine.main.parse(_arguments(COMBINE))["members"] == ("efficientnet_imagenet_128px",)
+    assert combine.main.parse(_arguments(COMBINE))["members"] == ("efficientnet_imagenet_64px",)
 
 
 def _benchmark(command: str) -> Callable[[Path], None]:
@@ -361,7 +361,7 @@ SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
 #: Read from the README itself: what matters is that whatever stands there is understood.
 BENCHMARKS = [command for command in COMMANDS if command.startswith("python -m benchmarks.")]
 COMPARES = [command for command in COMMANDS if command.startswith("python -m utils recipes ")]
-COMBINE = "python -m utils combine --members efficientnet_imagenet_128px --out runs/combined"
+COMBINE = "python -m utils combine --members efficientnet_imagenet_64px --validation-share 0.15 --out runs/combined"
 FOLDS = [command for command in COMMANDS if command.startswith("python -m utils folds ")]
 RESULTS = [command for command in COMMANDS if re.match(r"python -m utils reproduce .*--(skip|only)-results", command)]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
