@@ -439,7 +439,9 @@ def test_quick_run_makes_every_figure_and_record(quick: Path) -> None:
     assert {path.stem for path in (quick / "assets" / "Robustness").glob("*.png")} == {"worst_case_all", "attacks"}
     assert {path.stem for path in (quick / "assets" / "Dataset").glob("*.png")} == {"contact_sheet", "leak_audit"}
     assert (quick / "assets" / "DINOv2" / "optuna_history.png").is_file()
-    assert {path.stem for path in (quick / "notebooks").glob("*.ipynb")} == {path.stem for path in COMMITTED}
+    # predict.ipynb asks about a scan of one's own, and is no part of a reproduction
+    run = {path.stem for path in COMMITTED} - {"predict"}
+    assert {path.stem for path in (quick / "notebooks").glob("*.ipynb")} == run
     for path in sorted((quick / "notebooks").glob("*.ipynb")):
         assert "widgets" not in nbformat.read(path, as_version=4).metadata
 
