@@ -178,6 +178,20 @@ def _upload(page, explorer, scan: Path, *words: str) -> None:
     _wait_until(lambda: all(word in explorer.inner_text() for word in words), explorer.inner_text, 120)
 
 
+def _drag(page, explorer, before: str, pixels: int) -> None:
+    """Move the first slider to the right, and wait until the picture is another one."""
+    handle = explorer.locator(".noUi-handle").first
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + pixels, middle[1], steps=8)
+    page.mouse.up()
+    said = "the picture did not change after the slider was moved"
+    _wait_until(lambda: explorer.locator("img").first.get_attribute("src") != before, lambda: said, 60)
+
+
 def test_voila_shows_the_notebook_as_a_page_that_answers(playwright_page, tmp_path: Path) -> None:
     _draw_scans(tmp_path)
     with socket.socket() as probe:
@@ -219,16 +233,7 @@ def test_a_scan_is_uploaded_answered_attacked_and_noise_refused(playwright_page,
     picture.wait_for(timeout=60_000)
     before = picture.get_attribute("src")
     explorer.screenshot(path=tmp_path / "answer.png")
-    handle = explorer.locator(".noUi-handle").first
-    handle.scroll_into_view_if_needed()
-    box = handle.bounding_box()
-    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.move(*middle)
-    page.mouse.down()
-    page.mouse.move(middle[0] + 120, middle[1], steps=8)
-    page.mouse.up()
-    said = "the picture did not change after the slider was moved"
-    _wait_until(lambda: explorer.locator("img").first.get_attribute("src") != before, lambda: said, 120)
+    _drag(page, explorer, before, 120)
     _upload(page, explorer, tmp_path / "noise.png", "noise:", "Gate: refused", "No answer.")
     assert not page.evaluate(PROGRESS)["errors"]
 
@@ -244,13 +249,6 @@ def test_the_slider_changes_the_picture(playwright_page, server: str, attack_not
     picture.wait_for(timeout=60_000)
     picture.scroll_into_view_if_needed()
     before, shot = picture.get_attribute("src"), explorer.screenshot(path=tmp_path / "before.png")
-    box = explorer.locator(".noUi-handle").first.bounding_box()
-    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.move(*middle)
-    page.mouse.down()
-    page.mouse.move(middle[0] + 80, middle[1], steps=8)
-    page.mouse.up()
-    said = "the picture did not change after the slider was moved"
-    _wait_until(lambda: picture.get_attribute("src") != before, lambda: said, 60)
+    _drag(page, explorer, before, 80)
     assert explorer.screenshot(path=tmp_path / "after.png") != shot
     assert not page.evaluate(PROGRESS)["errors"]

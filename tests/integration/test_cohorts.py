@@ -108,6 +108,7 @@ def test_a_scan_that_cannot_be_used_is_left_out_by_name(tmp_path: Path, cut_quic
             "'AD' for 2 people, which --label-map",
         ),
         ("stage", ["--label-column", "stage", "--label-map", "CN"], "--label-map needs value=class"),
+        ("diagnosis", ["--label-map", "CN=../out", "AD=AD"], "has the label '../out', which can be no folder's name"),
         ("diagnosis", ["--modality", "T2"], "_T2w.nii.gz of a person whose class"),
         ("diagnosis", ["--plane", "oblique"], "plane must be one of axial"),
         ("diagnosis", ["--slices", "0"], "at least one slice"),

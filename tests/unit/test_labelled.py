@@ -52,9 +52,12 @@ def test_patients_of_the_table_are_kept(tmp_path: Path) -> None:
     ("table", "message"),
     [
         ("image,label\na.png,CN\nz.png,AD\n", "labels.csv, line 3: the image z.png is not there"),
-        ("image,label\na.png,CN\na.png,AD\n", "line 3: a.png is in the classes CN and AD"),
-        ("image,label\na.png,CN\nb.png,\n", "line 3: '' is no class"),
-        ("image,label\na.png,CN\nb.png,../x\n", "line 3: '../x' is no class"),
+        ("image,label\na.png,CN\na.png,AD\n", "line 3: a.png is of CN"),
+        ("image,label\na.png,CN\nb.png,\n", "line 3: has the label ''"),
+        ("image,label\na.png,CN\nb.png,../x\n", "line 3: has the label '../x'"),
+        ("image,label\na.png,CN\n../out.png,AD\n", "line 3: the image ../out.png lies outside"),
+        ("image,label\na.png,CN\n/etc/x.png,AD\n", "line 3: the image /etc/x.png lies outside"),
+        ("image,label,subject\na.png,CN,p1\nb.png,AD,\n", "line 3: b.png has no patient"),
         ("image,label\na.png,CN\ntwice.png,AD\n", "line 3: the image twice.png could be"),
         ("image,label\na.png,CN\nb.png,CN\n", "names one class only"),
     ],
@@ -66,6 +69,13 @@ def test_a_table_that_does_not_fit_is_refused_by_line(table: str, message: str, 
     with pytest.raises(ValueError, match=message) as raised:
         load_source(source)
     assert str(tmp_path) in str(raised.value)
+
+
+def test_patients_are_kept_whatever_the_columns_and_the_separator_are(tmp_path: Path) -> None:
+    table = "image_id\tdx\tptid\n" + "".join(f"{k}\t{('CN', 'AD')[k % 2]}\t{k // 2 or -1}\n" for k in range(6))
+    raw = load_source(_write(tmp_path / "d", table, *(f"images/{k}.png" for k in range(6)), name="all.tsv"))
+    told = {path.split("/")[-1]: int(who) for path, who in zip(raw.paths, raw.subjects)}
+    assert told["0.png"] == told["1.png"] == -1 and told["2.png"] == told["3.png"] != told["4.png"] == told["5.png"]
 
 
 def test_two_tables_are_one_too_many_and_class_folders_need_none(tmp_path: Path) -> None:

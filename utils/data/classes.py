@@ -41,6 +41,20 @@ def canonical_class(folder_name: str) -> str:
     return known.get(_class_key(folder_name), folder_name)
 
 
+def check_class_name(name: str, where: str) -> str:
+    """A class name out of a table, which becomes the name of a folder.
+
+    Args:
+        where: file and place, for the message.
+
+    Raises:
+        ValueError: it is empty, hidden, or would lead out of that folder.
+    """
+    if not name.strip() or name[0] in "._" or set(name) & set("/\\\0"):
+        raise ValueError(f"{where} has the label {name!r}, which can be no folder's name")
+    return name
+
+
 def healthy_class(classes: Sequence[str]) -> str | None:
     """The one class that means no dementia, such as Non, CN, NC, Normal or Control; None where none or several do.
 

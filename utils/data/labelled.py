@@ -12,12 +12,13 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
+from utils.data.classes import check_class_name
 from utils.data.folders import files_in, folders_in, is_image
+from utils.data.subject_ids import PATH_COLUMNS, SUBJECT_COLUMNS
 
 _ENDINGS = (".csv", ".tsv")
-_PATHS = ("path", "image", "file", "filename", "image_path", "filepath", "image_id", "id")
+_PATHS = (*PATH_COLUMNS, "filepath", "image_id", "id")
 _LABELS = ("label", "class", "diagnosis", "dx", "group", "target")
-_SUBJECTS = ("subject", "patient", "subject_id", "patient_id", "participant_id", "ptid")
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,14 @@ def find_table(place: Path) -> LabelledTable | None:
 
 
 @contextmanager
-def as_class_folders(table: LabelledTable) -> Iterator[Path]:
-    """A folder with a folder a class of links to the table's images; what follows the class is the image's own path.
+def as_class_folders(table: LabelledTable) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A folder with a folder a class of links to the table's images, and the patient of each path in it.
+
+    What follows the class in a path is the image's own path. Where the table names no patients, none is told.
 
     Raises:
-        ValueError: an image that is not there or could be several, one without a class, or with two.
+        ValueError: an image that is not there, lies elsewhere or could be several, one without a class or a patient, or
+            with two.
     """
     if table.rows["label"].nunique() < 2:
         raise ValueError(f"{table.file} names one class only; a classifier needs two")
@@ -61,21 +65,23 @@ def as_class_folders(table: LabelledTable) -> Iterator[Path]:
     for file in files_in(table.root):
         if is_image(file):
             by_name[file.name].append(file)
+    named = "subject" in table.rows
     with TemporaryDirectory(prefix="mri_") as target:
-        seen: dict[Path, str] = {}
-        for number, (path, label) in enumerate(zip(table.rows["path"], table.rows["label"]), start=2):
-            image = _image(table, path, by_name, number)
-            if not label or set(label) & set("/\\\0") or label[0] in "._":
-                raise ValueError(f"{table.file}, line {number}: {label!r} is no class")
-            if seen.setdefault(image, label) != label:
-                raise ValueError(f"{table.file}, line {number}: {path} is in the classes {seen[image]} and {label}")
-            _link(image, Path(target) / label / image.relative_to(table.root))
-        yield Path(target)
-
-
-def subjects_of(table: LabelledTable) -> bool:
-    """Whether the table names patients, too."""
-    return "subject" in table.rows
+        seen: dict[Path, tuple[str, str]] = {}
+        people: dict[str, str] = {}
+        for number, row in enumerate(table.rows.to_dict("records"), start=2):
+            where = f"{table.file}, line {number}:"
+            image = _image(table, row["path"], by_name, where)
+            label, subject = check_class_name(row["label"], where), row.get("subject", "")
+            if named and not subject:
+                raise ValueError(f"{where} {row['path']} has no patient; write -1 for an image of nobody")
+            if (other := seen.setdefault(image, (label, subject))) != (label, subject):
+                raise ValueError(f"{where} {row['path']} is of {' '.join(other)} and of {' '.join((label, subject))}")
+            place = Path(label) / image.relative_to(table.root)
+            _link(image, Path(target) / place)
+            if named:
+                people[place.as_posix()] = subject
+        yield Path(target), people
 
 
 def _read(file: Path, root: Path) -> LabelledTable | None:
@@ -86,7 +92,7 @@ def _read(file: Path, root: Path) -> LabelledTable | None:
     names = {str(column).strip().lower(): column for column in table.columns}
     columns = {
         key: next((names[name] for name in known if name in names), None)
-        for key, known in (("path", _PATHS), ("label", _LABELS), ("subject", _SUBJECTS))
+        for key, known in (("path", _PATHS), ("label", _LABELS), ("subject", SUBJECT_COLUMNS))
     }
     if columns["path"] is None or columns["label"] is None:
         return None
@@ -96,8 +102,10 @@ def _read(file: Path, root: Path) -> LabelledTable | None:
     return LabelledTable(file, root, rows)
 
 
-def _image(table: LabelledTable, path: str, by_name: dict[str, list[Path]], number: int) -> Path:
+def _image(table: LabelledTable, path: str, by_name: dict[str, list[Path]], where: str) -> Path:
     """The image that a row means: its path from the root, or the one file that ends so, with or without an ending."""
+    if Path(path).is_absolute() or ".." in path.split("/"):
+        raise ValueError(f"{where} the image {path} lies outside {table.root}; name it from there")
     whole = table.root / path
     if whole.is_file() and is_image(whole):
         return whole
@@ -106,7 +114,7 @@ def _image(table: LabelledTable, path: str, by_name: dict[str, list[Path]], numb
     fitting = [file for file in candidates if f"/{path}" in (file.as_posix()[-len(path) - 1 :], _bare(file, path))]
     if len(fitting) != 1:
         told = "is not there" if not fitting else f"could be {fitting[0]} or {fitting[1]}"
-        raise ValueError(f"{table.file}, line {number}: the image {path} {told}")
+        raise ValueError(f"{where} the image {path} {told}")
     return fitting[0]
 
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +23,11 @@ from utils.data.archives import (
 from utils.data.classes import CLASSES, canonical_class, chosen_order, class_order, severity
 from utils.data.decode import SMALLEST_SIDE, decode_all
 from utils.data.folders import files_in, folders_in, is_image
-from utils.data.labelled import LabelledTable, as_class_folders, find_table, subjects_of
+from utils.data.labelled import LabelledTable, as_class_folders, find_table
 from utils.data.raw_images import RawImages
 from utils.data.scans.cohort import Cohort, ScanOptions, find_cohort
 from utils.data.scans.cutting import cut_cohort
-from utils.data.subject_ids import read_subjects_csv
+from utils.data.subject_ids import numbered
 from utils.data.tables import class_folders
 
 _SPLIT_FOLDERS = {
@@ -100,7 +100,8 @@ def load_source(
     with as_folder(source) as (place, ignored), class_folders(place) as own, ExitStack() as stack:
         table = find_table(own)
         if table:
-            return _of_table(table, stack.enter_context(as_class_folders(table)), source, size=size, classes=classes)
+            folder, people = stack.enter_context(as_class_folders(table))
+            return _of_table(table, folder, people, _source_name(source), size=size, classes=classes)
         cohort = find_cohort(own, scans or ScanOptions()) if own.is_dir() else None
         if cohort:
             kept = scans_folder or Path(stack.enter_context(TemporaryDirectory()))
@@ -116,15 +117,21 @@ def load_source(
 
 
 def _of_table(
-    table: LabelledTable, folder: Path, source: str | Path, *, size: int | None, classes: Sequence[str] | None
+    table: LabelledTable,
+    folder: Path,
+    people: Mapping[str, str],
+    name: str,
+    *,
+    size: int | None,
+    classes: Sequence[str] | None,
 ) -> RawImages:
     """The images of a table, with their patients where it names them."""
     try:
-        raw = _load_folder(folder, name=_source_name(source), size=size, classes=classes)
+        raw = _load_folder(folder, name=name, size=size, classes=classes)
     except ValueError as error:
         raise ValueError(str(error).replace(str(folder), str(table.root))) from error
-    if subjects_of(table):
-        raw.subjects = read_subjects_csv(table.file, raw.paths)
+    if people:
+        raw.subjects = numbered([people[path] for path in raw.paths])
     raw.notes.append(f"The classes stand in the table {table.file.name}.")
     return raw
 
@@ -142,8 +149,7 @@ def _of_heads(
     folder, notes = cut_cohort(cohort, options, kept)
     raw = _load_folder(folder, name=name, size=size, classes=classes)
     # CLASS/PATIENT/SCAN_NN.png
-    patients = np.array([path.split("/")[1] for path in raw.paths])
-    raw.subjects = np.unique(patients, return_inverse=True)[1].astype(np.int64)
+    raw.subjects = numbered([path.split("/")[1] for path in raw.paths])
     raw.notes = [*notes, *raw.notes]
     raw.info["scans"] = {"modality": options.modality, "plane": options.plane, "slices": options.slices}
     return raw

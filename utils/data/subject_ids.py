@@ -42,8 +42,9 @@ _FEWEST_FOLDERS = 4
 #: Share of patients that may have changed their class between visits.
 _CONVERTED_SHARE = 0.2
 
-_PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
-_SUBJECT_COLUMNS = ("subject", "patient", "subject_id", "patient_id", "participant_id", "ptid")
+#: Names of columns of images and of patients, the first that is there counts.
+PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
+SUBJECT_COLUMNS = ("subject", "patient", "subject_id", "patient_id", "participant_id", "ptid")
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,13 @@ def read_subjects_csv(path: str | Path, image_paths: Sequence[str]) -> np.ndarra
     missing = [image for image, row in zip(image_paths, found) if row is None or not rows[row]]
     if missing:
         raise ValueError(f"{path} names no patient for {len(missing)} images, for example {missing[0]}")
-    subjects = np.array([rows[row] for row in found])
-    return np.where(subjects == str(UNKNOWN), UNKNOWN, np.unique(subjects, return_inverse=True)[1])
+    return numbered([rows[row] for row in found])
+
+
+def numbered(names: Sequence[str]) -> np.ndarray:
+    """Patients as numbers, int64, in the order of their names; -1 means nobody."""
+    subjects = np.array(names)
+    return np.where(subjects == str(UNKNOWN), UNKNOWN, np.unique(subjects, return_inverse=True)[1]).astype(np.int64)
 
 
 def _read_table(path: str | Path) -> pd.DataFrame:
@@ -216,7 +222,7 @@ def _read_table(path: str | Path) -> pd.DataFrame:
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a readable CSV ({error})") from error
     names = {str(column).strip().lower(): column for column in table.columns}
-    chosen = [next((names[n] for n in known if n in names), None) for known in (_PATH_COLUMNS, _SUBJECT_COLUMNS)]
+    chosen = [next((names[n] for n in known if n in names), None) for known in (PATH_COLUMNS, SUBJECT_COLUMNS)]
     if None in chosen:
         raise ValueError(f"{path} needs the columns path and subject, it has {list(table.columns)}")
     table = table[chosen].set_axis(["path", "subject"], axis=1).map(str.strip)

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from utils.data.archives import LARGEST_BYTES, PARQUET
+from utils.data.classes import check_class_name
 from utils.data.decode import IMAGE_SUFFIXES
 from utils.data.extras import need
 
@@ -92,10 +93,7 @@ def _write_images(table: Path, folder: Path, left: int) -> int:
 def _class_name(table: Path, names: list[str], value: Any) -> str:
     if names and isinstance(value, int) and not 0 <= value < len(names):
         raise ValueError(f"{table} has the label {value}, and tells the names of 0 to {len(names) - 1} only")
-    name = names[value] if names and isinstance(value, int) else str(value)
-    if not name.strip() or name[0] in "._" or set(name) & set("/\\\0"):
-        raise ValueError(f"{table} has the label {name!r}, which can be no folder's name")
-    return name
+    return check_class_name(names[value] if names and isinstance(value, int) else str(value), str(table))
 
 
 def _columns(table: Path, file: Any) -> tuple[str, str]:

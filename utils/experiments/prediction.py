@@ -288,7 +288,8 @@ def _decision(predictor: Predictor, known: Outcomes, model: nn.Module | None = N
     inner = model or nn.Identity()
     if predictor.healthy is None or known.threshold is None:
         return inner
-    return Decision(inner, predictor.healthy, known.cut)
+    decision = Decision(inner, predictor.healthy, known.cut)
+    return decision.to(predictor.device) if model else decision
 
 
 def _by_slice(predictor: Predictor, images: torch.Tensor, slices: list[SliceAnswer]) -> list[SliceAnswer]:
@@ -309,7 +310,7 @@ def _fragility(
     predictor: Predictor, known: Outcomes, stacks: torch.Tensor, seed: int
 ) -> tuple[Fragility, torch.Tensor | None]:
     """How small an attack turned the answer around, and the attacked slices, 1 x S x H x W."""
-    model = _decision(predictor, known, MeanOfSlices(predictor.model)).to(predictor.device)
+    model = _decision(predictor, known, MeanOfSlices(predictor.model))
     eps, attacked = smallest_turn(model, stacks, seed=seed)
     title, tried = ATTACK.title, RADII[-1]
     if eps is None or attacked is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from utils.data.classes import check_class_name
 from utils.data.folders import files_in, folders_in, is_dicom, is_image
 from utils.data.scans.standard import Cut, Stripping
 from utils.data.scans.volume import is_volume
@@ -231,7 +232,7 @@ def _labels(path: Path, people: pd.DataFrame, key: str, options: ScanOptions) ->
     if twice:
         raise ValueError(f"{path} gives {twice[0]} two values of {column}; keep one row a person")
     chosen = {who: str(names.get(value, value)) for who, value in values.items()}
-    return {who: name for who, name in chosen.items() if name != _NOBODY}
+    return {who: check_class_name(name, str(path)) for who, name in chosen.items() if name != _NOBODY}
 
 
 def _plain(value: str) -> str:
