@@ -130,3 +130,41 @@ def test_an_l2_evaluation_in_python_takes_lengths(toy_nets, toy_test) -> None:
     few = toy_test.balanced_subset(8)
     found = evaluate_robustness(toy_nets["plain"], few, suite="smoke", threat=Threat("l2"), panel_images=4, queries=5)
     assert found.curve.epsilons == list(GRIDS["l2"]) and found.panel.eps == 1.0
+
+
+ONE = ["--max-images", "8", "--batch-size", "8", "--steps", "3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "title"),
+    [
+        ("ifgsm_t", ["2/255", "--option", "target=healthy"], "I-FGSM-3 to class 0"),
+        ("region", ["2/255", "--option", "part=ventricles"], "PGD-3 in the ventricles"),
+        ("MIFGSM", ["2/255", "--option", "decay=0.5"], "MIFGSM-3 of torchattacks"),
+        ("OnePixel", ["2", "--norm", "l0", "--option", "popsize=4"], "OnePixel-3 of torchattacks"),
+    ],
+)
+def test_one_attack_by_name(root: Path, name: str, more: list[str], title: str) -> None:
+    assert main(["--model", "ResNet34", "--root", str(root), *ONE, "--attack", name, "--epsilons", *more]) == 0
+    norm = "_l0" if "l0" in more else ""
+    record = json.loads((root / "checkpoints" / "ResNet34" / f"robustness_{name}{norm}_n8.json").read_text("utf-8"))
+    assert record["suite"] == name and record["curve"]["title"] == title and record["panel"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--attack", "ifgsm_t"], "takes the option target"),
+        (["--attack", "ifgsm_t", "--option", "target=worst"], "a target must be one of likeliest"),
+        (["--attack", "region", "--option", "part=skull"], "one of brain, background, ventricles, rim"),
+        (["--attack", "OnePixel"], "an attack in L0, not in L-inf"),
+        (["--attack", "Nothing"], "attack must be one of"),
+        (["--attack", "CW", "--norm", "l2", "--option", "c"], "must be NAME=VALUE"),
+        (["--option", "target=healthy"], "name it with --attack"),
+        (["--norm", "l0"], "is an attack in L-inf or L2, not in L0"),
+        (["--attack", "ifgsm", "--steps", "0"], "--steps must be a whole number"),
+    ],
+)
+def test_a_bad_attack_is_refused_before_any_work(root: Path, more: list[str], said: str, capsys) -> None:
+    assert main(["--model", "ResNet34", "--root", str(root), "--max-images", "4", *more]) == 1
+    assert said in capsys.readouterr().err

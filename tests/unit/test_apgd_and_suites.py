@@ -10,7 +10,8 @@ from torch import nn
 from tests.toy import EPS, toy_images, train_toy
 from utils.attacks.apgd import apgd, apgd_targeted, checkpoints, targeted_dlr
 from utils.attacks.attack import Attack
-from utils.attacks.gradient import distance, fgsm, negative_score, pgd, project, random_point, steepest
+from utils.attacks.balls import distance, project, random_point, steepest
+from utils.attacks.gradient import fgsm, negative_score, pgd
 from utils.attacks.library import auto_attack, square
 from utils.attacks.suites import GRID, SUITES, Threat
 from utils.core.radii import check_eps

@@ -12,18 +12,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
-from utils.attacks.gradient import (
-    LOSSES,
-    Ascent,
-    Draws,
-    ascent,
-    check_batch,
-    check_gradient,
-    check_logits,
-    project,
-    random_point,
-    steepest,
-)
+from utils.attacks.balls import Draws, project, random_point, steepest
+from utils.attacks.gradient import LOSSES, Ascent, ascent, check_batch, check_gradient, check_logits
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 

@@ -25,9 +25,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from utils.attacks.gradient import LOSSES, Draws
+from utils.attacks.balls import Draws
+from utils.attacks.gradient import LOSSES
 from utils.core.checks import choice, number, whole
-from utils.core.radii import check_eps
+from utils.core.radii import NORM_TITLES, check_eps
 
 _LOSS_TITLES = {"ce": "", "margin": " margin", "nll": ""}
 
@@ -55,12 +56,14 @@ class Kind(ABC):
     Attributes:
         title: for plots and tables, with the fields of :class:`Attack` in braces.
         sees: what of the model it uses: its ``gradient``, its ``answers`` alone, ``both``, or ``nothing``.
+        norms: in which it runs.
         takes_loss: whether :attr:`Attack.loss` is its loss.
         times: between the title and the number of starts.
     """
 
     title: ClassVar[str]
     sees: ClassVar[str] = "gradient"
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     takes_loss: ClassVar[bool] = False
     times: ClassVar[str] = "x"
 
@@ -75,6 +78,10 @@ class Kind(ABC):
     ) -> torch.Tensor:
         """Adversarial images of the shape of ``images``, in [0, 1] and within ``terms.eps``."""
 
+    def title_of(self, budget: Attack) -> str:
+        """The title with its budget."""
+        return self.title.format(**vars(budget))
+
     def steps(self, budget: Attack) -> int:
         """Points at which one start asks the model about one image, about."""
         return budget.steps
@@ -85,6 +92,15 @@ class Kind(ABC):
 
     def check_classes(self, classes: int) -> None:  # noqa: B027 - most attacks take any number
         """See :meth:`Attack.check_classes`."""
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that this attack does not know.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if options:
+            raise ValueError(f"this attack takes no options, not {', '.join(options)}")
 
 
 _KINDS: dict[str, Kind] = {}
@@ -150,6 +166,7 @@ class Attack:
             whole(name, getattr(self, name), 1)
         if self.alpha is not None:
             number("alpha", self.alpha, above=0)
+        self.kind.check_options(self.options)
 
     @property
     def kind(self) -> Kind:
@@ -159,7 +176,7 @@ class Attack:
     @property
     def title(self) -> str:
         """For plots and tables."""
-        title = self.kind.title.format(**vars(self))
+        title = self.kind.title_of(self)
         title += f"{self.kind.times}{self.restarts}" if self.restarts > 1 else ""
         title += _LOSS_TITLES[self.loss] if self.kind.takes_loss else ""
         return title + (f" from {self.surrogate}" if self.surrogate else "")
@@ -178,6 +195,16 @@ class Attack:
     def rounds(self) -> Iterator[Attack]:
         """The attack as attacks between which the caller drops broken images: one a start, unless it does so itself."""
         return iter([self]) if self.refills else (replace(self, restarts=1) for _ in range(self.restarts))
+
+    def check_norm(self, norm: str) -> None:
+        """Refuse, before any work, a norm in which this attack does not run.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if norm not in self.kind.norms:
+            known = " or ".join(NORM_TITLES[name] for name in self.kind.norms)
+            raise ValueError(f"{self.title} is an attack in {known}, not in {NORM_TITLES[norm]}")
 
     def check_classes(self, classes: int) -> None:
         """Refuse, before any work, a model with a number of classes that this attack is not defined for.
@@ -204,6 +231,7 @@ class Attack:
         ``batch_size`` bounds the images a pass of an attack that :attr:`refills`; others take all at once. For
         ``assume_checked`` see :func:`utils.attacks.gradient.fgsm`.
         """
+        self.check_norm(norm)
         if check_eps(eps, norm) == 0:
             return images
         terms = Terms(eps, norm, draws, batch_size, assume_checked)

@@ -1,4 +1,4 @@
-"""White-box, untargeted L-infinity and L2 attacks on models that take images in [0, 1].
+"""White-box L-infinity and L2 attacks on models that take images in [0, 1].
 
 Only the gradient of the input is computed: parameters are frozen while an attack runs, which
 leaves their ``.grad`` alone and saves a third of the work.
@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.attacks.balls import Draws, project, random_point, steepest
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-#: CPU generator of a batch, or one for each of its samples: then a sample's start does not depend on the others.
-Draws = torch.Generator | Sequence[torch.Generator] | None
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -47,44 +46,6 @@ def negative_score(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 #: Pixels. An image of one pixel has no neighbours, and resizing and random search fail on it in words of their own.
 SMALLEST_SIDE = 2
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "nll": negative_score}
-
-
-def project(shift: torch.Tensor, eps: float, norm: str) -> torch.Tensor:
-    """The point of the ball of radius ``eps`` that is nearest to ``shift``, N x C x H x W."""
-    return shift.clamp(-eps, eps) if norm == "linf" else shift * (eps / _length(shift)).clamp(max=1)
-
-
-def steepest(gradient: torch.Tensor, norm: str) -> torch.Tensor:
-    """Direction of length 1 in which a linear loss grows most: the sign, or the scaled gradient for L2."""
-    return gradient.sign() if norm == "linf" else gradient / _length(gradient)
-
-
-def distance(shift: torch.Tensor, norm: str) -> torch.Tensor:
-    """Length of each sample of ``shift``, N x C x H x W to N."""
-    return shift.flatten(1).abs().amax(1) if norm == "linf" else shift.flatten(1).norm(dim=1)
-
-
-def random_point(images: torch.Tensor, eps: float, norm: str, draws: Draws) -> torch.Tensor:
-    """A random image in the ball of radius ``eps``: uniform for L-infinity; for L2 a uniform direction and length."""
-    if norm == "linf":
-        noise = _draw(torch.rand, images.shape, draws).to(images)
-        return (images + eps * (2 * noise - 1)).clamp(0, 1)
-    if isinstance(draws, Sequence) and len(draws):
-        # one sample after the other: a generator may stand for several of them, and gives each its two draws in turn
-        return torch.cat([random_point(image[None], eps, norm, own) for image, own in zip(images, draws)])
-    noise = _draw(torch.randn, images.shape, draws).to(images)
-    length = _draw(torch.rand, torch.Size([len(images), 1, 1, 1]), draws).to(images)
-    return (images + eps * length * noise / _length(noise)).clamp(0, 1)
-
-
-def _draw(kind: Callable[..., torch.Tensor], shape: torch.Size, draws: Draws) -> torch.Tensor:
-    if draws is None or isinstance(draws, torch.Generator):
-        return kind(shape, generator=draws)
-    return torch.stack([kind(shape[1:], generator=one) for one in draws]) if len(draws) else kind(shape)
-
-
-def _length(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
 
 
 def default_alpha(eps: float, steps: int) -> float:
@@ -227,6 +188,7 @@ def pgd(
     stop_when_fooled: bool = False,
     batch_size: int | None = None,
     generator: Draws = None,
+    mask: torch.Tensor | None = None,
     assume_checked: bool = False,
 ) -> torch.Tensor:
     """Projected Gradient Descent (Madry et al., 2018, arXiv:1706.06083).
@@ -249,6 +211,7 @@ def pgd(
         batch_size: with ``stop_when_fooled``, images a pass: where one is done, the next sample or start takes its
             place, so that passes stay full. None takes as many as there are samples.
         generator: CPU generator that makes random starts reproducible, or one for each sample.
+        mask: what may be changed, broadcast to the images, 1 where and 0 where not; not with ``stop_when_fooled``.
         assume_checked: see :func:`fgsm`.
 
     Returns:
@@ -256,19 +219,22 @@ def pgd(
 
     Raises:
         TypeError, ValueError: see :func:`check_batch`, :func:`check_logits` and :func:`check_eps`; also steps or
-            restarts below 1, a step size that is not positive, or a NaN gradient.
+            restarts below 1, a step size that is not positive, a mask with ``stop_when_fooled``, or a NaN gradient.
     """
     check_eps(eps, norm)
     if steps < 1 or restarts < 1:
         raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
     check_batch(model, images, labels)
+    if mask is not None and stop_when_fooled:
+        raise ValueError("a mask belongs to its image, and stop_when_fooled moves images about: leave one of them out")
     if alpha is None:
         alpha = default_alpha(eps, steps)
     elif not (0 < alpha <= (1 if norm == "linf" else float("inf")) or eps == 0):
         raise ValueError(f"alpha must be in (0, 1] pixel units, not {alpha}")
     warn_if_short(eps, alpha, steps)
-    climb = _Climb(model, eps, alpha, steps, LOSSES[loss] if isinstance(loss, str) else loss, norm, not assume_checked)
-    begin = partial(_start, eps=eps, norm=norm, random_start=random_start)
+    rule = LOSSES[loss] if isinstance(loss, str) else loss
+    climb = _Climb(model, eps, alpha, steps, rule, norm, not assume_checked, mask)
+    begin = partial(_start, eps=eps, norm=norm, random_start=random_start, mask=mask)
     images = images.detach()
     with attack_mode(model):
         if stop_when_fooled:
@@ -306,15 +272,22 @@ class _Climb:
     loss: Loss
     norm: str
     check: bool
+    mask: torch.Tensor | None = None
 
     def step(self, here: torch.Tensor, clean: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """The next iterate."""
+        gradient = gradient if self.mask is None else gradient * self.mask
         shift = project(here + self.alpha * steepest(gradient, self.norm) - clean, self.eps, self.norm)
         return (clean + shift).clamp(0, 1)
 
 
-def _start(images: torch.Tensor, *, eps: float, norm: str, random_start: bool, draws: Draws) -> torch.Tensor:
-    return random_point(images, eps, norm, draws) if random_start else images.clone()
+def _start(
+    images: torch.Tensor, *, eps: float, norm: str, random_start: bool, draws: Draws, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    if not random_start:
+        return images.clone()
+    start = random_point(images, eps, norm, draws)
+    return start if mask is None else images + (start - images) * mask
 
 
 def _ascend(climb: _Climb, images: torch.Tensor, labels: torch.Tensor, here: torch.Tensor) -> torch.Tensor:

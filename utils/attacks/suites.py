@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from utils.attacks.attack import Attack
-from utils.attacks.gradient import distance
+from utils.attacks.balls import distance
 from utils.core.checks import whole
-from utils.core.radii import GRIDS, check_eps
+from utils.core.radii import GRIDS, NORM_TITLES, check_eps
 from utils.data.sets import ImageSet
 
 GRID = GRIDS["linf"]
@@ -40,7 +40,7 @@ class Threat:
     def title(self) -> str:
         """For tables and figures."""
         space = "grey, native" if self.size is None else f"3 untied planes, {self.size} px"
-        return f"{'L-inf' if self.norm == 'linf' else 'L2'}, {space}"
+        return f"{NORM_TITLES[self.norm]}, {space}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, with the title, for records."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import Parameter
 
+from utils.attacks.attack import Attack
 from utils.attacks.suites import Threat
+from utils.attacks.targets import parse_target
 from utils.commands.boundary import command
 from utils.core.checks import whole
 from utils.core.paths import check_writable, write_json
@@ -29,8 +33,12 @@ def main(
     data: Path | None = None,
     root: Path | None = None,
     suite: str = "standard",
+    attack: str = "",
+    steps: int = 20,
+    restarts: int = 1,
+    option: tuple[str, ...] = (),
     epsilons: tuple[str, ...] = (),
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Literal["linf", "l2", "l0"] = "linf",
     untied: int | None = None,
     max_images: int | None = None,
     panel_images: int = PANEL_IMAGES,
@@ -48,7 +56,11 @@ def main(
         data: folder of prepared *_set.pt; without it dataset/dataset_variables.
         root: holds checkpoints/; without it this repository.
         suite: which attacks: smoke, quick, brief, targeted, standard (to publish) or full.
-        epsilons: radii, such as 1/255 or 0.005, or L2 lengths; without it the norm's grid.
+        attack: one attack instead of a suite, such as ifgsm, pgd_t, MIFGSM or OnePixel; a wrong name shows all.
+        steps: of that attack; queries of square.
+        restarts: of that attack.
+        option: what only that attack knows, as NAME=VALUE: target=healthy, part=ventricles, samples=10, c=2.
+        epsilons: radii, such as 1/255 or 0.005, or L2 lengths, or numbers of pixels; without it the norm's grid.
         norm: of the radii.
         untied: attack three colour planes of this side instead of the grey image.
         max_images: attack so many test images, spread over patients; without it all.
@@ -69,20 +81,29 @@ def main(
     counts |= {"--max-images": (max_images, 1)} if max_images is not None else {}
     for name, (value, least) in counts.items():
         whole(name, value, least)
+    whole("--steps", steps, 1)
+    whole("--restarts", restarts, 1)
+    if option and not attack:
+        raise ValueError("--option is of one attack: name it with --attack")
     workspace = Workspace.open(str(root or ""), data_dir=str(data or ""))
     folder = checkpoint_folder(model if Path(model).is_dir() else workspace.checkpoint(model))
     stored = read_record(folder)
-    target = out or record_path(folder, suite, threat, max_images)
+    single = _attack(attack, steps, restarts, option, stored.classes or ()) if attack else None
+    if single:
+        single.check_norm(norm)
+    target = out or record_path(folder, attack or suite, threat, max_images)
     check_writable(target)
     splits = load_splits(workspace.data_dir)
     device = pick_device()
     classifier = _load(workspace, folder, stored, splits).to(device)
     test = splits.test.balanced_subset(max_images) if max_images else splits.test
-    print(f"{folder.name}, suite {suite}, {threat.title}, {len(test)} test images on {device}", flush=True)
+    what = single.title if single else f"suite {suite}"
+    print(f"{folder.name}, {what}, {threat.title}, {len(test)} test images on {device}", flush=True)
     found = evaluate_robustness(
         classifier,
         test,
         suite=suite,
+        attack=single,
         epsilons=radii,
         names=stored.vote.members if isinstance(stored, VoteRecord) else (),
         threat=threat,
@@ -99,6 +120,29 @@ def main(
     if is_main():
         write_json(target, own | found.plain())
         print(target)
+
+
+def _attack(name: str, steps: int, restarts: int, option: Sequence[str], classes: Sequence[str]) -> Attack:
+    """The attack that somebody typed.
+
+    Raises:
+        ValueError: no such attack, or an option that is none of NAME=VALUE or that it does not take.
+    """
+    options: dict[str, Any] = {}
+    for text in option:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ValueError(f"--option must be NAME=VALUE, such as target=healthy, not {text!r}")
+        options[key] = parse_target(value, classes) if key == "target" else _value(value)
+    return Attack(name, steps=steps, restarts=restarts, options=options)
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, or the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _load(workspace: Workspace, folder: Path, stored: ModelRecord | VoteRecord, splits: DataSplits) -> torch.nn.Module:

@@ -9,17 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import scipy  # loads its parts at their first use
 import torch
 
+from utils.data.anatomy import dark_in, head_of, rim_of
 from utils.data.sets import DataSplits, ImageSet
 from utils.data.subject_ids import UNKNOWN
 from utils.evaluation.leak_audit import nearest_neighbours, raw_pixels
 
-#: An image is dark where it is below this share of its own bright end: fluid, not tissue.
-DARK = 0.35
-#: Share of the head's half width that counts as its rim, where the sulci are.
-RIM = 0.3
 #: Places of a stack at which its fluid is read.
 PROFILE = 32
 
@@ -70,8 +66,8 @@ def _fluid_profiles(images: ImageSet) -> tuple[np.ndarray, np.ndarray, torch.Ten
 
 
 def _dark_share(image: np.ndarray) -> float:
-    head = scipy.ndimage.binary_fill_holes(image > 5)
-    return float((image[head] < DARK * np.percentile(image[head], 98)).mean()) if head.any() else 0.0
+    head = head_of(image)
+    return float(dark_in(image, head)[head].mean()) if head.any() else 0.0
 
 
 def _regression(
@@ -121,12 +117,9 @@ def fluid_shares(images: np.ndarray) -> np.ndarray:
 
 
 def _fluid_shares(image: np.ndarray) -> tuple[float, float]:
-    head = scipy.ndimage.binary_fill_holes(image > 5)
+    head = head_of(image)
     if not head.any():
         return 0.0, 0.0
-    depth = scipy.ndimage.distance_transform_edt(head)
-    bright = np.percentile(image[head], 98)
-    dark = head & (image < DARK * bright)
-    rim = head & (depth <= RIM * depth.max())
+    dark, rim = dark_in(image, head), rim_of(head)
     inside = head & ~rim
     return float((dark & inside).sum() / head.sum()), float((dark & rim).sum() / max(rim.sum(), 1))

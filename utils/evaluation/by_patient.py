@@ -123,6 +123,35 @@ class Stacked(nn.Module):
         return nn.functional.linear(said, self.weight, self.bias).log_softmax(-1)
 
 
+class Verdict(nn.Module):
+    """Whether a patient is ill, as two logits whose order is the answer at a threshold.
+
+    Args:
+        model: gives log-probabilities P x K of patients.
+        healthy: place of the class that means healthy.
+        threshold: probability of being ill from which somebody counts as ill, in (0, 1).
+
+    Raises:
+        ValueError: a threshold outside.
+    """
+
+    cut: torch.Tensor
+
+    def __init__(self, model: nn.Module, healthy: int, threshold: float = 0.5) -> None:
+        super().__init__()
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must be above 0 and below 1, not {threshold}")
+        self.model, self.healthy = model, healthy
+        self.register_buffer("cut", torch.tensor([1 - threshold, threshold]).log())
+
+    def forward(self, stacks: torch.Tensor) -> torch.Tensor:
+        """Logits P x 2: healthy, ill."""
+        chances = self.model(stacks).log_softmax(-1)
+        others = [place for place in range(chances.shape[1]) if place != self.healthy]
+        sides = torch.stack([chances[:, self.healthy], chances[:, others].logsumexp(1)], 1)
+        return sides - self.cut
+
+
 class Tempered(nn.Module):
     """A model whose probabilities are made less sure, or more, without another answer (Guo et al., 2017,
     arXiv:1706.04599, section 4.2)."""

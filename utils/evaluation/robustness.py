@@ -85,6 +85,7 @@ def evaluate_robustness(
     images: ImageSet,
     *,
     suite: str = "standard",
+    attack: Attack | None = None,
     epsilons: Sequence[float] | None = None,
     names: Sequence[str] = (),
     threat: Threat | None = None,
@@ -102,6 +103,7 @@ def evaluate_robustness(
 
     Args:
         suite: a key of :data:`utils.attacks.suites.SUITES`.
+        attack: this one alone instead of a suite; gradient checks judge suites, and are left out.
         epsilons: radii; 0 is added. None takes the grid of the threat's norm.
         names: of a vote's members.
         panel_images, panel_eps, queries: see :func:`judge`.
@@ -110,22 +112,24 @@ def evaluate_robustness(
         images, threat, seed, batch_size, device: see :func:`utils.evaluation.worst_case.robustness_curve`.
 
     Raises:
-        ValueError: an unknown suite, a vote to be compiled; also see
+        ValueError: an unknown suite, a vote to be compiled or attacked by one attack; also see
             :func:`utils.evaluation.worst_case.robustness_curve`.
     """
-    attacks = check_suite(suite)
+    attacks = check_suite(suite) if attack is None else (attack,)
+    if attack is not None and isinstance(model, Vote):
+        raise ValueError("a vote is attacked by a suite, through stand-ins for its rule: leave --attack out")
     epsilons = GRIDS[(threat or Threat()).norm] if epsilons is None else epsilons
     if compiled and isinstance(model, Vote):
         raise ValueError("a vote is attacked through many models, each of which would be compiled: leave --compile out")
     curve, table = _attacked(
-        model, images, suite, epsilons, names, threat, seed, batch_size, device, precision, compiled, cache
+        model, images, suite, attacks, epsilons, names, threat, seed, batch_size, device, precision, compiled, cache
     )
     judged = judge(
         model,
         images,
         curve,
         attacks=attacks,
-        panel_images=panel_images,
+        panel_images=0 if attack is not None else panel_images,
         panel_eps=panel_eps,
         queries=queries,
         threat=threat,
@@ -134,7 +138,11 @@ def evaluate_robustness(
         device=device,
         cache=cache,
     )
-    told: dict[str, Any] = {"suite": suite, "precision": precision, "compiled": compiled}
+    told: dict[str, Any] = {
+        "suite": suite if attack is None else attack.name,
+        "precision": precision,
+        "compiled": compiled,
+    }
     return judged.model_copy(update=told | ({"vote": table} if table else {}))
 
 
@@ -142,6 +150,7 @@ def _attacked(
     model: nn.Module,
     images: ImageSet,
     suite: str,
+    attacks: Sequence[Attack],
     epsilons: Sequence[float],
     names: Sequence[str],
     threat: Threat | None,
@@ -170,7 +179,7 @@ def _attacked(
     curve = robustness_curve(
         model,
         images,
-        attack=check_suite(suite),
+        attack=attacks,
         epsilons=epsilons,
         seed=seed,
         threat=threat,

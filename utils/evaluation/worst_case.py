@@ -70,8 +70,8 @@ def robustness_curve(
             index of the radius.
 
     Raises:
-        ValueError: a bad radius; an attack from a surrogate that is not given; ``known`` is of other images, radii or
-            another threat, or of a model with other answers; labels, logits or images that
+        ValueError: a bad radius; an attack from a surrogate that is not given, or one of another norm; ``known`` is of
+            other images, radii or another threat, or of a model with other answers; labels, logits or images that
             :func:`utils.attacks.gradient.check_logits` or :func:`utils.attacks.gradient.check_batch` refuses.
         TypeError: a model in half precision.
     """
@@ -98,6 +98,8 @@ class _Run:
         if not self.attacks or missing:
             raise ValueError(f"there is no attack, or its surrogate is not given: {', '.join(sorted(missing))}")
         self.images, self.threat = self.attacker.images, self.attacker.threat
+        for attack in self.attacks:
+            attack.check_norm(self.threat.norm)
         first = torch.arange(min(len(self.images), 1))
         check_batch(self.attacker.model, self.threat.images(self.images, first, "cpu"), self.images.labels[first])
 

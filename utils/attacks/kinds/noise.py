@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from utils.attacks.attack import Attack, Kind, Terms, register
-from utils.attacks.gradient import random_point, steepest
+from utils.attacks.balls import random_point, steepest
 
 
 @register("noise")
