@@ -162,7 +162,7 @@ def test_one_attack_by_name(root: Path, name: str, more: list[str], title: str) 
         (["--attack", "CW", "--norm", "l2", "--option", "c"], "must be NAME=VALUE"),
         (["--option", "target=healthy"], "name it with --attack"),
         (["--norm", "l0"], "is an attack in L-inf or L2, not in L0"),
-        (["--attack", "ifgsm", "--steps", "0"], "--steps must be a whole number"),
+        (["--attack", "ifgsm", "--steps", "0"], "steps must be a whole number of at least 1"),
     ],
 )
 def test_a_bad_attack_is_refused_before_any_work(root: Path, more: list[str], said: str, capsys) -> None:

@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from tests.toy import train_toy
+from utils.attacks.gradient import pgd
+from utils.attacks.reweighed import Members, reweighed_loss, reweighed_pgd
 from utils.evaluation.curve import NEVER
 from utils.evaluation.ensemble import Vote
-from utils.evaluation.vote import LOGITS, LOSSES_SUM, PROBABILITIES, attack_vote, surrogates, vote_attacks
+from utils.evaluation.vote import LOGITS, LOSSES_SUM, MEMBERS, PROBABILITIES, attack_vote, surrogates, vote_attacks
 
 RADIUS = 9 / 255
 
@@ -25,6 +27,8 @@ def test_transfer_alone_flatters_a_vote(rule: str, members, toy_test) -> None:
     assert table.transfer_only[1] >= table.joint[1] + 0.1
     assert worst.robust_accuracy[1] <= min(table.joint[1], table.transfer_only[1])
     assert set(table.members) == {"a", "b", "c"} and table.rule == rule
+    # never weaker than the worst case was without it
+    assert all(now <= before for now, before in zip(worst.robust_accuracy, table.without_reweighing))
     assert table.best_member[1] == max(values[1] for values in table.members.values())
     assert "PGD-20 from a" in table.alone and "Square-200" in table.alone
     # some member is right wherever a vote is, and a vote can do no better than that
@@ -53,7 +57,29 @@ def test_stand_ins_by_hand(members, toy_test) -> None:
 
 def test_the_standard_suite_attacks_a_vote_with_its_own_budget() -> None:
     joint, transfer, black = vote_attacks("standard", ["a", "b"])
-    assert {attack.surrogate for attack in joint} == {PROBABILITIES, LOGITS, LOSSES_SUM}
+    assert {attack.surrogate for attack in joint} == {PROBABILITIES, LOGITS, LOSSES_SUM, MEMBERS}
     assert {attack.loss for attack in joint} == {"ce", "margin", "nll"}
     assert [attack.title for attack in transfer] == ["PGD-50x5 from a", "PGD-50x5 from b"]
     assert black[0].title == "Square-1000" and not any(attack.stop_when_fooled for attack in joint)
+
+
+def test_members_that_are_fooled_pull_less() -> None:
+    labels = torch.tensor([0])
+    right, fooled = torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 0.0]])
+    logits = torch.cat([right, fooled], 1).requires_grad_(True)
+    gradient = torch.autograd.grad(reweighed_loss(2)(logits, labels).sum(), logits)[0].unflatten(1, (2, 3))[0]
+    assert gradient[0].abs().sum() > 100 * gradient[1].abs().sum()
+    # of one member it is that member's margin in units of its spread
+    alone = reweighed_loss(1)(right, labels)
+    torch.testing.assert_close(alone, torch.tensor([-3.0]) / right.std())
+
+
+def test_the_reweighed_attack_beats_one_member_and_asks_for_members(members, toy_test) -> None:
+    vote = Vote(members, rule="hard").eval()
+    pixels, labels = toy_test.pixels(slice(0, 64)), toy_test.labels[:64]
+    found = reweighed_pgd(Members(vote.members), pixels, labels, eps=RADIUS)
+    from_one = pgd(members[0], pixels, labels, eps=RADIUS, steps=20)
+    wrong = [(vote(own).argmax(1) != labels).float().mean() for own in (found, from_one)]
+    assert wrong[0] > wrong[1] and (found - pixels).abs().max() <= RADIUS + 1e-6
+    with pytest.raises(TypeError, match="needs the members of a vote, not a Sequential"):
+        reweighed_pgd(members[0], pixels, labels, eps=RADIUS)

@@ -48,17 +48,18 @@ def distance(shift: torch.Tensor, norm: str) -> torch.Tensor:
 def random_point(images: torch.Tensor, eps: float, norm: str, draws: Draws) -> torch.Tensor:
     """A random image in the ball of radius ``eps``: uniform for L-infinity; for L2 a uniform direction and length."""
     if norm == "linf":
-        noise = _draw(torch.rand, images.shape, draws).to(images)
+        noise = draw(torch.rand, images.shape, draws).to(images)
         return (images + eps * (2 * noise - 1)).clamp(0, 1)
     if isinstance(draws, Sequence) and len(draws):
         # one sample after the other: a generator may stand for several of them, and gives each its two draws in turn
         return torch.cat([random_point(image[None], eps, norm, own) for image, own in zip(images, draws)])
-    noise = _draw(torch.randn, images.shape, draws).to(images)
-    length = _draw(torch.rand, torch.Size([len(images), 1, 1, 1]), draws).to(images)
+    noise = draw(torch.randn, images.shape, draws).to(images)
+    length = draw(torch.rand, torch.Size([len(images), 1, 1, 1]), draws).to(images)
     return (images + eps * length * noise / _length(noise)).clamp(0, 1)
 
 
-def _draw(kind: Callable[..., torch.Tensor], shape: torch.Size, draws: Draws) -> torch.Tensor:
+def draw(kind: Callable[..., torch.Tensor], shape: torch.Size, draws: Draws) -> torch.Tensor:
+    """Random numbers of a shape N x ..., from one generator or from one for each sample."""
     if draws is None or isinstance(draws, torch.Generator):
         return kind(shape, generator=draws)
     return torch.stack([kind(shape[1:], generator=one) for one in draws]) if len(draws) else kind(shape)

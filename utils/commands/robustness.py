@@ -77,28 +77,25 @@ def main(
     radii = [parse_radius(text, norm) for text in epsilons] or list(GRIDS[norm])
     check_radius = CHECK_EPS[norm] if check_eps is None else parse_radius(check_eps, norm)
     # now, and not after hours of attacks
-    counts = {"--panel-images": (panel_images, 0), "--batch-size": (batch_size, 1), "--seed": (seed, 0)}
-    counts |= {"--max-images": (max_images, 1)} if max_images is not None else {}
-    for name, (value, least) in counts.items():
+    for name, value, least in (
+        ("--panel-images", panel_images, 0),
+        ("--batch-size", batch_size, 1),
+        ("--seed", seed, 0),
+        ("--max-images", 1 if max_images is None else max_images, 1),
+    ):
         whole(name, value, least)
-    whole("--steps", steps, 1)
-    whole("--restarts", restarts, 1)
-    if option and not attack:
-        raise ValueError("--option is of one attack: name it with --attack")
     workspace = Workspace.open(str(root or ""), data_dir=str(data or ""))
     folder = checkpoint_folder(model if Path(model).is_dir() else workspace.checkpoint(model))
     stored = read_record(folder)
-    single = _attack(attack, steps, restarts, option, stored.classes or ()) if attack else None
-    if single:
-        single.check_norm(norm)
+    single = _attack(attack, steps, restarts, option, norm, stored.classes or ())
     target = out or record_path(folder, attack or suite, threat, max_images)
     check_writable(target)
     splits = load_splits(workspace.data_dir)
     device = pick_device()
     classifier = _load(workspace, folder, stored, splits).to(device)
     test = splits.test.balanced_subset(max_images) if max_images else splits.test
-    what = single.title if single else f"suite {suite}"
-    print(f"{folder.name}, {what}, {threat.title}, {len(test)} test images on {device}", flush=True)
+    what = f"{folder.name}, {single.title if single else f'suite {suite}'}, {threat.title}"
+    print(f"{what}, {len(test)} test images on {device}", flush=True)
     found = evaluate_robustness(
         classifier,
         test,
@@ -122,19 +119,28 @@ def main(
         print(target)
 
 
-def _attack(name: str, steps: int, restarts: int, option: Sequence[str], classes: Sequence[str]) -> Attack:
-    """The attack that somebody typed.
+def _attack(
+    name: str, steps: int, restarts: int, option: Sequence[str], norm: str, classes: Sequence[str]
+) -> Attack | None:
+    """The attack that somebody typed; None where none was.
 
     Raises:
-        ValueError: no such attack, or an option that is none of NAME=VALUE or that it does not take.
+        ValueError: no such attack, one of another norm, or an option that is none of NAME=VALUE or that it does not
+            take.
     """
+    if not name:
+        if option:
+            raise ValueError("--option is of one attack: name it with --attack")
+        return None
     options: dict[str, Any] = {}
     for text in option:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise ValueError(f"--option must be NAME=VALUE, such as target=healthy, not {text!r}")
         options[key] = parse_target(value, classes) if key == "target" else _value(value)
-    return Attack(name, steps=steps, restarts=restarts, options=options)
+    found = Attack(name, steps=steps, restarts=restarts, options=options)
+    found.check_norm(norm)
+    return found
 
 
 def _value(text: str) -> Any:

@@ -17,6 +17,7 @@ from pydantic import AliasChoices, Field
 from torch import nn
 
 from utils.attacks.attack import Attack
+from utils.attacks.reweighed import Members
 from utils.attacks.suites import SUITES, Threat
 from utils.core.parts import Part
 from utils.data.sets import ImageSet
@@ -27,6 +28,7 @@ from utils.evaluation.metrics import predict
 from utils.evaluation.worst_case import robustness_curve
 
 PROBABILITIES, LOGITS, LOSSES_SUM = "mean probability", "mean logits", "sum of member losses"
+MEMBERS = "all members"
 
 
 class VoteAttack(Part):
@@ -38,6 +40,7 @@ class VoteAttack(Part):
         joint: under all attacks on stand-ins; ``transfer_only``: under all made on members.
         members: each member attacked on its own by the suite; ``best_member`` is the best of them at each radius.
         oracle: share of images that at least one member still gets right on every image that broke the vote.
+        without_reweighing: under all attacks but the re-weighted one; empty in records from before it.
     """
 
     rule: str
@@ -47,6 +50,7 @@ class VoteAttack(Part):
     members: dict[str, list[float]]
     best_member: list[float] = Field(validation_alias=AliasChoices("best_member", "best member"))
     oracle: list[float]
+    without_reweighing: list[float] = Field(default_factory=list)
 
 
 class _Surrogate(nn.Module):
@@ -65,9 +69,9 @@ class _Surrogate(nn.Module):
 
 
 def surrogates(vote: Vote, names: Sequence[str]) -> dict[str, nn.Module]:
-    """Stand-ins by name: the three smooth ones, and each member under its own name."""
-    smooth = {kind: _Surrogate(vote, kind).eval() for kind in (PROBABILITIES, LOGITS, LOSSES_SUM)}
-    return smooth | dict(zip(names, vote.members))
+    """Stand-ins by name: the three smooth ones, all members beside each other, and each under its own name."""
+    smooth: dict[str, nn.Module] = {k: _Surrogate(vote, k).eval() for k in (PROBABILITIES, LOGITS, LOSSES_SUM)}
+    return smooth | {MEMBERS: Members(vote.members).eval()} | dict(zip(names, vote.members))
 
 
 def vote_attacks(suite: str, names: Sequence[str]) -> tuple[list[Attack], list[Attack], list[Attack]]:
@@ -85,6 +89,7 @@ def vote_attacks(suite: str, names: Sequence[str]) -> tuple[list[Attack], list[A
         replace(pgd, surrogate=LOSSES_SUM, loss="nll"),
         replace(pgd, surrogate=LOGITS, loss="margin"),
         replace(pgd, surrogate=PROBABILITIES, loss="margin"),
+        Attack("reweighed", steps=pgd.steps, restarts=pgd.restarts, alpha=pgd.alpha, surrogate=MEMBERS),
     ]
     black = [attack for attack in SUITES[suite] if attack.kind.sees == "answers"] or [Attack("square", steps=200)]
     return joint, [replace(pgd, surrogate=name) for name in names], black
@@ -140,6 +145,7 @@ def attack_vote(
         for kind, attacks in (("joint", joint), ("transfer only", transfer))
     }
     members = {name: curve.robust_accuracy for name, curve in own.items()}
+    others = [curves[attack.title] for attack in (*joint, *transfer, *black) if attack.surrogate != MEMBERS]
     table = VoteAttack(
         rule=vote.rule,
         alone={title: curve.robust_accuracy for title, curve in curves.items()},
@@ -148,6 +154,7 @@ def attack_vote(
         members=members,
         best_member=[max(values) for values in zip(*members.values())],
         oracle=[share_robust(oracle.first_lost, step) for step in range(len(worst.epsilons))],
+        without_reweighing=combine(others).robust_accuracy,
     )
     return worst, table
 

@@ -10,16 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.attacks.gradient import (
-    Draws,
-    Loss,
-    ascent,
-    cross_entropy,
-    default_alpha,
-    margin,
-    pgd,
-    random_point,
-)
+from utils.attacks.balls import Draws, draw, random_point
+from utils.attacks.gradient import Loss, ascent, cross_entropy, default_alpha, margin, pgd
 from utils.core.checks import choice, number, whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
@@ -82,6 +74,29 @@ class Standard:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a record."""
         return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noisy(Standard):
+    """Cross-entropy on images with Gaussian noise, for randomised smoothing (Cohen et al., 2019, arXiv:1902.02918).
+
+    Attributes:
+        sigma: standard deviation of the noise on each pixel; noisy images may leave [0, 1].
+    """
+
+    sigma: float
+    name: ClassVar[str] = "noisy"
+
+    def __post_init__(self) -> None:
+        number("sigma", self.sigma, above=0)
+
+    def loss(
+        self, model: nn.Module, images: torch.Tensor, attacked: torch.Tensor, labels: torch.Tensor, step: Step
+    ) -> Outcome:
+        """See :meth:`Standard.loss`."""
+        noise = draw(torch.randn, images.shape, step.draws).to(images)
+        logits = model(images + self.sigma * noise)
+        return step.criterion(logits, labels), logits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,164 @@
+"""Certificates against the closed form of a linear model, detectors against pytorch-ood, and attacks on both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import SmallNet
+from scipy.stats import beta, norm
+from torch import nn
+
+from models.def_models import build_model
+from tests.toy import toy_images
+from utils.attacks.gradient import margin, pgd
+from utils.core.reproducibility import generator
+from utils.evaluation import detectors
+from utils.evaluation.detectors import answers_and_scores, fit_detectors, fool_both, push_score, separation
+from utils.evaluation.smoothing import ABSTAINS, Smoothed, certify, lower_bound, noisy_counts
+from utils.training.objectives import Noisy, Step
+
+EPS = 8 / 255
+
+
+class HalfSpace(nn.Module):
+    """Class 1 where the mean pixel is above a half: how far an image is from the border is known."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        away = images.mean((1, 2, 3)) - 0.5
+        return torch.stack([-away, away], 1)
+
+
+# --- certificates ---------------------------------------------------------------------------------------------------
+
+
+def test_a_certificate_is_below_the_distance_to_the_border_and_comes_close() -> None:
+    image, sigma = torch.full((1, 2, 8, 8), 0.52), 0.25
+    distance = 0.02 * 128**0.5
+    found = certify(HalfSpace(), image, sigma=sigma, draws=generator(0), samples=20000, batch_size=1000)
+    assert found.answer == 1 and 0.9 * distance < found.radius <= distance
+    assert found.share == pytest.approx(norm.cdf(distance / sigma), abs=0.01)
+
+
+def test_it_abstains_at_the_border_and_few_samples_certify_less() -> None:
+    border = torch.full((1, 1, 8, 8), 0.5)
+    found = certify(HalfSpace(), border, sigma=0.25, draws=generator(0), samples=500)
+    assert found.answer == ABSTAINS and found.radius == 0
+    sure = torch.full((1, 1, 8, 8), 0.9)
+    radii = [certify(HalfSpace(), sure, sigma=0.25, draws=generator(0), samples=n).radius for n in (50, 500, 5000)]
+    assert radii == sorted(radii) and radii[0] < radii[2]
+    with pytest.raises(ValueError, match="sigma must be a number above 0"):
+        certify(HalfSpace(), sure, sigma=0.0, draws=generator(0))
+
+
+@pytest.mark.parametrize(("hits", "samples"), [(0, 10), (7, 10), (10, 10)])
+def test_the_bound_is_clopper_and_pearsons(hits: int, samples: int) -> None:
+    low = lower_bound(hits, samples, 0.05)
+    assert low == (beta.ppf(0.05, hits, samples - hits + 1) if hits else 0)
+    # the chance of so many hits or more, were the probability as low as the bound, is the error
+    from scipy.stats import binom
+
+    if hits:
+        assert binom.sf(hits - 1, samples, low) == pytest.approx(0.05)
+
+
+def test_counts_do_not_depend_on_the_size_of_batches() -> None:
+    image = torch.full((1, 1, 8, 8), 0.51)
+    one, other = (
+        noisy_counts(HalfSpace(), image, sigma=0.3, samples=60, draws=generator(1), batch_size=size) for size in (60, 7)
+    )
+    assert one.sum() == other.sum() == 60 and torch.equal(one, other)
+
+
+def test_the_smoothed_model_is_the_mean_over_noise_and_can_be_attacked() -> None:
+    image = torch.full((3, 1, 8, 8), 0.52)
+    smoothed = Smoothed(HalfSpace(), 0.2, samples=500)
+    torch.testing.assert_close(smoothed(image).exp().sum(1), torch.ones(3))
+    attacked = pgd(smoothed, image, torch.ones(3, dtype=torch.long), eps=0.5, norm="l2", assume_checked=True)
+    assert (smoothed(attacked)[:, 1] < smoothed(image)[:, 1]).all()
+
+
+def test_training_on_noise_sees_noise_of_the_asked_size() -> None:
+    seen: list[torch.Tensor] = []
+
+    def model(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images)
+        return torch.zeros(len(images), 4)
+
+    images = torch.full((64, 1, 16, 16), 0.5)
+    step = Step(nn.CrossEntropyLoss(), 0.0, generator(0), SmallNet())
+    Noisy(sigma=0.3).loss(model, images, images, torch.zeros(64, dtype=torch.long), step)  # type: ignore[arg-type]
+    assert float((seen[0] - images).std()) == pytest.approx(0.3, rel=0.02)
+    with pytest.raises(ValueError, match="sigma must be a number above 0"):
+        Noisy(sigma=-1.0)
+
+
+# --- detectors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dict[str, detectors.Detector]:
+    torch.manual_seed(0)
+    return fit_detectors(build_model("resnet34", image_size=32).eval(), toy_images(128, seed=1))
+
+
+def test_scores_are_those_of_pytorch_ood(fitted) -> None:
+    from pytorch_ood.detector import Mahalanobis
+
+    own = fitted["Mahalanobis"]
+    train, test = toy_images(128, seed=1), toy_images(24, seed=2)
+    with torch.no_grad():
+        known, asked = (own.model.features(part.pixels(slice(None))) for part in (train, test))
+    theirs = Mahalanobis(None).fit_features((known - own.centre) @ own.axes, train.labels)
+    expected = theirs.predict_features((asked - own.centre) @ own.axes)
+    _, scores = answers_and_scores(own, test.pixels(slice(None)))
+    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-3)
+    # the fifth neighbour of a training image is the fourth of the others
+    _, near = answers_and_scores(fitted["nearest neighbours"], train.pixels(slice(0, 4)))
+    apart = torch.cdist(*[nn.functional.normalize(known, dim=1)] * 2)[:4].sort(1).values
+    torch.testing.assert_close(near, apart[:, 4], rtol=1e-3, atol=1e-3)
+
+
+def test_the_detector_answers_as_its_model_does(fitted) -> None:
+    pixels = toy_images(8, seed=2).pixels(slice(None))
+    for detector in fitted.values():
+        logits, scores = answers_and_scores(detector, pixels, batch_size=3)
+        with torch.no_grad():
+            torch.testing.assert_close(logits, detector.model(pixels))
+        assert scores.shape == (8,) and scores.isfinite().all()
+
+
+def test_separation_by_hand() -> None:
+    found = separation(torch.tensor([0.0, 1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    assert (found.auroc, found.fpr95) == (1.0, 0.0)
+    assert separation(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0])).auroc == 0.75
+
+
+@pytest.mark.parametrize("name", ["maximum softmax", "energy", "Mahalanobis", "nearest neighbours"])
+def test_scores_can_be_pushed_both_ways_and_never_the_wrong_one(name: str, fitted) -> None:
+    pixels = toy_images(8, seed=3).pixels(slice(None))
+    _, before = answers_and_scores(fitted[name], pixels)
+    for up in (True, False):
+        found = push_score(fitted[name], pixels, eps=EPS, up=up, steps=5)
+        assert (found - pixels).abs().max() <= EPS + 1e-6
+        _, after = answers_and_scores(fitted[name], found)
+        assert ((after >= before - 1e-4) if up else (after <= before + 1e-4)).all()
+        assert not torch.allclose(after, before)
+
+
+def test_both_are_fooled_at_once_more_often_than_by_an_attack_that_knows_only_one(fitted) -> None:
+    detector, images = fitted["energy"], toy_images(16, seed=4)
+    pixels = images.pixels(slice(None))
+    logits, scores = answers_and_scores(detector, pixels)
+    labels, limit = logits.argmax(1), float(scores.quantile(0.3))
+
+    def both(found: torch.Tensor) -> int:
+        said, score = answers_and_scores(detector, found)
+        return int(((margin(said, labels) > 0) & (score <= limit)).sum())
+
+    plain = pgd(detector.model, pixels, labels, eps=EPS, steps=20, generator=generator(0))
+    known = fool_both(detector, pixels, labels, eps=EPS, limit=limit, steps=20)
+    assert both(known) >= both(plain)
+    with pytest.raises(ValueError, match="must be in"):
+        fool_both(detector, pixels, labels, eps=8.0, limit=0.0)
+    with pytest.raises(ValueError, match="at least 5 training images"):
+        fit_detectors(detector.model, toy_images(4, seed=1))
