@@ -76,14 +76,7 @@ def main(
     threat = Threat(norm=norm, size=untied)
     radii = [parse_radius(text, norm) for text in epsilons] or list(GRIDS[norm])
     check_radius = CHECK_EPS[norm] if check_eps is None else parse_radius(check_eps, norm)
-    # now, and not after hours of attacks
-    for name, value, least in (
-        ("--panel-images", panel_images, 0),
-        ("--batch-size", batch_size, 1),
-        ("--seed", seed, 0),
-        ("--max-images", 1 if max_images is None else max_images, 1),
-    ):
-        whole(name, value, least)
+    _check_counts(panel_images, batch_size, seed, max_images)
     workspace = Workspace.open(str(root or ""), data_dir=str(data or ""))
     folder = checkpoint_folder(model if Path(model).is_dir() else workspace.checkpoint(model))
     stored = read_record(folder)
@@ -94,8 +87,8 @@ def main(
     device = pick_device()
     classifier = _load(workspace, folder, stored, splits).to(device)
     test = splits.test.balanced_subset(max_images) if max_images else splits.test
-    what = f"{folder.name}, {single.title if single else f'suite {suite}'}, {threat.title}"
-    print(f"{what}, {len(test)} test images on {device}", flush=True)
+    what = single.title if single else f"suite {suite}"
+    print(f"{folder.name}, {what}, {threat.title}, {len(test)} test images on {device}", flush=True)
     found = evaluate_robustness(
         classifier,
         test,
@@ -117,6 +110,15 @@ def main(
     if is_main():
         write_json(target, own | found.plain())
         print(target)
+
+
+def _check_counts(panel_images: int, batch_size: int, seed: int, max_images: int | None) -> None:
+    """Now, and not after hours of attacks."""
+    whole("--panel-images", panel_images, 0)
+    whole("--batch-size", batch_size, 1)
+    whole("--seed", seed, 0)
+    if max_images is not None:
+        whole("--max-images", max_images, 1)
 
 
 def _attack(

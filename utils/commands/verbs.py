@@ -17,6 +17,7 @@ VERBS = {
     "recipes": ("recipes", "compare ways of hardening over several seeds"),
     "folds": ("folds", "test every patient once: cross-validation by patient"),
     "combine": ("combine", "combine slices and models by patient, and attack each combination"),
+    "atlas": ("atlas", "attack a model and its hardened twin in every way, and spoil their scans"),
     "calibrate": ("calibrate", "make trained models ready for scans of one's own"),
     "predict": ("predict", "answer about a slice, a volume or a folder, and say how far to believe it"),
     "reproduce": ("reproduce", "run the notebooks in order"),

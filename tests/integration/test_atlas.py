@@ -1,0 +1,235 @@
+"""The atlas on phantoms: each chapter is measured, written, read back and not measured again, and says what it must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import add_backbone, small_model
+from torch import nn
+
+from utils.commands import atlas as command
+from utils.commands.atlas import main
+from utils.core.paths import read_json
+from utils.data.corruptions import CORRUPTIONS
+from utils.data.sets import DataSplits
+from utils.evaluation.by_patient import MeanOfSlices
+from utils.evaluation.metrics import predict
+from utils.experiments.atlas import chapters
+from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, AtlasBudget, Bench, flat, open_bench
+from utils.experiments.atlas.chapters import CHAPTERS, measure_chapter, read_chapter
+from utils.experiments.atlas.names import attacks
+from utils.experiments.atlas.regions import WHOLE, top_share
+from utils.experiments.atlas.targets import share
+from utils.experiments.atlas.universal import NOISE
+from utils.training.checkpoints import save_checkpoint
+from utils.training.config import TrainConfig
+from utils.training.loop import train
+from utils.training.objectives import Adversarial, Standard
+
+BUDGET = replace(QUICK, slices=2, patients=0, images=16, epochs=3, steps=5, draws=4, views=2, certified=3, samples=60)
+
+
+@pytest.fixture(scope="module")
+def bench(splits: DataSplits) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patch:
+        add_backbone(patch, "small", _build)
+        models = {}
+        for name, objective in ((PLAIN, Standard()), (HARDENED, Adversarial(eps=8 / 255, steps=2))):
+            model = small_model()
+            config = TrainConfig(num_epochs=4, batch_size=8, learning_rate=3e-3, validation_images=8)
+            train(model, splits, objective=objective, config=config)
+            models[name] = model
+        yield open_bench(models, splits, budget=BUDGET)
+
+
+def _build(num_classes: int, image_size: int) -> nn.Module:
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4))
+    net = nn.Sequential(body, nn.Flatten())
+    net.add_module("out", nn.Linear(128, num_classes))
+    return net
+
+
+@pytest.fixture(scope="module")
+def found(bench: Bench, tmp_path_factory) -> dict[str, object]:
+    """Every chapter, measured once."""
+    folder = tmp_path_factory.mktemp("atlas")
+    return {name: measure_chapter(bench, name, folder, note="phantoms") for name in CHAPTERS} | {"folder": folder}
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_is_read_back_and_not_measured_again(name: str, bench: Bench, found, monkeypatch) -> None:
+    def never(_: Bench) -> None:
+        raise AssertionError("measured twice")
+
+    monkeypatch.setitem(chapters.CHAPTERS, name, replace(CHAPTERS[name], measure=never))
+    again = measure_chapter(bench, name, found["folder"])
+    assert again.plain() == found[name].plain()
+    record, _ = read_chapter(found["folder"], name)
+    assert record.note == "phantoms" and record.environment["commit"] and record.data.fingerprint
+    with pytest.raises(ValueError, match="seed"):
+        measure_chapter(replace(bench, seed=3), name, found["folder"])
+    with pytest.raises(ValueError, match="budget steps"):
+        measure_chapter(replace(bench, budget=replace(BUDGET, steps=6)), name, found["folder"])
+    other = {**bench.models, HARDENED: bench.models[PLAIN]}
+    with pytest.raises(ValueError, match="weights hardened"):
+        measure_chapter(replace(bench, models=other), name, found["folder"])
+
+
+def test_slices_of_stacks_are_those_of_the_patients(bench: Bench) -> None:
+    stacks, slices = bench.stacks, bench.slices
+    assert len(slices) == BUDGET.slices * len(stacks)
+    assert torch.equal(slices.images[2:4, 0], stacks.images[1]) and torch.equal(slices.labels[::2], stacks.labels)
+    assert torch.equal(flat(stacks).subjects, stacks.subjects.repeat_interleave(2))
+    said = predict(MeanOfSlices(bench.models[PLAIN]), stacks)
+    alone = predict(bench.models[PLAIN], slices).softmax(1).unflatten(0, (-1, 2)).mean(1)
+    torch.testing.assert_close(said.exp(), alone)
+
+
+def test_no_attack_leaves_more_than_none_and_all_names_are_there(bench: Bench, found) -> None:
+    names = found["names"]
+    assert {row.name for row in names.rows} == {attack.name for attack, _ in attacks(5)}
+    for row in names.rows:
+        assert all(0 <= value <= names.clean[model] for model, value in row.robust.items()) and row.seconds > 0
+    best = {row.title: row.robust[PLAIN] for row in names.rows if row.norm == "linf"}
+    assert best["APGD-T-5"] <= best["FGSM"] <= best["Noise"]
+
+
+def test_directions_grow_with_the_radius_and_are_of_those_found_right(bench: Bench, found) -> None:
+    for direction in found["targets"].directions.values():
+        for side in (direction.hidden, direction.invented):
+            assert len({one.of for one in side}) == 1
+            counts = [one.count for one in side]
+            assert counts == sorted(counts)
+        assert direction.balanced == sorted(direction.balanced, reverse=True)
+    said = bench.verdict(PLAIN)(bench.stacks.pixels(slice(None))).argmax(1)
+    truth = bench.questions().labels
+    right = [float((said == truth)[truth == side].float().mean()) for side in (0, 1)]
+    assert found["targets"].directions[PLAIN].balanced[0] == pytest.approx(np.mean(right))
+
+
+def test_shares_have_wilsons_interval() -> None:
+    one = share(3, 10)
+    assert (one.low, one.high) == pytest.approx((0.1078, 0.6032), abs=1e-3) and one.value == 0.3
+    assert share(0, 0).value is None
+
+
+def test_a_region_is_never_worth_more_than_the_whole(found) -> None:
+    for regions in found["regions"].regions.values():
+        whole = regions[WHOLE]
+        assert whole.area == 1 and len(whole.misclassified) == len(found["regions"].radii)
+        for region in regions.values():
+            assert 0 <= region.area <= 1 and region.misclassified == sorted(region.misclassified)
+        assert whole.misclassified[-1] >= max(region.misclassified[-1] for region in regions.values()) - 0.13
+    for sufficient in found["regions"].sufficient.values():
+        assert all(0 < value <= 1 for value in sufficient.shares)
+        assert np.min(sufficient.seen) >= 0 and np.max(sufficient.seen) <= 1
+
+
+def test_the_highest_values_are_chosen() -> None:
+    values = torch.arange(12.0).reshape(1, 1, 3, 4)
+    assert top_share(values, 0.25).sum() == 3 and top_share(values, 0.25).flatten()[-3:].all()
+    assert top_share(values, 1e-6).sum() == 1
+    assert top_share(values.expand(2, 1, 3, 4), torch.tensor([0.5, 1.0])).flatten(1).sum(1).tolist() == [6, 12]
+
+
+def test_one_change_for_all_beats_random_signs_on_its_model(found) -> None:
+    universal = found["universal"]
+    own = universal.misclassified[PLAIN]
+    assert sum(own[f"from {PLAIN}"]) >= sum(own[NOISE])
+    assert set(own) == {f"from {PLAIN}", f"from {HARDENED}", NOISE}
+    assert np.abs(universal.change[PLAIN]).max() <= 255 * universal.radii[-1] + 0.1
+
+
+def test_ties_cost_the_attacker_a_larger_radius(found) -> None:
+    for links in found["patients"].smallest.values():
+        assert len({len(radii) for radii in links.values()}) == 1
+        reach = {link: np.sum([np.inf if r is None else r for r in radii]) for link, radii in links.items()}
+        assert reach["free"] <= reach["shared"]
+
+
+def test_survivors_are_shares_of_those_the_attack_changed(found) -> None:
+    survival = found["survival"]
+    for name, attacked in survival.attacks.items():
+        for steps in attacked.values():
+            for one in steps:
+                assert one.misclassified <= survival.right[name]
+                values = [value for value in one.survives.values() if value is not None]
+                assert len(values) in (0, len(one.survives)) and all(0 <= value <= 1 for value in values)
+
+
+def test_detectors_are_worth_less_once_attacked(found) -> None:
+    for detectors in found["foreign"].detectors.values():
+        for watched in detectors.values():
+            assert all(kind.after.auroc <= kind.before.auroc + 1e-6 for kind in watched.foreign.values())
+            assert all(kind.accepted_after >= kind.accepted_before for kind in watched.foreign.values())
+            assert watched.refused[-1] >= watched.refused[0]
+            assert watched.fooled[0] == 0 and watched.noticed[0] is None
+
+
+def test_damage_is_counted_against_the_truth(bench: Bench, found) -> None:
+    scans = found["scans"]
+    assert set(scans.corruptions) == set(CORRUPTIONS)
+    for damage in scans.corruptions.values():
+        assert damage.difference == pytest.approx(damage.error[HARDENED] - damage.error[PLAIN])
+        assert damage.interval[0] <= damage.difference <= damage.interval[1]
+        assert damage.error[PLAIN] == pytest.approx(np.mean([one.error for one in damage.by_severity[PLAIN]]))
+    for worst in scans.worst.values():
+        assert all(own.worst.count >= own.one.count for own in worst.values())
+
+
+def test_no_bracket_is_upside_down(found) -> None:
+    bracket = found["bracket"]
+    assert len(bracket.patients) == BUDGET.certified
+    for patient in bracket.patients:
+        assert patient.lower >= 0 and (patient.answer >= 0) == (patient.lower > 0)
+        assert patient.upper is None or patient.lower <= patient.upper
+    sure = [patient.answer == patient.ill for patient in bracket.patients]
+    assert bracket.certified == pytest.approx(np.mean(sure))
+
+
+# --- bench and command ----------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_compared_is_refused(bench: Bench, splits: DataSplits) -> None:
+    with pytest.raises(ValueError, match="compares two models, not hardened and hardened"):
+        open_bench({PLAIN: bench.models[PLAIN]}, splits)
+    other = replace(splits, train=replace(splits.train, info=splits.info | {"protocol": "random"}))
+    with pytest.raises(ValueError, match="--split patient, not random"):
+        open_bench(bench.models, other)
+    strange = replace(splits, train=replace(splits.train, classes=["a", "b", "c", "d"]))
+    with pytest.raises(ValueError, match="means healthy"):
+        open_bench(bench.models, strange)
+    with pytest.raises(ValueError, match="steps must be a whole number"):
+        AtlasBudget(steps=0)
+    few = open_bench(bench.models, splits, budget=replace(BUDGET, patients=4))
+    assert len(few.stacks) == 4 and len(few.stacks.labels.unique()) == len(bench.stacks.labels.unique())
+
+
+def test_the_command_measures_the_named_chapters(
+    bench: Bench, splits: DataSplits, tmp_path, monkeypatch, capsys
+) -> None:
+    for name, model in bench.models.items():
+        own = {"classes": splits.classes, "data": splits.info, "note": ""}
+        save_checkpoint(model, own, tmp_path / "checkpoints" / name.replace(" ", "_"))
+    monkeypatch.setattr(command, "load_splits", lambda _: splits)
+    monkeypatch.setattr(command, "load_checkpoint", lambda folder, **_: (bench.models[folder.name.replace("_", " ")],))
+    run = ["--model", "not_hardened", "--hardened", "hardened", "--root", str(tmp_path), "--quick"]
+    out = tmp_path / "atlas"
+    assert main([*run, "--out", str(out), "--chapters", "patients"]) == 0
+    assert [path.name for path in out.iterdir()] == ["patients.json"]
+    assert read_json(out / "patients.json")["note"].startswith("quick run: these numbers mean nothing")
+    assert main([*run, "--out", str(out), "--chapters", "weather"]) == 1
+    assert "the atlas has the chapters names, targets" in capsys.readouterr().err
+    assert main([*run, "--out", str(out), "--chapters", "patients", "--seed", "1"]) == 1
+    assert "seed" in capsys.readouterr().err
+
+
+def test_damaged_files_are_named(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "patients.json").write_text('{"question": "?"}', "utf-8")
+    with pytest.raises(ValueError, match=r"patients\.json lacks"):
+        measure_chapter(bench, "patients", tmp_path)

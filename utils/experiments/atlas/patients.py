@@ -1,0 +1,46 @@
+"""The patient as target: all slices changed together, free, smooth from slice to slice, or all alike."""
+
+from __future__ import annotations
+
+from utils.attacks.attack import Attack
+from utils.attacks.linked import LINKS
+from utils.core.parts import Part
+from utils.evaluation.curve import NEVER
+from utils.evaluation.worst_case import robustness_curve
+from utils.experiments.atlas.bench import Bench, Whom, whom
+
+#: Radii that are tried, the smallest first.
+FINE = tuple(k / 255 for k in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16))
+
+
+class PatientsFound(Part):
+    """Smallest radii, upper bounds of what each verdict bears.
+
+    Attributes:
+        smallest: model -> link -> of each patient whose verdict is right, the first of ``radii`` that turned it; None
+            where none did.
+    """
+
+    whom: Whom
+    radii: list[float]
+    smallest: dict[str, dict[str, list[float | None]]]
+
+
+def measure(bench: Bench) -> PatientsFound:
+    """Attack each patient's verdict at growing radii."""
+    found: dict[str, dict[str, list[float | None]]] = {name: {} for name in bench.models}
+    for name in bench.models:
+        for link in LINKS:
+            curve = robustness_curve(
+                bench.verdict(name),
+                bench.questions(),
+                attack=Attack("linked", steps=bench.budget.steps, options={"link": link}),
+                epsilons=FINE,
+                seed=bench.seed,
+                batch_size=16,
+                device=bench.device,
+            )
+            found[name][link] = [
+                None if step == NEVER else curve.epsilons[step] for step in curve.first_broken if step != 0
+            ]
+    return PatientsFound(whom=whom(bench), radii=list(FINE), smallest=found)

@@ -1,0 +1,170 @@
+"""How much of a slice an attack needs: parts of the anatomy, what Grad-CAM points at, and the smallest part that does.
+
+The idea is Kryptonite's (arXiv:2108.10251), whose method is not public: here PGD may change nothing outside a mask.
+What it finds lies in the ball of the whole image, so that it is never stronger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from models.def_models import MRIClassifier
+from utils.attacks.gradient import ascent, cross_entropy, pgd
+from utils.core.modes import attack_mode
+from utils.core.parts import Part
+from utils.core.reproducibility import generator
+from utils.data.anatomy import PARTS, part_masks
+from utils.evaluation.attacker import predict_batch
+from utils.experiments.atlas.bench import RADII, Bench, Whom, whom
+from utils.grad_cam import grad_cam
+
+WHOLE, SEEN, ELSEWHERE = "whole image", "Grad-CAM's top tenth", "a tenth elsewhere"
+#: Share of the pixels that Grad-CAM's region has.
+TOP = 0.1
+#: Radius of the smallest sufficient region, how often its share is halved or doubled, and pixels a side of its picture.
+EPS = 4 / 255
+_HALVINGS = 6
+SIDE = 32
+
+
+class Region(Part):
+    """One region: its share of the image, and the share of right slices that are misclassified, by radius."""
+
+    area: float
+    misclassified: list[float]
+
+
+class Sufficient(Part):
+    """The smallest region that alone changes an answer, by the ranking of one whole attack.
+
+    Attributes:
+        shares: of the pixels, for each right slice that an attack on the whole image changes.
+        unchanged: right slices that even the whole image's attack leaves.
+        seen: share of those slices in whose region a pixel is, ``SIDE`` x ``SIDE``.
+    """
+
+    shares: list[float]
+    unchanged: int
+    seen: list[list[float]]
+
+
+class RegionsFound(Part):
+    """Model -> region -> what it is worth, and the smallest sufficient one."""
+
+    whom: Whom
+    radii: list[float]
+    regions: dict[str, dict[str, Region]]
+    sufficient: dict[str, Sufficient]
+
+
+def top_share(values: torch.Tensor, share: torch.Tensor | float) -> torch.Tensor:
+    """Mask of the highest ``share`` of the values of each image, N x 1 x H x W; at least one pixel.
+
+    Args:
+        values: N x 1 x H x W.
+        share: one for all, or N.
+    """
+    flat = values.flatten(1)
+    count = (torch.as_tensor(share).to(flat).expand(len(flat)) * flat.shape[1]).round().clamp(min=1)
+    rank = flat.argsort(1, descending=True).argsort(1)
+    return (rank < count[:, None]).reshape(values.shape)
+
+
+def _seen(model: MRIClassifier, pixels: torch.Tensor) -> torch.Tensor:
+    return top_share(torch.from_numpy(grad_cam(model, pixels))[:, None].to(pixels.device), TOP)
+
+
+def _elsewhere(model: MRIClassifier, pixels: torch.Tensor) -> torch.Tensor:
+    """As many pixels of the brain, where Grad-CAM points least."""
+    heat = torch.from_numpy(grad_cam(model, pixels))[:, None].to(pixels.device)
+    return top_share(torch.where(part_masks(pixels, "brain"), -heat, -torch.inf), TOP)
+
+
+def _masks() -> dict[str, Callable[[MRIClassifier, torch.Tensor], torch.Tensor]]:
+    named: dict[str, Callable[[MRIClassifier, torch.Tensor], torch.Tensor]] = {
+        WHOLE: lambda _, pixels: torch.ones_like(pixels, dtype=torch.bool),
+    }
+    for part in PARTS:
+        named[part] = lambda _, pixels, part=part: part_masks(pixels, part)  # type: ignore[misc]
+    return named | {SEEN: _seen, ELSEWHERE: _elsewhere}
+
+
+def measure(bench: Bench) -> RegionsFound:
+    """PGD inside each region, at each radius, on slices that are right without attack."""
+    regions, sufficient = {}, {}
+    for name, model in bench.models.items():
+        pixels, labels = _right(bench, model)
+        regions[name] = {title: _region(bench, model, pixels, labels, mask) for title, mask in _masks().items()}
+        sufficient[name] = _sufficient(bench, model, pixels, labels)
+    return RegionsFound(whom=whom(bench), radii=list(RADII), regions=regions, sufficient=sufficient)
+
+
+def _right(bench: Bench, model: MRIClassifier) -> tuple[torch.Tensor, torch.Tensor]:
+    images = bench.few()
+    pixels, labels = images.pixels(slice(None), bench.device), images.labels.to(bench.device)
+    right = predict_batch(model, pixels).argmax(1) == labels
+    return pixels[right], labels[right]
+
+
+def _region(
+    bench: Bench,
+    model: MRIClassifier,
+    pixels: torch.Tensor,
+    labels: torch.Tensor,
+    mask: Callable[[MRIClassifier, torch.Tensor], torch.Tensor],
+) -> Region:
+    inside = mask(model, pixels) if len(pixels) else pixels.bool()
+    shares, fooled = [], torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
+    for eps in RADII:
+        # who is misclassified within a smaller radius is so within this one
+        attacked = _inside(bench, model, pixels, labels, inside, eps)
+        fooled |= predict_batch(model, attacked).argmax(1) != labels if len(pixels) else fooled
+        shares.append(float(fooled.float().mean()) if len(pixels) else 0.0)
+    return Region(area=float(inside.float().mean()) if len(pixels) else 0.0, misclassified=shares)
+
+
+def _inside(
+    bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, eps: float
+) -> torch.Tensor:
+    if not len(pixels):
+        return pixels
+    draws = generator(bench.seed, "regions", eps)
+    return pgd(
+        model,
+        pixels,
+        labels,
+        eps=eps,
+        steps=bench.budget.steps,
+        generator=draws,
+        mask=mask.to(pixels.dtype),
+        assume_checked=True,
+    )
+
+
+def _sufficient(bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor) -> Sufficient:
+    """Pixels are ranked by what they add to the loss of the whole attack, then the share is searched by halving."""
+    whole = _inside(bench, model, pixels, labels, torch.ones_like(pixels, dtype=torch.bool), EPS)
+    changed = predict_batch(model, whole).argmax(1) != labels if len(pixels) else labels.bool()
+    pixels, labels, whole = pixels[changed], labels[changed], whole[changed]
+    if not len(pixels):
+        return Sufficient(shares=[], unchanged=int((~changed).sum()), seen=[[0.0] * SIDE for _ in range(SIDE)])
+    with attack_mode(model):
+        gradient = ascent(model, whole, labels, cross_entropy).gradient
+    weight = (gradient * (whole - pixels)).sum(1, keepdim=True)
+    low, high = torch.zeros(len(pixels)), torch.ones(len(pixels))
+    for _ in range(_HALVINGS):
+        # on a logarithmic scale, down to one in 2 ** _HALVINGS
+        middle = torch.where(low == 0, high / 2, (low * high).sqrt())
+        found = _inside(bench, model, pixels, labels, top_share(weight, middle), EPS)
+        enough = (predict_batch(model, found).argmax(1) != labels).cpu()
+        high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
+    region = top_share(weight, high).float().mean(0, keepdim=True)
+    seen = F.interpolate(region, (SIDE, SIDE), mode="area")[0, 0]
+    return Sufficient(
+        shares=[round(value, 4) for value in high.tolist()],
+        unchanged=int((~changed).sum()),
+        seen=[[round(value, 4) for value in row] for row in seen.tolist()],
+    )

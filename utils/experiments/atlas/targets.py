@@ -1,0 +1,142 @@
+"""Which way answers are turned: illness hidden or invented, and each class into each other one."""
+
+from __future__ import annotations
+
+import scipy  # loads its parts at their first use
+import torch
+
+from utils.attacks.attack import Attack
+from utils.attacks.suites import notebook_attacks
+from utils.core.parts import Part
+from utils.evaluation.attacker import predict_batch
+from utils.evaluation.curve import NEVER
+from utils.evaluation.worst_case import robustness_curve
+from utils.experiments.atlas.bench import RADII, Bench, Whom, whom
+
+#: Radius at which classes are turned into each other.
+EPS = 2 / 255
+
+
+class Share(Part):
+    """Some of many, with the 95 % interval of Wilson (1927); None where there is nobody."""
+
+    count: int
+    of: int
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def value(self) -> float | None:
+        """0..1, or None."""
+        return self.count / self.of if self.of else None
+
+
+def share(count: int, of: int) -> Share:
+    """A share with its interval."""
+    if not of:
+        return Share(count=0, of=0)
+    found = scipy.stats.binomtest(count, of).proportion_ci(method="wilson")
+    return Share(count=count, of=of, low=float(found.low), high=float(found.high))
+
+
+class Direction(Part):
+    """One model; lists are by radius.
+
+    Attributes:
+        hidden: of the ill patients that are found ill without attack, those turned to healthy.
+        invented: of the healthy patients that are found healthy, those turned to ill.
+        balanced: balanced accuracy by patient under attack, the first without.
+    """
+
+    hidden: list[Share]
+    invented: list[Share]
+    balanced: list[float]
+
+
+class TargetsFound(Part):
+    """Directions of harm, and reached targets.
+
+    Attributes:
+        radii: of ``directions``.
+        reached: model -> true class -> wanted class -> share of slices that get that answer at ``EPS``.
+        asked: model -> word for the target -> share of slices with such a target that reach it.
+    """
+
+    whom: Whom
+    radii: list[float]
+    directions: dict[str, Direction]
+    reached: dict[str, dict[str, dict[str, float | None]]]
+    asked: dict[str, dict[str, float | None]]
+
+
+def measure(bench: Bench) -> TargetsFound:
+    """Patients by the worst case over FGSM, PGD on two losses and targeted APGD; slices by targeted PGD."""
+    return TargetsFound(
+        whom=whom(bench),
+        radii=list(RADII),
+        directions={name: _direction(bench, name) for name in bench.models},
+        reached={name: _reached(bench, name) for name in bench.models},
+        asked={name: _asked(bench, name) for name in bench.models},
+    )
+
+
+def _direction(bench: Bench, name: str) -> Direction:
+    patients = bench.questions()
+    curve = robustness_curve(
+        bench.verdict(name),
+        patients,
+        attack=notebook_attacks(bench.budget.steps),
+        epsilons=RADII,
+        seed=bench.seed,
+        batch_size=16,
+        device=bench.device,
+    )
+    first, ill = torch.tensor(curve.first_broken), patients.labels == 1
+
+    def turned(side: torch.Tensor, step: int) -> Share:
+        right = side & (first != 0)
+        return share(int((right & (first != NEVER) & (first <= step)).sum()), int(right.sum()))
+
+    steps = range(1, len(curve.epsilons))
+    robust = [curve.robust(step) for step in range(len(curve.epsilons))]
+    return Direction(
+        hidden=[turned(ill, step) for step in steps],
+        invented=[turned(~ill, step) for step in steps],
+        balanced=[float((own[ill].float().mean() + own[~ill].float().mean()) / 2) for own in robust],
+    )
+
+
+def _answers_towards(bench: Bench, name: str, target: str | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answers to slices attacked towards a target, and those of the slices as they are."""
+    model, images, steps = bench.models[name], bench.slices, bench.budget.steps
+    attack, after, before = Attack("pgd_t", steps=steps, options={"target": target}), [], []
+    for index in torch.arange(len(images)).split(64):
+        pixels, labels = images.pixels(index, bench.device), images.labels[index].to(bench.device)
+        found = attack(model, pixels, labels, eps=EPS, draws=torch.Generator().manual_seed(bench.seed))
+        after.append(predict_batch(model, found).cpu())
+        before.append(predict_batch(model, pixels).cpu())
+    return torch.cat(after), torch.cat(before)
+
+
+def _reached(bench: Bench, name: str) -> dict[str, dict[str, float | None]]:
+    labels, classes = bench.slices.labels, bench.classes
+    table: dict[str, dict[str, float | None]] = {own: {} for own in classes}
+    for place, wanted in enumerate(classes):
+        said = _answers_towards(bench, name, (place,))[0].argmax(1)
+        for label, own in enumerate(classes):
+            mine = labels == label
+            table[own][wanted] = float((said[mine] == place).float().mean()) if mine.any() else None
+    return table
+
+
+def _asked(bench: Bench, name: str) -> dict[str, float | None]:
+    from utils.attacks.targets import RELATIVE, target_mask
+
+    found: dict[str, float | None] = {}
+    for word in RELATIVE:
+        after, before = _answers_towards(bench, name, word)
+        wanted = target_mask(word, before, bench.slices.labels)
+        some = wanted.any(1)
+        hit = wanted[torch.arange(len(after)), after.argmax(1)]
+        found[word] = float(hit[some].float().mean()) if some.any() else None
+    return found
