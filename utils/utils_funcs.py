@@ -29,6 +29,7 @@ from utils.evaluation.metrics import evaluate, predict
 from utils.evaluation.robustness import evaluate_robustness, judge
 from utils.evaluation.transfer import step_size_sweep, transfer_matrix
 from utils.evaluation.worst_case import robustness_curve
+from utils.experiments.atlas.bench import open_bench
 from utils.experiments.fit import fit
 from utils.experiments.prediction import Predictor, answer_case
 from utils.experiments.records import (
@@ -48,6 +49,7 @@ from utils.experiments.search_space import apply_hyperparams, apply_to_objective
 from utils.grad_cam import explain_rows, grad_cam
 from utils.optuna_search import load_hyperparams, optuna_search
 from utils.reporting.answers import answers_table, plot_answer, told
+from utils.reporting.atlas import ATLAS, Atlas, atlas_budget, atlas_models, atlas_splits
 from utils.reporting.figures import hardening_cams, member_cams, recipe, show, show_search
 from utils.reporting.leak import save_audit
 from utils.reporting.price import price_sentences
@@ -73,10 +75,12 @@ from utils.training.objectives import make_objective
 from utils.training.record import RuleScores
 
 __all__ = [
+    "ATLAS",
     "BACKBONES",
     "ENSEMBLE",
     "PHANTOM",
     "RULES",
+    "Atlas",
     "Attack",
     "Augmentation",
     "Predictor",
@@ -92,6 +96,9 @@ __all__ = [
     "answers_table",
     "apply_hyperparams",
     "apply_to_objective",
+    "atlas_budget",
+    "atlas_models",
+    "atlas_splits",
     "attack_explorer",
     "attack_strip",
     "audit",
@@ -125,6 +132,7 @@ __all__ = [
     "make_objective",
     "member_cams",
     "model_figures",
+    "open_bench",
     "optuna_search",
     "paired_table",
     "panel_table",

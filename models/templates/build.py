@@ -52,7 +52,7 @@ def notebooks() -> dict[Path, nbformat.NotebookNode]:
         for template in ("model", "model_atk"):
             stem = f"models/{name}_{template}"
             built[ROOT / f"{stem}.ipynb"] = _read(template, marks | {"NOTEBOOK": name}, stem)
-    for name in ("results", "predict"):
+    for name in ("results", "attack_atlas", "predict"):
         built[ROOT / "models" / f"{name}.ipynb"] = _read(name, {}, f"models/{name}")
     return built
 

@@ -12,7 +12,6 @@ import torch
 from conftest import add_backbone, small_model
 from torch import nn
 
-from utils.commands import atlas as command
 from utils.commands.atlas import main
 from utils.core.paths import read_json
 from utils.data.corruptions import CORRUPTIONS
@@ -26,6 +25,10 @@ from utils.experiments.atlas.names import attacks
 from utils.experiments.atlas.regions import WHOLE, top_share
 from utils.experiments.atlas.targets import share
 from utils.experiments.atlas.universal import NOISE
+from utils.reporting import atlas as reporting
+from utils.reporting import atlas_tables
+from utils.reporting.atlas_figures import FIGURES, draw_atlas
+from utils.reporting.atlas_tables import ATLAS_TABLES
 from utils.training.checkpoints import save_checkpoint
 from utils.training.config import TrainConfig
 from utils.training.loop import train
@@ -216,12 +219,13 @@ def test_the_command_measures_the_named_chapters(
     for name, model in bench.models.items():
         own = {"classes": splits.classes, "data": splits.info, "note": ""}
         save_checkpoint(model, own, tmp_path / "checkpoints" / name.replace(" ", "_"))
-    monkeypatch.setattr(command, "load_splits", lambda _: splits)
-    monkeypatch.setattr(command, "load_checkpoint", lambda folder, **_: (bench.models[folder.name.replace("_", " ")],))
+    monkeypatch.setattr(reporting, "load_splits", lambda _: splits)
+    found = {name.replace(" ", "_"): model for name, model in bench.models.items()}
+    monkeypatch.setattr(reporting, "load_checkpoint", lambda folder, **_: (found[folder.name], None))
     run = ["--model", "not_hardened", "--hardened", "hardened", "--root", str(tmp_path), "--quick"]
     out = tmp_path / "atlas"
     assert main([*run, "--out", str(out), "--chapters", "patients"]) == 0
-    assert [path.name for path in out.iterdir()] == ["patients.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["patients.json", "patients.png"]
     assert read_json(out / "patients.json")["note"].startswith("quick run: these numbers mean nothing")
     assert main([*run, "--out", str(out), "--chapters", "weather"]) == 1
     assert "the atlas has the chapters names, targets" in capsys.readouterr().err
@@ -233,3 +237,42 @@ def test_damaged_files_are_named(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "patients.json").write_text('{"question": "?"}', "utf-8")
     with pytest.raises(ValueError, match=r"patients\.json lacks"):
         measure_chapter(bench, "patients", tmp_path)
+
+
+# --- figures and tables ---------------------------------------------------------------------------------------------
+
+
+def test_every_figure_is_drawn_from_its_record(found, tmp_path: Path) -> None:
+    drawn = draw_atlas(found["folder"])
+    assert {path.stem for path in drawn} == set(FIGURES)
+    assert {chapter for chapter, _ in FIGURES.values()} == set(CHAPTERS)
+    for figure in drawn.values():
+        assert "phantoms" in figure.get_suptitle()
+    assert not draw_atlas(tmp_path)
+
+
+def test_tables_tell_what_was_found(bench: Bench, found) -> None:
+    atlas = reporting.Atlas(bench, found["folder"], note="phantoms")
+    for name in ATLAS_TABLES:
+        text = repr(atlas.table(name.removeprefix("atlas_")))
+        assert text and "nan" not in text
+    direction = found["targets"].directions[PLAIN].hidden[0]
+    cell = f"{direction.count} of {direction.of} [{100 * direction.low:.0f}, {100 * direction.high:.0f}]"
+    assert cell in repr(atlas.table("directions"))
+    plain = found["scans"].corruptions["blur"].error[PLAIN]
+    row = next(line for line in repr(atlas.table("scans")).splitlines() if line.startswith("| blur"))
+    assert f"| {100 * plain:.1f} |" in row
+    assert repr(atlas.table("learnt")).count("\n") == 3
+    assert "threshold" in repr(atlas) and "phantoms" in repr(atlas)
+
+
+def test_a_verdict_on_hardening_needs_an_interval_beside_zero(found) -> None:
+    damage = found["scans"].corruptions["blur"]
+    told = {(-2.0, -1.0): "helps", (1.0, 2.0): "hurts", (-1.0, 1.0): "cannot be told"}
+    for interval, word in told.items():
+        assert atlas_tables._verdict(damage.model_copy(update={"interval": list(interval)})) == word
+
+
+def test_the_sheet_shows_every_kind_at_every_severity(bench: Bench, tmp_path: Path) -> None:
+    figure = reporting.Atlas(bench, tmp_path).sheet()
+    assert len(figure.axes) == 6 * len(CORRUPTIONS) and (tmp_path / "corruptions.png").is_file()

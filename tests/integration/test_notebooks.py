@@ -31,7 +31,7 @@ from utils.core.paths import write_json
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.workspace import Workspace
 from utils.evaluation.attacker import Attacker
-from utils.reporting import notebook_plan
+from utils.reporting import atlas_figures, notebook_plan
 from utils.reporting import notebooks as reproduce
 from utils.reporting.notebook_plan import Order, parameters_of, plan
 from utils.reporting.notebooks import execute, inject, run, tidy
@@ -94,7 +94,7 @@ def test_form_of_the_committed_notebooks(path: Path) -> None:
 
 def test_every_notebook_of_the_mission_is_there() -> None:
     names = {f"{name}_model{suffix}" for name in ("dino_v2", "resnet", "efficientnet") for suffix in ("", "_atk")}
-    assert {path.stem for path in COMMITTED} == names | {"results", "prepare_dataset", "predict"}
+    assert {path.stem for path in COMMITTED} == names | {"results", "prepare_dataset", "attack_atlas", "predict"}
 
 
 @pytest.mark.parametrize("path", MODEL_NOTEBOOKS, ids=lambda path: path.stem)
@@ -439,6 +439,8 @@ def test_quick_run_makes_every_figure_and_record(quick: Path) -> None:
     assert {path.stem for path in (quick / "assets" / "Robustness").glob("*.png")} == {"worst_case_all", "attacks"}
     assert {path.stem for path in (quick / "assets" / "Dataset").glob("*.png")} == {"contact_sheet", "leak_audit"}
     assert (quick / "assets" / "DINOv2" / "optuna_history.png").is_file()
+    atlas = {path.stem for path in (quick / "assets" / "Atlas").glob("*.png")}
+    assert atlas == {*atlas_figures.FIGURES, "corruptions"}
     # predict.ipynb asks about a scan of one's own, and is no part of a reproduction
     run = {path.stem for path in COMMITTED} - {"predict"}
     assert {path.stem for path in (quick / "notebooks").glob("*.ipynb")} == run

@@ -11,6 +11,7 @@ from utils.core.paths import ROOT
 from utils.data.sets import load_splits
 from utils.data.workspace import Workspace
 from utils.experiments.records import known_titles
+from utils.reporting.atlas import redraw_atlas
 from utils.reporting.figures import redraw
 from utils.reporting.hero import save_hero
 from utils.reporting.robustness_figures import NOTEBOOKS, draw_all
@@ -27,7 +28,7 @@ def main(
     hero: str | None = None,
     eps: Radius = 2 / 255,
 ) -> None:
-    """Draw the figures of the models again, from their records.
+    """Draw the figures of the models and of the atlas again, from their records.
 
     Args:
         root: holds checkpoints/ and assets/.
@@ -53,3 +54,5 @@ def main(
     for suite in (NOTEBOOKS, *SUITES):
         for path, figure in draw_all(workspace, suite).items():
             print(save_figure(figure, path))
+    if not models:
+        print(*redraw_atlas(workspace, splits), sep="\n")

@@ -34,6 +34,19 @@ CAPTIONS = {
     "optuna_history": "The trials of the hyperparameter search.",
     "optuna_importance": "Which hyperparameters mattered in the search.",
     "optuna_pareto": "Trials by accuracy with and without attack.",
+    "corruptions": "One slice as every kind of scan that goes wrong by itself, at five severities.",
+    "scans": "What scans that go wrong cost, and whether hardening helps.",
+    "directions": "How many demented patients are turned to Non, and healthy ones to demented, by radius.",
+    "reached": "How often a slice of each class gets the answer that the attacker wants.",
+    "patients": "Within which radius a patient's verdict is turned, by how its slices may change.",
+    "universal": "One change for all slices of all patients: how it looks, and whom it fools.",
+    "regions": "What an attack inside a part of the slice is worth beside one on the whole.",
+    "sufficient_regions": "Where the smallest parts lie that alone change an answer.",
+    "survival": "What is left of an attack once the image was saved, windowed, resized or turned.",
+    "detectors": "Detectors of foreign images, before and after they are attacked themselves.",
+    "detectors_fooled": "Slices that are misclassified and still accepted by a detector.",
+    "brackets": "For each patient what its answer is certified to bear, and where an attack turned it.",
+    "names": "What each attack leaves alone, ours and those of torchattacks.",
 }
 _PAGE = """<!doctype html>
 <html lang="en">

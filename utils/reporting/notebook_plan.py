@@ -25,6 +25,9 @@ from utils.training.objectives import RECIPES, make_objective
 
 QUICK_FOLDER = ROOT / "quick_run"
 RESULTS = ROOT / "models" / "results.ipynb"
+ATLAS = ROOT / "models" / "attack_atlas.ipynb"
+#: Whose two models the atlas attacks.
+ATLAS_OF = "efficientnet"
 
 #: Parameters that have an option of their own, and the option.
 _OPTIONS = {"source": "--data", "data_dir": "--data", "out_dir": "--out", "profile": "--profile", "split": "--split"}
@@ -107,7 +110,7 @@ class Order:
         models: names of the model notebooks, such as resnet; without it all.
         data: folder, archive, Kaggle handle, phantom, or a folder of prepared *_set.pt; without it phantom, or with
             --profile full what dataset/dataset_variables holds.
-        skip_results: leave results.ipynb out.
+        skip_results: leave results.ipynb and attack_atlas.ipynb out.
         only_results: run results.ipynb alone, on models trained before.
         split: of data that are not prepared yet; without it patient.
         out: folder of notebooks, figures and weights; without it quick_run/, or with --profile full the repository.
@@ -204,6 +207,9 @@ def plan(order: Order) -> list[tuple[Path, dict[str, Any]]]:
             steps.append((path, shared | quick.get(path.stem, {}) | chosen | (chosen_atk if attacks else {})))
     if RESULTS.is_file() and not order.skip_results:
         steps.append((RESULTS, shared | quick.get(RESULTS.stem, {}) | chosen))
+        # at full size it is an hour and a half of its own, and a command: python -m utils atlas
+        if order.profile == "quick" and ATLAS_OF in models:
+            steps.append((ATLAS, shared | chosen))
     for option, settings, suffix in (("--set", chosen, ""), ("--set-atk", chosen_atk, "_atk")):
         known: dict[str, Any] = {}
         for path, _ in steps:

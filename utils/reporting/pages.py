@@ -13,26 +13,27 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from utils.attacks.suites import GRID
 from utils.core.parts import read_part
 from utils.core.paths import ROOT, read_json
-from utils.core.radii import ORIGINAL_EPS, radius_label
-from utils.data.sets import patients_verified
+from utils.core.radii import radius_label
 from utils.evaluation.intervals import binary_caption
 from utils.evaluation.metrics import Metrics, Scores
 from utils.evaluation.robustness import SuiteRecord
+from utils.experiments.atlas.chapters import read_chapter
 from utils.experiments.budget import ENCODERS, describe_start
 from utils.experiments.fold_records import FoldsRow, FoldsSummary, binary_by_patient
 from utils.experiments.recipe_records import RecipesSummary
 from utils.experiments.recipes import COLUMNS
 from utils.experiments.recipes import summary_table as recipes_summary
 from utils.experiments.records import display_name, known_titles, title_of
+from utils.reporting.atlas_tables import ATLAS_TABLES
 from utils.reporting.benchmark_tables import (
     attack_speed_table,
     attention_speed_table,
     gate_table,
     heads_table,
     large_set_table,
+    leak_table,
     memory_table,
     near_training_table,
     signal_table,
@@ -57,38 +58,13 @@ DOCUMENTS = tuple(
     for name in (
         "README.md",
         "assets/RESULTS.md",
+        "assets/ATLAS.md",
         "benchmarks/README.md",
         "checkpoints/MODEL_CARD.md",
         "dataset/README.md",
     )
 )
 _BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.S)
-
-
-def leak_table(record: Mapping[str, Any]) -> str:
-    """Nearest neighbour on two splits, from ``leak_audit.json``."""
-    rows = {
-        "accuracy on the test images": "accuracy",
-        "what the classes alone give, recognising nobody": "expected",
-        "the nearest training image is of the same patient": "same_patient",
-        "always answering the most frequent class": "majority",
-    }
-    verified = patients_verified(record["data"])
-    names = {"published": "published split", "random": "random split"}
-    names["patient"] = "split by patient" if verified else "split by unverified patients"
-    header = ["raw-pixel 1-nearest-neighbour", *(names[split["protocol"]] for split in record["splits"])]
-    # audits from before this was measured do not tell what the classes alone give
-    known = {label: key for label, key in rows.items() if all(key in split for split in record["splits"])}
-    cells = [[label, *(_share(split[key]) for split in record["splits"])] for label, key in known.items()]
-    for eps in (ORIGINAL_EPS, max(GRID)):
-        label = f"accuracy, proven against every change of up to {radius_label(eps)} a pixel"
-        shares = [split["certified_accuracy"][split["epsilons"].index(eps)] for split in record["splits"]]
-        cells.append([label, *map(_share, shares)])
-    return markdown(header, cells)
-
-
-def _share(value: float | None) -> str:
-    return "unknown" if value is None else f"{100 * value:.1f} %"
 
 
 def recipes_table(summary: RecipesSummary) -> str:
@@ -363,6 +339,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "large_set": large_set_table,
     "near_training": near_training_table,
     **_OF_MODELS,
+    **ATLAS_TABLES,
 }
 
 
@@ -372,6 +349,8 @@ def _read(kind: str, path: Path) -> Any:
         return read_part(FoldsSummary, path, "make it again from its folds")
     if kind in ("recipes", "trainable"):
         return read_part(RecipesSummary, path, "make it again from its runs")
+    if kind in ATLAS_TABLES:
+        return read_chapter(path.parent, path.stem)
     if kind not in _OF_MODELS:
         return read_json(path)
     if path.name == RECORD:

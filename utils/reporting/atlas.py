@@ -1,0 +1,130 @@
+"""The atlas as a notebook shows it: each chapter measured or read, its figure and its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from models.def_models import MRIClassifier
+from utils.data.sets import DataSplits, load_splits
+from utils.data.stacks import patient_stacks
+from utils.data.workspace import Workspace
+from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, AtlasBudget, Bench, flat
+from utils.experiments.atlas.chapters import CHAPTERS, chapter_path, measure_chapter, read_chapter
+from utils.experiments.folds import fold_of
+from utils.reporting.atlas_figures import FIGURES, caption, corruption_sheet, save_atlas
+from utils.reporting.atlas_tables import ATLAS_TABLES
+from utils.reporting.style import save_figure
+from utils.training.checkpoints import checkpoint_folder, load_checkpoint
+
+#: Table -> its chapter; the others need all that were measured.
+_CHAPTER_OF = {
+    **{name: name for name in ("names", "regions", "universal", "patients", "survival", "foreign", "scans", "bracket")},
+    **dict.fromkeys(("directions", "verdicts", "asked"), "targets"),
+    "fooled": "foreign",
+    "worst_scan": "scans",
+}
+#: Folder of the atlas in ``assets/``, and its picture that no record tells.
+ATLAS, SHEET = "Atlas", "corruptions.png"
+#: Folds and validation share of the fold models; see :mod:`utils.experiments.folds`.
+N_FOLDS, VALIDATION_SHARE = 5, 0.15
+
+
+class Table:
+    """A Markdown table that a notebook shows as one."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Atlas:
+    """Chapters of one bench in one folder.
+
+    Args:
+        bench: of :func:`utils.experiments.atlas.bench.open_bench`.
+        folder: of records and figures.
+        note: of :meth:`utils.data.workspace.Workspace.note`.
+    """
+
+    def __init__(self, bench: Bench, folder: str | Path, *, note: str = "") -> None:
+        self.bench, self.folder, self.note = bench, Path(folder), note
+
+    def __repr__(self) -> str:
+        models = "; ".join(f"{name}: threshold {cut:.2f}" for name, cut in self.bench.thresholds.items())
+        patients = f"{len(self.bench.stacks)} test patients, {self.bench.budget.slices} slices each"
+        return "; ".join(filter(None, [patients, models, self.note]))
+
+    def show(self, figure: str) -> Figure:
+        """A figure of :data:`utils.reporting.atlas_figures.FIGURES`, drawn and saved; its chapter is measured first."""
+        chapter, draw = FIGURES[figure]
+        record, found = self._chapter(chapter)
+        drawn = draw(found, caption(record))
+        save_figure(drawn, self.folder / f"{figure}.png")
+        return drawn
+
+    def table(self, name: str) -> Table:
+        """A table of :data:`utils.reporting.atlas_tables.ATLAS_TABLES`, without ``atlas_``."""
+        if name in _CHAPTER_OF:
+            return Table(ATLAS_TABLES[f"atlas_{name}"](self._chapter(_CHAPTER_OF[name])))
+        done = [read_chapter(self.folder, own) for own in CHAPTERS if chapter_path(self.folder, own).is_file()]
+        return Table(ATLAS_TABLES[f"atlas_{name}"](done))
+
+    def sheet(self) -> Figure:
+        """One slice of the first test patient as every kind of bad scan, drawn and saved."""
+        drawn = sheet_of(self.bench.splits)
+        save_figure(drawn, self.folder / SHEET)
+        return drawn
+
+    def _chapter(self, name: str) -> tuple[Any, Any]:
+        measure_chapter(self.bench, name, self.folder, note=self.note)
+        return read_chapter(self.folder, name)
+
+
+def sheet_of(splits: DataSplits) -> Figure:
+    """The middle slice of the first test patient as every kind of bad scan."""
+    return corruption_sheet(flat(patient_stacks(splits.test, 1)).pixels(slice(0, 1)))
+
+
+def redraw_atlas(workspace: Workspace, splits: DataSplits | None) -> list[Path]:
+    """Draw the figures of a workspace's atlas again from their records; the sheet of scans where there are images."""
+    folder = workspace.assets(ATLAS)
+    paths = save_atlas(folder)
+    return [*paths, save_figure(sheet_of(splits), folder / SHEET)] if paths and splits else paths
+
+
+def atlas_budget(profile: str) -> AtlasBudget:
+    """What a profile spends."""
+    return QUICK if profile == "quick" else AtlasBudget()
+
+
+def atlas_splits(
+    workspace: Workspace, *, fold: int = -1, n_folds: int = N_FOLDS, validation_share: float = VALIDATION_SHARE
+) -> DataSplits:
+    """The prepared split, or a fold over all its patients where ``fold`` is not negative.
+
+    Raises:
+        ValueError: no such fold.
+    """
+    splits = load_splits(workspace.data_dir)
+    return splits if fold < 0 else fold_of(splits, fold, n_folds, 0, validation_share)
+
+
+def atlas_models(workspace: Workspace, model: str, hardened: str, splits: DataSplits) -> dict[str, MRIClassifier]:
+    """The two models of an atlas, by folder of ``checkpoints/`` or path.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`utils.training.checkpoints.load_checkpoint`.
+    """
+    found = {}
+    for name, text in ((PLAIN, model), (HARDENED, hardened)):
+        folder = checkpoint_folder(text if Path(text).is_dir() else workspace.checkpoint(text))
+        found[name], _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+    return found

@@ -1,0 +1,341 @@
+"""Tables of the attack atlas, each made from the record of its chapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from utils.attacks.linked import LINKS
+from utils.attacks.targets import target_label
+from utils.core.radii import radius_label
+from utils.experiments.atlas import foreign, names, regions, scans, targets
+from utils.experiments.atlas.bench import HARDENED, PLAIN
+from utils.experiments.atlas.chapters import ChapterRecord
+from utils.reporting.atlas_figures import caption
+from utils.reporting.markdown import markdown
+
+#: A chapter's record and what it found.
+Chapter = tuple[ChapterRecord, Any]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _share(one: targets.Share) -> str:
+    if one.value is None or one.low is None or one.high is None:
+        return "-"
+    return f"{one.count} of {one.of} [{100 * one.low:.0f}, {100 * one.high:.0f}]"
+
+
+def _said(record: ChapterRecord, *more: str) -> str:
+    """Under each table: on whom, how long, on what."""
+    machine = record.environment.get("hardware", "unknown hardware")
+    facts = [caption(record), *more, f"{record.seconds / 60:.0f} minutes on {machine}"]
+    return f"\n{'; '.join(filter(None, facts))}.\n"
+
+
+def names_table(chapter: Chapter) -> str:
+    """Every attack alone."""
+    record, found = chapter
+    rows = [
+        [row.title, row.radius, *(_percent(row.robust[name]) for name in (PLAIN, HARDENED)), f"{row.seconds:.2f}"]
+        for row in _strongest_first(found)
+    ]
+    clean = [["no attack", "", *(_percent(found.clean[name]) for name in (PLAIN, HARDENED)), ""]]
+    said = f"{found.images} test slices; right without attack and under it, %; seconds a slice"
+    return markdown(["attack", "radius", PLAIN, HARDENED, "seconds"], clean + rows) + _said(record, said)
+
+
+def _strongest_first(found: names.NamesFound) -> list[names.NameRow]:
+    order = ("linf", "l2", "l0")
+    return sorted(found.rows, key=lambda row: (order.index(row.norm), row.robust[HARDENED], row.robust[PLAIN]))
+
+
+def directions_table(chapter: Chapter) -> str:
+    """Illness hidden and invented, by radius."""
+    record, found = chapter
+    header = ["radius"] + [f"{name}: {side}" for name in found.directions for side in ("to Non", "to demented")]
+    rows = [
+        [
+            radius_label(eps),
+            *(_share(side[step]) for own in found.directions.values() for side in (own.hidden, own.invented)),
+        ]
+        for step, eps in enumerate(found.radii)
+    ]
+    said = "of the patients found right without attack those turned, with 95 % intervals (Wilson), %"
+    return markdown(header, rows) + _said(record, said)
+
+
+def verdicts_table(chapter: Chapter) -> str:
+    """Balanced accuracy by patient when the verdict itself is attacked."""
+    record, found = chapter
+    header = ["model", "no attack", *map(radius_label, found.radii)]
+    rows = [[name, *map(_percent, own.balanced)] for name, own in found.directions.items()]
+    return markdown(header, rows) + _said(record, "balanced accuracy by patient, Non against the rest, %")
+
+
+def asked_table(chapter: Chapter) -> str:
+    """Targets that depend on the slice."""
+    record, found = chapter
+    words = list(next(iter(found.asked.values())))
+    header = ["model", *(targets_label(word) for word in words)]
+    rows = [[name, *(_percent(own[word]) for word in words)] for name, own in found.asked.items()]
+    return markdown(header, rows) + _said(record, f"slices that get the wanted answer, %, {radius_label(targets.EPS)}")
+
+
+def targets_label(word: str) -> str:
+    """A word for a target, for the head of a table."""
+    return f"towards {target_label(word)}"
+
+
+def regions_table(chapter: Chapter) -> str:
+    """Attacks inside a part of the slice."""
+    record, found = chapter
+    parts = list(next(iter(found.regions.values())))
+    header = ["part", "share of the pixels"]
+    header += [f"{name}, {radius_label(eps)}" for name in found.regions for eps in found.radii[1:4]]
+    rows = []
+    for part in parts:
+        own = [found.regions[name][part] for name in found.regions]
+        area = " / ".join(dict.fromkeys(f"{100 * one.area:.0f}" for one in own))
+        rows.append([part, area, *(_percent(value) for one in own for value in one.misclassified[1:4])])
+    halves = {name: float(np.median(own.shares)) for name, own in found.sufficient.items() if own.shares}
+    half = "; ".join(f"{name}: half need at most {_percent(value)} % of the pixels" for name, value in halves.items())
+    said = f"right slices that are misclassified, %; smallest sufficient regions at {radius_label(regions.EPS)}: {half}"
+    return markdown(header, rows) + _said(record, said)
+
+
+def universal_table(chapter: Chapter) -> str:
+    """One change for all."""
+    record, found = chapter
+    rows = [
+        [name, source, *map(_percent, shares)]
+        for name, sources in found.misclassified.items()
+        for source, shares in sources.items()
+    ]
+    said = f"fitted on {found.fitted_on} slices of training patients; right test slices that are misclassified, %"
+    return markdown(["asked", "change", *map(radius_label, found.radii)], rows) + _said(record, said)
+
+
+def patients_table(chapter: Chapter) -> str:
+    """Verdicts turned within some radii, and the median."""
+    record, found = chapter
+    shown = [eps for eps in found.radii if round(255 * eps, 6) in (1, 2, 4, 8)]
+    rows = []
+    for name, links in found.smallest.items():
+        for link, smallest in links.items():
+            reached = np.array([np.inf if radius is None else radius for radius in smallest])
+            shares = [_percent(float((reached <= eps + 1e-9).mean())) if len(reached) else "-" for eps in shown]
+            rows.append([name, LINKS[link], str(len(reached)), *shares, _median(reached)])
+    header = ["model", "changes", "patients right", *map(radius_label, shown), "half are turned within"]
+    return markdown(header, rows) + _said(record, "verdicts turned, %; upper bounds of what each bears")
+
+
+def _median(reached: np.ndarray) -> str:
+    middle = float(np.quantile(reached, 0.5, method="inverted_cdf")) if len(reached) else np.inf
+    return radius_label(middle) if np.isfinite(middle) else "none tried"
+
+
+def survival_table(chapter: Chapter) -> str:
+    """What survives each view."""
+    record, found = chapter
+    views = list(next(iter(found.by_view.values())))
+    rows = []
+    for name, attacked in found.attacks.items():
+        alone = [_percent(found.by_view[name][view]) for view in views]
+        rows.append([name, "no attack", "", f"0 of {found.right[name]}", *alone])
+        for title, steps in attacked.items():
+            for eps, one in zip(found.radii, steps):
+                changed = f"{one.misclassified} of {found.right[name]}"
+                rows.append(
+                    [name, title, radius_label(eps), changed, *(_percent(one.survives[view]) for view in views)]
+                )
+    said = (
+        f"of the misclassified those that still are, over {found.draws} draws a view, %; without attack: of the right"
+    )
+    return markdown(["model", "attack", "radius", "misclassified", *views], rows) + _said(record, said)
+
+
+def foreign_table(chapter: Chapter) -> str:
+    """Detectors before and after they are attacked."""
+    record, found = chapter
+    kinds = list(next(iter(next(iter(found.detectors.values())).values())).foreign)
+    rows = []
+    for name, detectors in found.detectors.items():
+        for title, watched in detectors.items():
+            told = [
+                f"{_percent(own.before.auroc)} ({_percent(own.before.fpr95)}) → {_percent(own.after.auroc)}"
+                for own in (watched.foreign[kind] for kind in kinds)
+            ]
+            rows.append([name, title, *told])
+    said = (
+        "AUROC (in brackets the share of real slices refused where 95 % of the foreign ones are) → AUROC once foreign "
+        f"images are attacked within {radius_label(found.foreign_radius)}, %; {found.images} slices and as many "
+        "foreign images of each kind"
+    )
+    return markdown(["model", "detector", *kinds], rows) + _said(record, said)
+
+
+def fooled_table(chapter: Chapter) -> str:
+    """Real slices refused, noticed, and misclassified while accepted."""
+    record, found = chapter
+    steps = [*map(radius_label, found.radii)]
+    rows = [
+        [
+            name,
+            title,
+            _percent(own.refused[0]),
+            " / ".join(map(_percent, own.refused[1:])),
+            " / ".join(map(_percent, own.noticed[1:])),
+            " / ".join(map(_percent, own.fooled[1:])),
+        ]
+        for name, detectors in found.detectors.items()
+        for title, own in detectors.items()
+    ]
+    header = ["model", "detector", "refused", "refused once pushed out", "PGD noticed", "misclassified and accepted"]
+    said = f"real slices, %, at {' / '.join(steps)}; a detector accepts 95 % of the validation slices"
+    return markdown(header, rows) + _said(record, said)
+
+
+def scans_table(chapter: Chapter) -> str:
+    """Balanced error by patient under each corruption."""
+    record, found = chapter
+    rows = [["as scanned", *(_percent(found.clean[name].error) for name in (PLAIN, HARDENED)), "", "", ""]]
+    for kind, own in found.corruptions.items():
+        low, high = own.interval or (float("nan"),) * 2
+        gap = f"{100 * own.difference:+.1f} [{100 * low:+.0f}, {100 * high:+.0f}]"
+        errors = [_percent(own.error[name]) for name in (PLAIN, HARDENED)]
+        rows.append([kind, *errors, gap, _ratio(own.relative), _verdict(own)])
+    header = ["corruption", PLAIN, HARDENED, "difference", "relative", "hardening"]
+    said = (
+        "balanced error by patient, Non against the rest, mean over five severities, %; difference in points with its "
+        "95 % interval over patients; relative: hardened over not hardened"
+    )
+    return markdown(header, rows) + _said(record, said)
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _verdict(own: scans.Damage) -> str:
+    low, high = own.interval or (-1.0, 1.0)
+    if high < 0:
+        return "helps"
+    return "hurts" if low > 0 else "cannot be told"
+
+
+def worst_scan_table(chapter: Chapter) -> str:
+    """One random scan against the worst of many."""
+    record, found = chapter
+    rows = [
+        [kind, name, _share(own.one), _share(own.worst)]
+        for kind, models in found.worst.items()
+        for name, own in models.items()
+    ]
+    said = f"severity {found.severity}; of the patients found right those turned, with 95 % intervals (Wilson), %"
+    header = ["scan", "model", "turned by one", f"turned by the worst of {found.draws}"]
+    return markdown(header, rows) + _said(record, said)
+
+
+def bracket_table(chapter: Chapter) -> str:
+    """Certified and attacked lengths, in short."""
+    record, found = chapter
+    sure = [one for one in found.patients if one.answer >= 0]
+    upper = [one.upper for one in sure if one.upper is not None]
+    rows = [
+        ["patients", str(len(found.patients))],
+        ["certified and right", _percent(found.certified) + " %"],
+        ["no certificate", _percent(found.abstained) + " %"],
+        ["certified L2 length, median of those certified", _length([one.lower for one in sure])],
+        ["turned by an attack", f"{len(upper)} of {len(sure)}"],
+        ["L2 length of that attack, median of those turned", _length(upper)],
+    ]
+    said = f"noise of {found.sigma} a pixel, {found.samples} copies, each radius wrong with probability {found.error:g}"
+    return markdown(["question", "answer"], rows) + _said(record, said)
+
+
+def _length(values: Sequence[float]) -> str:
+    return f"{float(np.median(values)):.2f}" if len(values) else "-"
+
+
+def costs_table(chapters: Sequence[Chapter]) -> str:
+    """How long each chapter took."""
+    rows = [[record.question, f"{record.seconds / 60:.1f}"] for record, _ in chapters]
+    machine = chapters[0][0].environment.get("hardware", "unknown hardware")
+    return markdown(["chapter", "minutes"], rows) + f"\nOn {machine}.\n"
+
+
+def learnt(chapters: Sequence[Chapter]) -> str:
+    """What the atlas found, in sentences that are computed from its records, as a list."""
+    found = {record.facts["section"]: own for record, own in chapters}
+    told = [(name, say) for name, say in _SENTENCES if name in found]
+    return "".join(f"- {say(found[name])}\n" for name, say in told)
+
+
+def _on_directions(found: targets.TargetsFound) -> str:
+    step = found.radii.index(1 / 255)
+    plain, hard = (found.directions[name] for name in (PLAIN, HARDENED))
+
+    def turned(one: targets.Share) -> str:
+        return f"{one.count} of {one.of}"
+
+    return (
+        f"Within 1/255 an attack on all slices of a patient hides the illness of {turned(plain.hidden[step])} demented "
+        f"patients and invents one in {turned(plain.invented[step])} healthy ones; of the hardened model "
+        f"{turned(hard.hidden[step])} and {turned(hard.invented[step])}."
+    )
+
+
+def _on_scans(found: scans.ScansFound) -> str:
+    told = [_verdict(own) for own in found.corruptions.values()]
+    lower = sum(own.difference < 0 for own in found.corruptions.values())
+    worst = found.worst["motion"]
+    return (
+        f"Of {len(told)} kinds of scans that go wrong by themselves hardening lowers the error in {lower}, which is "
+        f"certain for {told.count('helps')}, and certainly raises it in {told.count('hurts')}; the worst of "
+        f"{found.draws} plausible motions turns {worst[PLAIN].worst.count} of {worst[PLAIN].worst.of} patients, and "
+        f"{worst[HARDENED].worst.count} of {worst[HARDENED].worst.of} with hardening."
+    )
+
+
+def _on_detectors(found: foreign.ForeignFound) -> str:
+    step = found.radii.index(2 / 255) + 1
+    best = {
+        name: min((own.fooled[step], title) for title, own in detectors.items())
+        for name, detectors in found.detectors.items()
+    }
+    parts = [f"{_percent(share)} % of the right slices ({name}; {title})" for name, (share, title) in best.items()]
+    return (
+        "A detector that is attacked too is no defence: within 2/255 somebody who knows the best of them has accepted "
+        f"and misclassified {' and '.join(parts)}."
+    )
+
+
+_SENTENCES: tuple[tuple[str, Callable[[Any], str]], ...] = (
+    ("targets", _on_directions),
+    ("scans", _on_scans),
+    ("foreign", _on_detectors),
+)
+
+
+ATLAS_TABLES: dict[str, Callable[[Any], str]] = {
+    "atlas_names": names_table,
+    "atlas_directions": directions_table,
+    "atlas_verdicts": verdicts_table,
+    "atlas_asked": asked_table,
+    "atlas_regions": regions_table,
+    "atlas_universal": universal_table,
+    "atlas_patients": patients_table,
+    "atlas_survival": survival_table,
+    "atlas_foreign": foreign_table,
+    "atlas_fooled": fooled_table,
+    "atlas_scans": scans_table,
+    "atlas_worst_scan": worst_scan_table,
+    "atlas_bracket": bracket_table,
+    "atlas_costs": costs_table,
+    "atlas_learnt": learnt,
+}
