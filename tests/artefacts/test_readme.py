@@ -22,6 +22,7 @@ from utils import utils_funcs
 from utils.attacks.attack import Attack
 from utils.attacks.suites import SUITES, Threat
 from utils.commands import (
+    atlas,
     calibrate,
     combine,
     figures,
@@ -42,8 +43,10 @@ from utils.core.radii import parse_radius
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.sets import load_splits
+from utils.data.workspace import Workspace
 from utils.evaluation.examples import adversarial_examples
 from utils.evaluation.gate import Gate
+from utils.reporting.atlas import atlas_splits
 from utils.reporting.pages import trained
 from utils.training.checkpoints import save_checkpoint
 from utils.training.record import Record, parse_record
@@ -52,7 +55,7 @@ from utils.training.record import Record, parse_record
 ROOMS = ("models", "utils", "benchmarks", "dataset")
 PAGES = {
     name: (ROOT / name).read_text(encoding="utf-8")
-    for name in ("README.md", "assets/RESULTS.md", *(f"{room}/README.md" for room in ROOMS))
+    for name in ("README.md", "assets/RESULTS.md", "assets/ATLAS.md", *(f"{room}/README.md" for room in ROOMS))
 }
 README = PAGES["README.md"]
 # a fence's opening is taken with its language, or its closing one would pass for the next opening
@@ -92,7 +95,7 @@ def _quick(folder: Path) -> None:
     """The command's own plan; tests/integration/test_notebooks.py runs it whole, at smaller sizes."""
     _install(folder)
     steps = reproduce.plan(reproduce.main.parse(["--profile", "quick"])["order"].filled())
-    assert len(steps) == 8 and steps[0][1]["source"] == "phantom"
+    assert len(steps) == 9 and steps[0][1]["source"] == "phantom"
 
 
 def _all_tests(folder: Path) -> None:
@@ -325,6 +328,20 @@ def _predict_colin(folder: Path) -> None:
         assert abs(found[name] - stored[name]) < most
 
 
+def _atlas(folder: Path) -> None:
+    """On phantoms, two untrained models and one chapter; tests/integration/test_atlas.py measures all."""
+    data = _phantom_data(folder)
+    sides = atlas_splits(Workspace.open("", data_dir=str(data)), fold=0)
+    words = _arguments(ATLAS)
+    for option in ("--model", "--hardened"):
+        own = {"classes": sides.classes, "data": sides.info, "note": ""}
+        save_checkpoint(build_model("resnet34", image_size=32), own, folder / option.strip("-"))
+        words[words.index(option) + 1] = str(folder / option.strip("-"))
+    words[words.index("--out") + 1] = str(folder / "atlas")
+    assert atlas.main([*words, "--data", str(data), "--quick", "--chapters", "patients"]) == 0
+    assert (folder / "atlas" / "patients.png").is_file()
+
+
 def _voila(folder: Path) -> None:
     """tests/integration/test_browser.py opens the page."""
     if importlib.util.find_spec("voila") is None:
@@ -344,6 +361,7 @@ def _pages(folder: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
+ATLAS = next(command for command in COMMANDS if command.startswith("python -m utils atlas "))
 CALIBRATE = "python -m utils calibrate"
 PREDICT = "python -m utils predict SCAN --out answers"
 COLIN = "python -m utils predict /usr/share/mricron/templates/ch2.nii.gz --model ResNet34 --out assets/Predict"
@@ -395,6 +413,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     "python -m utils pages": _pages,
     "python -m utils spot-check": _spot_check,
     "python -m utils spot-check --root benchmarks/published --data runs/published": _spot_check,
+    ATLAS: _atlas,
     CALIBRATE: _calibrate,
     PREDICT: _predict,
     COLIN: _predict_colin,

@@ -14,6 +14,7 @@ from utils.evaluation.calibration import Calibration
 from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.answer_records import Answer
+from utils.experiments.atlas.chapters import CHAPTERS, ChapterRecord, read_chapter
 from utils.experiments.fold_records import FoldRecord, FoldsSummary
 from utils.experiments.recipe_records import RecipesSummary, RunRecord
 from utils.training.record import SCHEMA, ModelRecord, VoteRecord, parse_record, read_record_file
@@ -26,6 +27,7 @@ OTHERS: list[tuple[type[Part], Path]] = [
     *((RunRecord, path) for path in sorted(ROOT.glob("benchmarks/recipes/*/*_seed*.json"))),
     *((Calibration, path) for path in sorted(ROOT.glob("checkpoints/*/calibration.json"))),
     *((Answer, path) for path in sorted(ROOT.glob("assets/Predict/*.json"))),
+    *((ChapterRecord, path) for path in sorted(ROOT.glob("assets/Atlas/*.json"))),
     *((RecipesSummary, path) for path in sorted(ROOT.glob("benchmarks/recipes/*/summary.json"))),
 ]
 #: Names that had blanks in older files.
@@ -56,7 +58,14 @@ def test_all_other_committed_records_read_and_lose_nothing(kind: type[Part], pat
 
 
 def test_there_are_records_of_each_kind() -> None:
-    assert len(MODELS) >= 14 and len({kind for kind, _ in OTHERS}) == 7
+    assert len(MODELS) >= 14 and len({kind for kind, _ in OTHERS}) == 8
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_what_a_chapter_of_the_atlas_found_reads_as_its_type(name: str) -> None:
+    record, found = read_chapter(ROOT / "assets" / "Atlas", name)
+    assert json.loads(json.dumps(found.plain())) == record.found
+    assert record.question == CHAPTERS[name].question and record.facts["section"] == name
 
 
 def _curve(**change: object) -> dict:
