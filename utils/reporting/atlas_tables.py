@@ -10,9 +10,12 @@ import numpy as np
 from utils.attacks.linked import LINKS
 from utils.attacks.targets import target_label
 from utils.core.radii import radius_label
+from utils.data.sets import protocol_name
+from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.atlas import foreign, names, regions, scans, targets
 from utils.experiments.atlas.bench import HARDENED, PLAIN
 from utils.experiments.atlas.chapters import ChapterRecord
+from utils.experiments.records import display_name
 from utils.reporting.atlas_figures import caption
 from utils.reporting.markdown import markdown
 
@@ -260,6 +263,26 @@ def bracket_table(chapter: Chapter) -> str:
 
 def _length(values: Sequence[float]) -> str:
     return f"{float(np.median(values)):.2f}" if len(values) else "-"
+
+
+def vote_table(record: SuiteRecord) -> str:
+    """A vote under each attack alone, then under all, without and with the re-weighted one.
+
+    Raises:
+        ValueError: the record is of no vote.
+    """
+    if record.vote is None:
+        raise ValueError(f"{record.title} is no vote, so it has no table of attacks on stand-ins")
+    curve, own = record.curve, record.vote
+    rows = [[display_name(title), *map(_percent, robust)] for title, robust in own.alone.items()]
+    rows.append(["worst case", *map(_percent, curve.robust_accuracy)])
+    if own.without_reweighing:
+        gained = [before - after for before, after in zip(own.without_reweighing, curve.robust_accuracy)]
+        rows.append(["without the re-weighted attack", *map(_percent, own.without_reweighing)])
+        rows.append(["lower by it, points", *map(_percent, gained)])
+    whom = f"{curve.n_images} test images of {curve.n_subjects} patients"
+    said = f"{record.data.source}, {protocol_name(record.data.plain())}; {own.rule} vote; {whom}; robust accuracy, %"
+    return markdown(["attack", *(radius_label(eps) for eps in curve.epsilons)], rows) + f"\n{said}.\n"
 
 
 def costs_table(chapters: Sequence[Chapter]) -> str:

@@ -26,7 +26,7 @@ from utils.experiments.recipe_records import RecipesSummary
 from utils.experiments.recipes import COLUMNS
 from utils.experiments.recipes import summary_table as recipes_summary
 from utils.experiments.records import display_name, known_titles, title_of
-from utils.reporting.atlas_tables import ATLAS_TABLES
+from utils.reporting.atlas_tables import ATLAS_TABLES, vote_table
 from utils.reporting.benchmark_tables import (
     attack_speed_table,
     attention_speed_table,
@@ -322,6 +322,7 @@ _OF_MODELS: dict[str, Callable[[Any], str]] = {
     "recalls": recalls,
     "price": price,
     "questions": questions,
+    "vote": vote_table,
 }
 KINDS: dict[str, Callable[[Any], str]] = {
     "leak": leak_table,
