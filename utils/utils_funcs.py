@@ -31,6 +31,7 @@ from utils.evaluation.transfer import step_size_sweep, transfer_matrix
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.atlas.bench import open_bench
 from utils.experiments.fit import fit
+from utils.experiments.modalities import late_fusion
 from utils.experiments.prediction import Predictor, answer_case
 from utils.experiments.records import (
     ENSEMBLE,
@@ -122,6 +123,7 @@ __all__ = [
     "hardening_cams",
     "headline_table",
     "judge",
+    "late_fusion",
     "load_checkpoint",
     "load_hyperparams",
     "load_manifest",

@@ -18,6 +18,9 @@ ROOT = TEMPLATES.parent.parent
 #: the setup cell asks for the address.
 REPOSITORY = ""
 
+#: Tag of a cell that is shown folded.
+FOLDED = "hide-input"
+
 #: Name of the notebooks -> what takes the place of the marks in the templates.
 MODELS = {
     "dino_v2": {
@@ -82,7 +85,10 @@ def _read(template: str, marks: dict[str, str], stem: str) -> nbformat.NotebookN
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
-        cell.metadata = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        if FOLDED in tags:
+            cell.metadata["jupyter"] = {"source_hidden": True}
     return notebook
 
 
@@ -93,7 +99,9 @@ def _with_outputs(notebook: nbformat.NotebookNode, stored: nbformat.NotebookNode
     combined = combine_inputs_with_outputs(notebook, stored)
     for cell, name in zip(combined.cells, names):
         cell.id = name  # a cell that moved brings its old one
-    place = next((i for i, cell in enumerate(combined.cells) if "parameters" in cell.metadata.get("tags", [])), -1)
+    place = max(
+        (i for i, cell in enumerate(combined.cells) if "parameters" in cell.metadata.get("tags", [])), default=-1
+    )
     combined.cells[place + 1 : place + 1] = ran_with
     return combined
 

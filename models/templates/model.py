@@ -18,17 +18,23 @@ __SETUP__
 # %% tags=["parameters"]
 BACKBONE = "__BACKBONE__"  # a key of BACKBONES in models/def_models.py
 weights = "__WEIGHTS__"  # "pretrained" (downloads the published weights), "scratch", or a path
-trainable = "all"  # "all", "head", or a number: that many last blocks
 image_size = 224
-load_existing_hyperparams = False  # read checkpoints/optuna_params instead of searching
-n_trials = 0  # Optuna trials; 0 searches nothing and keeps the values below
-search_epochs = 3  # epochs a trial
-search_space = []  # names out of SEARCH_SPACE in utils/optuna_search.py; [] takes all of them
-load_existing_params = False  # load the weights in checkpoints instead of starting anew
-train_loaded_model = False  # train the loaded weights further
 num_epochs = 20
 batch_size = 64
 learning_rate = __RATE__
+n_trials = 0  # Optuna trials; 0 searches nothing and keeps the values below
+load_existing_hyperparams = False  # read checkpoints/optuna_params instead of searching
+load_existing_params = False  # load the weights in checkpoints instead of starting anew
+seed = 0
+
+# %% [markdown]
+# All others, which may stay as they are.
+
+# %% tags=["parameters", "hide-input"]
+trainable = "all"  # "all", "head", or a number: that many last blocks
+search_epochs = 3  # epochs a trial
+search_space = []  # names out of SEARCH_SPACE in utils/optuna_search.py; [] takes all of them
+train_loaded_model = False  # train the loaded weights further
 augmentation_strength = 1.0  # 0 turns augmentation off
 scanner = 0.0  # probability of each of bias field, Rician noise, motion and gain
 sampling = "shuffled"  # "class" draws classes equally often, "patient" spreads patients over batches
@@ -37,7 +43,6 @@ layer_decay = 1.0  # factor on the learning rate from each block to the one befo
 patience = 0  # stop after so many epochs without a better validation score; 0 never stops
 precision = "auto"  # "bf16": bfloat16 inside the model while training; "auto" takes it on a GPU that has it
 max_test_images = 0  # 0 evaluates all test images
-seed = 0
 profile = "full"  # "quick" marks every figure as meaningless
 out_dir = ""  # "" writes into this repository
 data_dir = ""  # "" is dataset/dataset_variables

@@ -22,26 +22,32 @@ __SETUP__
 
 # %% tags=["parameters"]
 BACKBONE = "__BACKBONE__"  # a key of BACKBONES in models/def_models.py
-pretrained_model_path = ""  # folder of the clean model; "" is its folder in checkpoints
 epsilons = [0, 0.5 / 255, 1 / 255, 0.005, 2 / 255, 4 / 255, 8 / 255]  # radii to measure, pixels in [0, 1]
 Epsilon = 2 / 255  # radius for the step-size sweep and for hardening
 num_iter = 20  # PGD steps when measuring
-alphas = [0.0002, 0.0005, 0.001, 0.002]  # step sizes to compare at Epsilon
 Alpha = 0.0  # step size when hardening; 0 is 2.5 * Epsilon / train_steps
-train_steps = 2  # PGD steps when hardening
 recipe = "adversarial"  # "adversarial", "trades", "mart" or "n_fgsm"
 adv_weight = 1.0  # of "adversarial": loss = (1 - adv_weight) * clean + adv_weight * attacked
+num_epochs = 10
+n_trials = 0  # Optuna trials of hardening; 0 searches nothing and keeps the values below
+load_existing_hyperparams = False  # take those that the clean model's search has saved
+load_existing_params = False  # load the hardened weights in checkpoints instead of hardening anew
+seed = 0
+
+# %% [markdown]
+# All others, which may stay as they are.
+
+# %% tags=["parameters", "hide-input"]
+pretrained_model_path = ""  # folder of the clean model; "" is its folder in checkpoints
+alphas = [0.0002, 0.0005, 0.001, 0.002]  # step sizes to compare at Epsilon
+train_steps = 2  # PGD steps when hardening
 beta = 0.0  # of "trades" and "mart": weight of the divergence; 0 is 6 and 5
 curriculum = 0.0  # share of the training over which the PGD steps grow from 1 to train_steps
-load_existing_hyperparams = False  # take those that the clean model's search has saved
-n_trials = 0  # Optuna trials of hardening; 0 searches nothing and keeps the values below
 search_epochs = 3  # epochs a trial
 search_space = []  # names out of SEARCH_SPACE and HARDENING_SPACE in utils/optuna_search.py; [] takes all of the first
 clean_floor = 0.0  # least balanced accuracy without attack of a trial that may win
 pareto = False  # search for accuracy with and without attack together
-load_existing_params = False  # load the hardened weights in checkpoints instead of hardening anew
 train_loaded_model = False  # harden the loaded weights further
-num_epochs = 10
 batch_size = 64
 trainable = "all"  # "all", "head", or a number: that many last blocks
 learning_rate = __ATK_RATE__
@@ -57,7 +63,6 @@ validation_images = 512  # so many validation images are attacked after each epo
 max_test_images = 0  # 0 attacks all test images
 panel_images = 128  # on so many of them the gradients are checked for masking; 0 leaves that out
 panel_queries = 500  # of the black-box attack in these checks
-seed = 0
 profile = "full"  # "quick" marks every figure as meaningless
 out_dir = ""  # "" writes into this repository
 data_dir = ""  # "" is dataset/dataset_variables

@@ -22,6 +22,12 @@ rule = "soft"  # "soft", "hard" or "weighted": the vote whose figures are the en
 epsilons = [0, 0.5 / 255, 1 / 255, 0.005, 2 / 255, 4 / 255, 8 / 255]  # radii to measure, pixels in [0, 1]
 Epsilon = 2 / 255  # radius of the attacked examples
 num_iter = 20  # PGD steps
+seed = 0
+
+# %% [markdown]
+# All others, which may stay as they are.
+
+# %% tags=["parameters", "hide-input"]
 alphas = [0.0002, 0.0005, 0.001, 0.002]  # step sizes to show at Epsilon
 max_test_images = 0  # 0 attacks all test images; else as many as the other notebooks did
 attacked_rules = ["soft", "hard", "weighted"]  # votes that are attacked as one system, by all that is known of them
@@ -30,8 +36,8 @@ vote_images = 128  # on so many test images; 0 takes all
 precision = "auto"  # "bf16": bfloat16 inside the models while attacking; "auto" where a GPU has it
 panel_images = 64  # on so many the vote's gradients are checked for masking; 0 leaves that out
 panel_queries = 500  # of the black-box attack in these checks
-seed = 0
 profile = "full"  # "quick" marks every figure as meaningless
+second_dir = ""  # folder of a reproduction on another modality of the same patients, to fuse both by patient
 out_dir = ""  # "" writes into this repository
 data_dir = ""  # "" is dataset/dataset_variables
 
@@ -213,6 +219,15 @@ cams = uf.member_cams(members, test, device=device)
 figure = uf.plot_grad_cam(cams, title=f"{uf.ENSEMBLE}: Grad-CAM of the members' own answers", note=note)
 uf.save_figure(figure, assets / "grad_cam.png")
 figure
+
+# %% [markdown]
+# ## A second modality
+#
+# Models of T1 and of FLAIR, say, each trained on its own images, answer together: the mean of what they say of a
+# patient (late fusion). Nobody may be tested in one and trained on in the other.
+
+# %%
+uf.late_fusion(splits, votes[rule], second_dir, device=device)
 
 # %% [markdown]
 # ## Saved files

@@ -164,15 +164,23 @@ def test_parameters_must_be_constants() -> None:
         cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})
         with pytest.raises(ValueError, match="constants"):
             parameters_of(nbformat.v4.new_notebook(cells=[cell]))
-    with pytest.raises(ValueError, match="one cell"):
+    with pytest.raises(ValueError, match="found none"):
         parameters_of(nbformat.v4.new_notebook())
+    cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]}) for source in ("a = 1", "b = 2")]
+    assert parameters_of(nbformat.v4.new_notebook(cells=cells)) == {"a": 1, "b": 2}
+    cells[1].source = "a = 2"
+    with pytest.raises(ValueError, match="assign a twice"):
+        parameters_of(nbformat.v4.new_notebook(cells=cells))
 
 
 def test_injection_follows_the_parameters_and_ignores_foreign_names() -> None:
     notebook = reproduce.without_injected(nbformat.read(ROOT / "models" / "resnet_model.ipynb", as_version=4))
     changed = inject(notebook, {"num_epochs": 3, "foreign": 1})
-    position = next(i for i, c in enumerate(changed.cells) if "parameters" in c.metadata.get("tags", []))
+    # after the last of the cells, or defaults would come after it and count
+    position = max(i for i, c in enumerate(changed.cells) if "parameters" in c.metadata.get("tags", []))
     assert changed.cells[position + 1].source.endswith("num_epochs = 3")
+    folded = [c for c in changed.cells if "hide-input" in c.metadata.get("tags", [])]
+    assert len(folded) == 1 and folded[0].metadata["jupyter"] == {"source_hidden": True}
     assert len(notebook.cells) + 1 == len(changed.cells)
 
 
@@ -192,6 +200,9 @@ def test_plan_runs_preparation_first_unless_the_data_are_prepared(tmp_path: Path
     steps = plan(_order(["--out", str(tmp_path), "--split", "published"]))
     names = [path.stem for path, _ in steps]
     assert names[0] == "prepare_dataset" and names[-1] == "results" and len(names) == 8
+    # the atlas is of patients, and of the two models of one backbone
+    assert [path.stem for path, _ in plan(_order(["--out", str(tmp_path)]))] == [*names, "attack_atlas"]
+    assert "attack_atlas" not in [path.stem for path, _ in plan(_order(["--models", "resnet"]))]
     assert all(names.index(name) < names.index(f"{name}_atk") for name in names if name.endswith("_model"))
     assert steps[0][1]["ratios"] == [0.8, 0.2, 0.0] and steps[0][1]["source"] == "phantom"
     (tmp_path / "train_set.pt").touch()

@@ -451,6 +451,6 @@ def test_an_order_by_names_of_folders_or_of_phantoms(class_folders: Path, monkey
     raw = load_source(class_folders, classes=("Mild_Demented", "Non_Demented"))
     assert raw.classes == ("Mild", "Non") and raw.labels.tolist() == [0, 0, 0, 1, 1, 1]
     few = phantom.make_phantoms(phantom.PhantomConfig(n_subjects=8, n_levels=1))
-    monkeypatch.setattr(phantom, "make_phantoms", lambda *, size: few)
+    monkeypatch.setattr(phantom, "make_phantoms", lambda *_, size: few)
     turned, plain = load_source("phantom", classes=CLASSES[::-1]), load_source("phantom")
     assert turned.classes == CLASSES[::-1] and np.array_equal(turned.labels, 3 - plain.labels)

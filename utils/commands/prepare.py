@@ -38,7 +38,7 @@ def main(
     """Prepare a data set: decode the images, find the patients, split them, check for leaks.
 
     Args:
-        source: folder, archive, Kaggle handle, kaggle or phantom.
+        source: folder, archive, Kaggle handle, kaggle, phantom, or phantom-t2 (the same heads in another contrast).
         split: patient keeps all images of a person on one side; published takes the source's own test folder.
         out: folder of the sets that are written.
         ratios: shares of training, validation and test; without it those of the split.

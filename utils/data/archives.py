@@ -70,6 +70,9 @@ class DataSource:
     n_duplicates: int
 
 
+#: Words for drawn heads, and their contrast.
+PHANTOMS = {"phantom": "T1", "phantom-t2": "T2"}
+
 #: Data sets known by name. Counts are of the images as published.
 DATA_SOURCES = {
     "alzheimer_mri": DataSource(
@@ -118,7 +121,7 @@ def kaggle_handle(source: str) -> str:
 
 def check_source(source: str | Path) -> None:
     """Raise FileNotFoundError, without reading or downloading anything, if ``source`` can mean nothing."""
-    if str(source) != "phantom" and not Path(source).expanduser().exists():
+    if str(source) not in PHANTOMS and not Path(source).expanduser().exists():
         kaggle_handle(str(source))
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import scipy  # loads its parts at their first use
 
-from utils.core.checks import number, whole
+from utils.core.checks import choice, number, whole
 from utils.data.classes import CLASSES
 from utils.data.raw_images import RawImages
 
@@ -21,6 +21,9 @@ _CENTRE = (62.5, 64.0)
 _SEMI_AXES = (50.0, 52.0)
 _WHITE, _CORTEX, _DEEP_GREY, _VENTRICLE, _SULCUS = 0.94, 0.60, 0.76, 0.14, 0.22
 _EXPOSURE = 233.0
+#: What each tissue's brightness becomes in the second contrast, in which fluid is bright and white matter dark.
+_T2 = ((_VENTRICLE, _SULCUS, _CORTEX, _DEEP_GREY, _WHITE), (0.95, 0.88, 0.62, 0.50, 0.40))
+CONTRASTS = ("T1", "T2")
 _ANGLES = 190
 
 #: Share of the brain that is ventricle, and that is dark sulcus: mean and standard deviation over
@@ -45,14 +48,17 @@ class PhantomConfig:
             classes overlap as they do in the real images, where nobody tells all four apart; at 0
             every patient is its class's mean.
         seed: equal seeds give equal images.
+        contrast: ``T1``, or ``T2``: the same heads with bright fluid, and noise of their own.
     """
 
     n_subjects: int = 64
     n_levels: int = 8
     difficulty: float = 0.2
     seed: int = 0
+    contrast: str = "T1"
 
     def __post_init__(self) -> None:
+        choice("contrast", self.contrast, CONTRASTS)
         whole("n_subjects", self.n_subjects, 8)
         whole("n_levels", self.n_levels, 1)
         whole("seed", self.seed, 0)
@@ -102,7 +108,9 @@ def _draw_subject(config: PhantomConfig, subject: int) -> np.ndarray:
     sulcus = _draw_share(rng, *SULCUS_SHARE[name], config.difficulty)
     anatomy = _Anatomy(rng)
     levels = np.linspace(0, 1, config.n_levels) if config.n_levels > 1 else np.array([0.5])
-    return np.stack([anatomy.slice(level, ventricle, sulcus, rng) for level in levels])
+    # another scan of the same head
+    rng = rng if config.contrast == "T1" else np.random.default_rng([config.seed, 2, subject])
+    return np.stack([anatomy.slice(level, ventricle, sulcus, rng, config.contrast) for level in levels])
 
 
 def _draw_share(rng: np.random.Generator, mean: float, deviation: float, difficulty: float) -> float:
@@ -129,7 +137,9 @@ class _Anatomy:
         self.folds /= self.folds.std()
         self.phase = rng.uniform(0, _ANGLES)
 
-    def slice(self, level: float, ventricle: float, sulcus: float, rng: np.random.Generator) -> np.ndarray:
+    def slice(
+        self, level: float, ventricle: float, sulcus: float, rng: np.random.Generator, contrast: str = "T1"
+    ) -> np.ndarray:
         """One uint8 slice; ``level`` runs from 0 (basal ganglia) to 1 (roof of the ventricles)."""
         self.radius = _outline_radius(*self.grid, level)
         self.brain = self.radius < 1
@@ -138,6 +148,7 @@ class _Anatomy:
         tissue = np.minimum(tissue, self._cortex(level, sulcus))
         share = ventricle * (0.55 + 0.9 * np.exp(-(((level - 0.72) / 0.3) ** 2)))
         tissue = _blend(tissue, _VENTRICLE, _share_mask(self._ventricles(level), share, self.brain, 0.02))
+        tissue = tissue if contrast == "T1" else np.interp(tissue, *_T2).astype(np.float32)
         tissue = scipy.ndimage.gaussian_filter(tissue, 0.5)
         light = _EXPOSURE * (1 + 0.03 * rng.standard_normal())
         noise = 0.045 * scipy.ndimage.gaussian_filter(rng.standard_normal((_SIDE, _SIDE)), 0.5)

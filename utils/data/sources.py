@@ -17,6 +17,7 @@ import numpy as np
 from utils.data.archives import (
     ARCHIVE_SUFFIXES,
     DATA_SOURCES,
+    PHANTOMS,
     as_folder,
     is_system,
 )
@@ -77,8 +78,8 @@ def load_source(
             a folder of them (see :mod:`utils.data.tables`); a CSV of paths and labels, or a folder with one beside
             its images (see :mod:`utils.data.labelled`);
             ``kaggle``, a name of ``DATA_SOURCES`` or a Kaggle handle ``owner/data-set``; or
-            ``phantom`` (see :mod:`utils.data.phantom`). A class folder may hold a folder a patient. Where there are
-            whole heads instead of slices, see :mod:`utils.data.scans.cohort`.
+            ``phantom`` or ``phantom-t2`` (see :mod:`utils.data.phantom`). A class folder may hold a folder a patient.
+            Where there are whole heads instead of slices, see :mod:`utils.data.scans.cohort`.
         size: store squares of this side; None keeps the native resolution.
         classes: the order of the labels, by names of folders or of ``CLASSES``; None orders by
             severity where all names are known, else by the alphabet.
@@ -95,8 +96,8 @@ def load_source(
     """
     if size is not None and not SMALLEST_SIDE <= size <= _LARGEST_SIDE:
         raise ValueError(f"size must be {SMALLEST_SIDE} to {_LARGEST_SIDE} pixels, not {size}")
-    if str(source) == "phantom":
-        return _phantoms(size, classes)
+    if str(source) in PHANTOMS:
+        return _phantoms(size, classes, PHANTOMS[str(source)])
     with as_folder(source) as (place, ignored), class_folders(place) as own, ExitStack() as stack:
         table = find_table(own)
         if table:
@@ -155,11 +156,11 @@ def _of_heads(
     return raw
 
 
-def _phantoms(size: int | None, classes: Sequence[str] | None) -> RawImages:
-    from utils.data.phantom import make_phantoms
+def _phantoms(size: int | None, classes: Sequence[str] | None, contrast: str) -> RawImages:
+    from utils.data.phantom import PhantomConfig, make_phantoms
 
     order = chosen_order(CLASSES, classes)
-    raw = make_phantoms(size=size)
+    raw = make_phantoms(PhantomConfig(contrast=contrast), size=size)
     position = np.array([order.index(name) for name in raw.classes])
     return replace(raw, labels=position[raw.labels], classes=order)
 

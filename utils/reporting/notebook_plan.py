@@ -153,18 +153,21 @@ def model_notebooks() -> dict[str, list[Path]]:
 
 
 def parameters_of(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """Names and values of the cell tagged ``parameters``.
+    """Names and values of the cells tagged ``parameters``: what a reader changes, and all others.
 
     Raises:
-        ValueError: the notebook has no such cell, or it assigns anything but constants.
+        ValueError: the notebook has no such cell, or one assigns a name twice or anything but constants.
     """
     cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    if len(cells) != 1:
-        raise ValueError(f"expected one cell tagged 'parameters', found {len(cells)}")
+    if not cells:
+        raise ValueError("expected a cell tagged 'parameters', found none")
     values: dict[str, Any] = {}
-    for node in ast.parse(cells[0].source).body:
+    for node in ast.parse("\n".join(cell.source for cell in cells)).body:
         if not isinstance(node, ast.Assign) or any(isinstance(n, ast.Call | ast.Attribute) for n in ast.walk(node)):
             raise ValueError(f"the parameters cell may only assign constants, not: {ast.unparse(node)}")
+        again = [name.id for name in node.targets if isinstance(name, ast.Name) and name.id in values]
+        if again:
+            raise ValueError(f"the parameters cells assign {again[0]} twice, so that one of its values would not count")
         exec(compile(ast.Module([node], []), "parameters", "exec"), {}, values)  # constants only, checked above
     return values
 
@@ -207,9 +210,10 @@ def plan(order: Order) -> list[tuple[Path, dict[str, Any]]]:
             steps.append((path, shared | quick.get(path.stem, {}) | chosen | (chosen_atk if attacks else {})))
     if RESULTS.is_file() and not order.skip_results:
         steps.append((RESULTS, shared | quick.get(RESULTS.stem, {}) | chosen))
-        # at full size it is an hour and a half of its own, and a command: python -m utils atlas
-        if order.profile == "quick" and ATLAS_OF in models:
-            steps.append((ATLAS, shared | chosen))
+    # at full size it is an hour and a half of its own, and a command: python -m utils atlas
+    drawn = (order.profile, data, split) == ("quick", "phantom", "patient")
+    if ATLAS.is_file() and drawn and ATLAS_OF in models and not order.skip_results:
+        steps.append((ATLAS, shared | chosen))
     for option, settings, suffix in (("--set", chosen, ""), ("--set-atk", chosen_atk, "_atk")):
         known: dict[str, Any] = {}
         for path, _ in steps:

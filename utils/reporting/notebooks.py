@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from utils.core.paths import ROOT, atomic_write
-from utils.reporting.notebook_plan import RESULTS, parameters_of
+from utils.reporting.notebook_plan import ATLAS, ATLAS_OF, RESULTS, parameters_of
 from utils.reporting.widgets import HEADLESS
 
 FAILED = ROOT / "runs" / "failed"
@@ -56,7 +56,7 @@ def inject(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> nbformat.
     copied = without_injected(notebook)
     known = parameters_of(copied)
     chosen = {name: value for name, value in values.items() if name in known}
-    position = next(i for i, cell in enumerate(copied.cells) if "parameters" in cell.metadata.get("tags", []))
+    position = max(i for i, cell in enumerate(copied.cells) if "parameters" in cell.metadata.get("tags", []))
     source = "\n".join(f"{name} = {_written(value)}" for name, value in chosen.items())
     cell = nbformat.v4.new_code_cell(f"{INJECTED}\n{source}", id="injected")
     cell.metadata["tags"] = ["injected-parameters"]
@@ -175,7 +175,7 @@ def run(steps: list[tuple[Path, dict[str, Any]]], *, out: Path | None, jobs: int
         for path, values in steps:
             needed = [future for other, future in futures.items() if _needs(path, other)]
             target = out / "notebooks" / path.name if out else path
-            alone = _stage(path) in (0, 3)
+            alone = _stage(path) in (0, 3) and path != ATLAS
             futures[path] = pool.submit(_execute_after, needed, path, values, target, None if alone else threads)
         failed: list[BaseException] = []
         try:
@@ -196,10 +196,10 @@ def _execute_after(needed: list[Future], path: Path, values: dict[str, Any], tar
 
 
 def _stage(path: Path) -> int:
-    """0 data, 1 clean models, 2 hardening, 3 results."""
+    """0 data, 1 clean models, 2 hardening, 3 results and the atlas."""
     if path.parent.name == "dataset":
         return 0
-    return 3 if path == RESULTS else 1 + path.stem.endswith("_atk")
+    return 3 if path in (RESULTS, ATLAS) else 1 + path.stem.endswith("_atk")
 
 
 def _turn(path: Path) -> int:
@@ -210,6 +210,8 @@ def _turn(path: Path) -> int:
 
 def _needs(path: Path, earlier: Path) -> bool:
     """Whether one notebook reads what an earlier one wrote."""
+    if path == ATLAS:
+        return earlier.stem == f"{ATLAS_OF}_model_atk"
     if _stage(path) == 2 and _stage(earlier) == 1:
         return path.stem == f"{earlier.stem}_atk"
     return _stage(path) > _stage(earlier)
