@@ -73,7 +73,7 @@ def plot_directions(found: targets.TargetsFound, note: str = "") -> Figure:
         ax.set_xticks(levels, [f"{level:g}" for level in levels])
         ax.minorticks_off()
         percent_axis(ax)
-        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     axes[0, 0].set_ylabel("share of patients (%)")
     said = "all slices of a patient attacked, its verdict is the target; bars: 95 %"
     return finish(figure, "Which way an attack turns patients", said, note)
@@ -139,21 +139,21 @@ def plot_sufficient(found: regions.RegionsFound, note: str = "") -> Figure:
 
 def plot_universal(found: universal.UniversalFound, note: str = "") -> Figure:
     """One change for everybody: how it looks, and whom it fools."""
-    figure, axes = axes_of(1, 4, size=(13, 3.6), width_ratios=(1, 1, 1.25, 1.25))
+    figure, axes = axes_of(2, 2, size=(9, 7), height_ratios=(1.2, 1))
     top = 255 * found.radii[-1]
-    for ax, (name, change) in zip(axes[0, :2], found.change.items()):
+    for ax, (name, change) in zip(axes[0], found.change.items()):
         picture = ax.imshow(np.array(change), vmin=-top, vmax=top, cmap="PuOr")
-        ax.set_title(f"change fitted on the model {name}", fontsize=9)
+        ax.set_title(f"fitted on the model that is {name}", fontsize=9)
         ax.axis("off")
-    figure.colorbar(picture, ax=list(axes[0, :2]), label="grey levels of 255", shrink=0.7, location="bottom")
+    figure.colorbar(picture, ax=list(axes[0]), label="grey levels of 255", shrink=0.8)
     levels = [255 * eps for eps in found.radii]
-    for ax, (name, sources) in zip(axes[0, 2:], found.misclassified.items()):
+    for ax, (name, sources) in zip(axes[1], found.misclassified.items()):
         for number, (source, shares) in enumerate(sources.items()):
             ax.plot(levels, [100 * share for share in shares], label=source, **line_style(number))
-        ax.set(xlabel="eps (/255, L-infinity)", title=f"asked: the model {name}", xticks=levels)
+        ax.set(xlabel="eps (/255, L-infinity)", title=f"asked: {name}", xticks=levels)
         percent_axis(ax)
-    axes[0, 2].set_ylabel("right slices misclassified (%)")
-    axes[0, 3].legend(fontsize=8, title="change", title_fontsize=8)
+    axes[1, 0].set_ylabel("right slices misclassified (%)")
+    axes[1, 1].legend(fontsize=8, title="change", title_fontsize=8)
     fitted = f"fitted on {found.fitted_on} slices of training patients"
     return finish(figure, "One change for all slices of all patients", fitted, note)
 
