@@ -14,6 +14,7 @@ from utils.attacks.suites import SUITES
 from utils.commands.combine import main as combine_command
 from utils.commands.folds import main as folds_command
 from utils.core.paths import read_json
+from utils.data.classes import CLASSES
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.sets import ImageSet
 from utils.data.stacks import patient_stacks
@@ -21,6 +22,7 @@ from utils.data.subject_ids import UNKNOWN
 from utils.evaluation.by_patient import Blend, MeanOfSlices, PooledFeatures, Stacked, Tempered
 from utils.evaluation.metrics import merge_by_patient, predict
 from utils.evaluation.worst_case import robustness_curve
+from utils.experiments.combine import ill_or_not, place_of_healthy, verdict_of
 from utils.experiments.folds import read_fold
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature, slice_features
 
@@ -179,6 +181,9 @@ def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, 
     own = {f"{name}, {pool}, hardened" for name in "ab" for pool in ("mean", "attention", "GRU")}
     together = {f"{kind} of all, hardened" for kind in ("soft vote", "blend", "stack")}
     assert set(record.models) == own | together
+    assert record.classes == ["healthy", "ill"] and record.specification["question"] == "ill"
+    # each decides at its own threshold: the order of the two logits is the verdict
+    assert all(len(answer) == 2 for model in record.models.values() for answer in model.logits)
     n = len(record.test.subjects)
     assert len(set(record.test.subjects)) == n and all(len(model.attacked[2]) == n for model in record.models.values())
     assert all(model.temperature > 0 for model in record.models.values())
@@ -190,11 +195,32 @@ def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, 
     for change, named in (
         (["--n-slices", "3"], "other n_slices (2, not 3)"),
         (["--state", "plain"], "other state (hardened, not plain)"),
+        (["--question", "classes"], "other question (ill, not classes)"),
         (["--suite", "quick"], "other suite (smoke, not quick)"),
         (["--out", str(tmp_path / "a")], "no fold of a combination"),
     ):
         assert combine_command([*words, *change]) == 1
         assert named in capsys.readouterr().err
     assert (tmp_path / "both" / "fold1.json").stat().st_mtime_ns == before
+    of_classes = [*shared, "--members", "a", "--n-slices", "2", "--suite", "smoke", "--question", "classes"]
+    assert combine_command([*of_classes, "--out", str(tmp_path / "classes")]) == 0
+    assert read_fold(tmp_path / "classes" / "fold1.json").classes == list(CLASSES)
     assert combine_command([*shared, "--members", "c", "--out", str(tmp_path / "none")]) == 1
     assert "no model in" in capsys.readouterr().err
+
+
+def test_a_verdict_is_attacked_at_the_threshold_of_validation_patients() -> None:
+    net = train_toy(seed=0, steps=40)
+    validation, test = (patient_stacks(toy_images(128, seed=seed), 4) for seed in (3, 4))
+    verdict = verdict_of(MeanOfSlices(net), validation)
+    asked = ill_or_not(test)
+    assert asked.classes == ["healthy", "ill"] and torch.equal(asked.labels, (test.labels != 0).long())
+    chance = 1 - predict(MeanOfSlices(net), test).softmax(1)[:, 0]
+    said = predict(verdict, asked).argmax(1).bool()
+    assert torch.equal(said, chance > verdict.cut[1].exp())
+    curve = robustness_curve(verdict, asked, attack=SUITES["smoke"], epsilons=[EPS])
+    four = robustness_curve(MeanOfSlices(net), test, attack=SUITES["smoke"], epsilons=[EPS])
+    # another class of the ill is another answer, and the same verdict
+    assert curve.robust_accuracy[1] >= four.robust_accuracy[1] - 0.1
+    with pytest.raises(ValueError, match="--question classes"):
+        place_of_healthy(["a", "b"])

@@ -10,7 +10,12 @@ from utils.commands.boundary import command
 from utils.core.checks import whole
 from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
 from utils.data.sets import load_splits
-from utils.experiments.combine import combination_specification, combine_fold, refuse_other_combination
+from utils.experiments.combine import (
+    combination_specification,
+    combine_fold,
+    place_of_healthy,
+    refuse_other_combination,
+)
 from utils.experiments.folds import SUMMARY, VALIDATION_SHARE, fold_of, read_fold, summarise
 from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.style import save_figure
@@ -24,6 +29,7 @@ def main(
     data: Path = DATASET_VARIABLES,
     work: Path = ROOT / "runs" / "cross_validate",
     state: Literal["plain", "hardened"] = "hardened",
+    question: Literal["ill", "classes"] = "ill",
     n_folds: int = 5,
     folds: tuple[int, ...] = (),
     n_slices: int = 8,
@@ -41,6 +47,7 @@ def main(
         data: folder of prepared *_set.pt.
         work: folder in which the folds left their weights.
         state: which model of each fold.
+        question: what is asked of a patient and attacked: whether it is ill, or which class it has.
         n_folds: number of folds, as in the experiments.
         folds: only these, counted from 0; without it all.
         n_slices: slices of each patient, evenly spaced.
@@ -51,7 +58,9 @@ def main(
     check_suite(suite)
     whole("--n-slices", n_slices, 1)
     splits = load_splits(data)
-    wanted = combination_specification(members, state, n_slices, suite, seed)
+    if question == "ill":
+        place_of_healthy(splits.classes)
+    wanted = combination_specification(members, state, question, n_slices, suite, seed)
     for path in sorted(out.glob("fold*.json")):
         stored = read_fold(path).data
         refuse_other_combination(path, fold_of(splits, stored.fold, n_folds, seed, validation_share), wanted)
@@ -60,7 +69,15 @@ def main(
         if not target.is_file():
             own = fold_of(splits, fold, n_folds, seed, validation_share)
             combine_fold(
-                own, work=work, names=members, state=state, n_slices=n_slices, suite=suite, seed=seed, target=target
+                own,
+                work=work,
+                names=members,
+                state=state,
+                question=question,
+                n_slices=n_slices,
+                suite=suite,
+                seed=seed,
+                target=target,
             )
     summary = summarise(out)
     write_json(out / SUMMARY, summary.plain())

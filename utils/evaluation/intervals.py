@@ -201,10 +201,11 @@ def questions(classes: Sequence[str]) -> dict[str, tuple[tuple[str, ...], tuple[
 
 def binary_caption(metrics: Mapping[str, Levels]) -> str:
     """What the coarsest question of a :func:`report` asks, for tables and figures: ``Non against the rest``."""
-    found = metrics.get("binary")
-    if found is None or found.image is None:
+    found = metrics.get("binary", next(iter(metrics.values()), None))
+    names = list(found.image.recall) if found and found.image else []
+    if len(names) != 2 or healthy_class(names) != names[0]:
         return "one class against the rest"
-    return f"{next(iter(found.image.recall))} against the rest"
+    return f"{names[0]} against the rest"
 
 
 def merge_classes(probabilities: torch.Tensor, groups: tuple[int, ...]) -> torch.Tensor:

@@ -4,7 +4,8 @@
 
 takes the models that ``python -m utils folds --out .../efficientnet_128px`` left in its ``--work`` folder. In each fold
 heads are fitted on training patients, blends and stacks on validation patients, and every combination is attacked with
-all slices of a patient changed together and the patient's verdict as the target. Each fold leaves a file of the form of
+all slices of a patient changed together and the patient's verdict as the target: whether it is ill, at a threshold that
+validation patients choose, or which of the classes it has. Each fold leaves a file of the form of
 :class:`utils.experiments.fold_records.FoldRecord`, in which a patient stands in the place of an image.
 """
 
@@ -22,13 +23,14 @@ from models.def_models import MRIClassifier
 from utils.attacks.suites import SUITES
 from utils.core.paths import write_json
 from utils.core.reproducibility import environment_facts
+from utils.data.classes import healthy_class
 from utils.data.sets import DataSplits, ImageSet
 from utils.data.stacks import patient_stacks
 from utils.data.workspace import pick_device
 from utils.evaluation.baselines import majority
-from utils.evaluation.by_patient import Blend, MeanOfSlices, Stacked
+from utils.evaluation.by_patient import Blend, MeanOfSlices, Stacked, Verdict
 from utils.evaluation.ensemble import fit_weights
-from utils.evaluation.metrics import predict
+from utils.evaluation.metrics import best_threshold, predict
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.budget import Budget
 from utils.experiments.fold_records import FoldData, FoldModel, FoldRecord, Whose
@@ -98,9 +100,48 @@ def _together(members: list[nn.Module], whose: str, validation: ImageSet, device
     }
 
 
-def combination_specification(names: Sequence[str], state: str, n_slices: int, suite: str, seed: int) -> dict[str, Any]:
+def combination_specification(
+    names: Sequence[str], state: str, question: str, n_slices: int, suite: str, seed: int
+) -> dict[str, Any]:
     """Everything that the folds of one combination share, as plain values."""
-    return {"members": list(names), "state": state, "n_slices": n_slices, "suite": suite, "seed": seed}
+    told: dict[str, Any] = {"members": list(names), "state": state, "question": question}
+    return told | {"n_slices": n_slices, "suite": suite, "seed": seed}
+
+
+def verdict_of(model: nn.Module, validation: ImageSet) -> Verdict:
+    """A model of patients that only says whether somebody is ill, at the threshold that is best on validation patients.
+
+    Args:
+        validation: of :func:`utils.data.stacks.patient_stacks`, with labels of all classes.
+
+    Raises:
+        ValueError: no class is known to mean healthy, or validation patients are all ill or all healthy.
+    """
+    healthy = place_of_healthy(validation.classes)
+    device = next(model.parameters()).device
+    chances = 1 - predict(model, validation, batch_size=4, device=device).softmax(1)[:, healthy]
+    threshold = best_threshold(chances, validation.labels != healthy)
+    return Verdict(model, healthy, min(max(threshold, 1e-3), 1 - 1e-3)).to(device).eval()
+
+
+def place_of_healthy(classes: Sequence[str]) -> int:
+    """Place of the class that means healthy.
+
+    Raises:
+        ValueError: none is known to.
+    """
+    name = healthy_class(classes)
+    if name is None:
+        raise ValueError(
+            f"none of the classes {', '.join(classes)} is known to mean healthy: ask for them all, --question classes"
+        )
+    return list(classes).index(name)
+
+
+def ill_or_not(stacks: ImageSet) -> ImageSet:
+    """The same patients with the labels of :func:`verdict_of`: 0 healthy, 1 ill."""
+    ill = (stacks.labels != place_of_healthy(stacks.classes)).long()
+    return replace(stacks, labels=ill, classes=["healthy", "ill"])
 
 
 def refuse_other_combination(path: Path, splits: DataSplits, wanted: Mapping[str, Any]) -> None:
@@ -127,6 +168,7 @@ def combine_fold(
     work: Path,
     names: Sequence[str],
     state: str,
+    question: str,
     n_slices: int,
     suite: str,
     seed: int,
@@ -136,6 +178,7 @@ def combine_fold(
 
     Args:
         splits: of :func:`utils.experiments.folds.fold_of`.
+        question: ``ill``, or ``classes``: what is asked of a patient, and attacked.
         n_slices: of each patient.
         suite: key of :data:`utils.attacks.suites.SUITES`.
         target: JSON file to write.
@@ -144,8 +187,12 @@ def combine_fold(
     device = pick_device()
     members = members_of(work, names, splits.info["fold"], state, splits)
     train, validation, test = (patient_stacks(side, n_slices) for _, side in splits)
+    models = combinations(members, train, validation, seed=seed, device=device)
+    if question == "ill":
+        models = {name: verdict_of(model, validation) for name, model in models.items()}
+        train, validation, test = (ill_or_not(side) for side in (train, validation, test))
     found = {}
-    for name, model in combinations(members, train, validation, seed=seed, device=device).items():
+    for name, model in models.items():
         print(f"fold {splits.info['fold']}: {name}", flush=True)
         held = predict(model, validation, batch_size=4, device=device)
         curve = robustness_curve(
@@ -170,7 +217,7 @@ def combine_fold(
     first = next(iter(members.values()))
     record = FoldRecord(
         data=FoldData(**splits.info),
-        specification=combination_specification(names, state, n_slices, suite, seed),
+        specification=combination_specification(names, state, question, n_slices, suite, seed),
         budget=replace(Budget(), image_size=first.image_size, max_images=len(test), suite=suite, weights="folds"),
         model={
             "backbone": "+".join(model.backbone_name for model in members.values()),
@@ -179,7 +226,7 @@ def combine_fold(
         seed=seed,
         epsilons=[0.0, *EPSILONS],
         attacks=[attack.title for attack in SUITES[suite]],
-        classes=splits.classes,
+        classes=test.classes,
         validation=Whose.of(validation),
         test=Whose.of(test),
         attacked=Whose.of(test),
