@@ -294,7 +294,6 @@ def _spot_check(folder: Path) -> None:
     """Other data are refused; tests/artefacts/test_real_images.py runs it on the data of the records."""
     data = ["--data", str(_phantom_data(folder))]
     assert spot_check.main(data) == 1
-    assert spot_check.main(["--root", str(ROOT / "benchmarks" / "published"), *data]) == 1
 
 
 def _calibrate(folder: Path) -> None:
@@ -412,7 +411,6 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     **{command: _measured(command) for command in MEASURED},
     "python -m utils pages": _pages,
     "python -m utils spot-check": _spot_check,
-    "python -m utils spot-check --root benchmarks/published --data runs/published": _spot_check,
     ATLAS: _atlas,
     CALIBRATE: _calibrate,
     PREDICT: _predict,

@@ -8,6 +8,7 @@ import torch
 
 from models.def_models import build_model
 from utils.attacks.attack import Attack
+from utils.attacks.library import LIBRARY
 from utils.attacks.suites import Threat
 from utils.commands import robustness
 from utils.commands.robustness import main
@@ -139,6 +140,7 @@ ONE = ["--max-images", "8", "--batch-size", "8", "--steps", "3"]
     ("name", "more", "title"),
     [
         ("ifgsm_t", ["2/255", "--option", "target=healthy"], "I-FGSM-3 to class 0"),
+        ("ifgsm_t", ["2/255", "--option", "target=ill"], "I-FGSM-3 to classes 1, 2, 3"),
         ("region", ["2/255", "--option", "part=ventricles"], "PGD-3 in the ventricles"),
         ("MIFGSM", ["2/255", "--option", "decay=0.5"], "MIFGSM-3 of torchattacks"),
         ("OnePixel", ["2", "--norm", "l0", "--option", "popsize=4"], "OnePixel-3 of torchattacks"),
@@ -146,8 +148,12 @@ ONE = ["--max-images", "8", "--batch-size", "8", "--steps", "3"]
 )
 def test_one_attack_by_name(root: Path, name: str, more: list[str], title: str) -> None:
     assert main(["--model", "ResNet34", "--root", str(root), *ONE, "--attack", name, "--epsilons", *more]) == 0
+    # told apart by all that was typed, also where a disk does not tell PGD from pgd
+    torchattacks = "-torchattacks" if name in LIBRARY else ""
+    typed = more[-1].replace("=", "-")
     norm = "_l0" if "l0" in more else ""
-    record = json.loads((root / "checkpoints" / "ResNet34" / f"robustness_{name}{norm}_n8.json").read_text("utf-8"))
+    file = f"robustness_{name}{torchattacks}-3-{typed}{norm}_n8.json"
+    record = json.loads((root / "checkpoints" / "ResNet34" / file).read_text("utf-8"))
     assert record["suite"] == name and record["curve"]["title"] == title and record["panel"] is None
 
 
@@ -162,6 +168,7 @@ def test_one_attack_by_name(root: Path, name: str, more: list[str], title: str) 
         (["--attack", "CW", "--norm", "l2", "--option", "c"], "must be NAME=VALUE"),
         (["--option", "target=healthy"], "name it with --attack"),
         (["--norm", "l0"], "is an attack in L-inf or L2, not in L0"),
+        (["--attack", "reweighed"], "needs the members of a vote"),
         (["--attack", "ifgsm", "--steps", "0"], "steps must be a whole number of at least 1"),
     ],
 )

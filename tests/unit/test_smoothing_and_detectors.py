@@ -162,3 +162,32 @@ def test_both_are_fooled_at_once_more_often_than_by_an_attack_that_knows_only_on
         fool_both(detector, pixels, labels, eps=8.0, limit=0.0)
     with pytest.raises(ValueError, match="at least 5 training images"):
         fit_detectors(detector.model, toy_images(4, seed=1))
+
+
+def test_detectors_do_not_depend_on_the_global_generator() -> None:
+    torch.manual_seed(0)
+    model, train, pixels = build_model("resnet34", image_size=32).eval(), toy_images(64, seed=1), toy_images(8, seed=2)
+    scores = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        found = fit_detectors(model, train)
+        scores.append([answers_and_scores(one, pixels.pixels(slice(None)))[1] for one in found.values()])
+    assert all(torch.equal(one, other) for one, other in zip(*scores))
+
+
+def test_the_scale_of_logits_does_not_change_what_is_fooled(fitted) -> None:
+    detector, images = fitted["nearest neighbours"], toy_images(12, seed=4)
+    pixels = images.pixels(slice(None))
+    logits, scores = answers_and_scores(detector, pixels)
+    labels, limit = logits.argmax(1), float(scores.quantile(0.5))
+    found = fool_both(detector, pixels, labels, eps=EPS, limit=limit, steps=10, draws=generator(0))
+    head = detector.model.backbone.get_submodule(detector.model.head_name)
+    before = [parameter.data.clone() for parameter in head.parameters()]
+    try:
+        for parameter in head.parameters():
+            parameter.data *= 0.25  # a power of two, so that nothing is rounded otherwise
+        again = fool_both(detector, pixels, labels, eps=EPS, limit=limit, steps=10, draws=generator(0))
+    finally:
+        for parameter, value in zip(head.parameters(), before):
+            parameter.data = value
+    assert ((found - again).abs().flatten(1).amax(1) > 1e-6).float().mean() <= 0.25

@@ -104,6 +104,13 @@ def test_tifgsm_sees_a_grey_image_as_three_alike_planes(net: nn.Module, batch) -
     assert margin(net(found), labels).mean() > margin(net(images), labels).mean()
 
 
+@pytest.mark.parametrize("name", ["APGDT", "AutoAttack"])
+def test_a_loss_over_four_logits_is_refused_for_three_before_any_work(name: str) -> None:
+    with pytest.raises(ValueError, match="targeted loss needs four classes, and this model has 3"):
+        robustness_curve(train_toy(0, k=3, steps=5), toy_images(8, 5, k=3), attack=Attack(name), epsilons=[EPS])
+    assert "-" not in Attack("Pixle").title.split(" of ")[0]
+
+
 def test_options_are_checked_by_name() -> None:
     assert Attack("CW", options={"c": 2.0}).options == {"c": 2.0}
     with pytest.raises(ValueError, match="CW takes the options c, kappa, lr, not constant"):
@@ -226,6 +233,13 @@ def test_parts_of_a_drawn_head() -> None:
         part_masks(image, "skull")
 
 
+def test_a_slice_that_fills_the_picture_has_a_rim_all_around() -> None:
+    image = torch.full((1, 1, 32, 32), 0.8)
+    rim = part_masks(image, "rim")[0, 0]
+    assert rim[:3].all() and rim[:, -3:].all() and not rim[12:20, 12:20].any()
+    assert torch.equal(rim, rim.flip(0)) and torch.equal(rim, rim.T)
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_a_region_attack_changes_nothing_else_and_is_not_stronger(part: str, net: nn.Module, batch) -> None:
     images, labels = batch
@@ -282,6 +296,15 @@ def test_an_attack_on_the_expectation_survives_more_often(net: nn.Module, batch)
         eot_pgd(net, images, labels, eps=EPS, samples=0)
     with pytest.raises(ValueError, match="samples must be a whole number"):
         Attack("eot", options={"samples": 1.5})
+
+
+def test_what_one_image_meets_does_not_depend_on_who_else_is_attacked(net: nn.Module, batch) -> None:
+    images, labels = batch[0][:6], batch[1][:6]
+    draws = [torch.Generator().manual_seed(number) for number in range(6)]
+    together = eot_pgd(net, images, labels, eps=EPS, steps=3, generator=draws)
+    draws = [torch.Generator().manual_seed(number) for number in range(6)]
+    alone = eot_pgd(net, images[4:], labels[4:], eps=EPS, steps=3, generator=draws[4:])
+    torch.testing.assert_close(together[4:], alone)
 
 
 # --- a patient's slices together ------------------------------------------------------------------------------------

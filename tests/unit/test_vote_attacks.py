@@ -81,5 +81,5 @@ def test_the_reweighed_attack_beats_one_member_and_asks_for_members(members, toy
     from_one = pgd(members[0], pixels, labels, eps=RADIUS, steps=20)
     wrong = [(vote(own).argmax(1) != labels).float().mean() for own in (found, from_one)]
     assert wrong[0] > wrong[1] and (found - pixels).abs().max() <= RADIUS + 1e-6
-    with pytest.raises(TypeError, match="needs the members of a vote, not a Sequential"):
+    with pytest.raises(ValueError, match="needs the members of a vote, not a Sequential"):
         reweighed_pgd(members[0], pixels, labels, eps=RADIUS)

@@ -46,7 +46,7 @@ class Terms:
     @property
     def seed(self) -> int:
         """A seed below 2**31 from the first generator, for attacks that take one for a whole batch."""
-        first = self.draws[0] if isinstance(self.draws, Sequence) else self.draws
+        first = next(iter(self.draws), None) if isinstance(self.draws, Sequence) else self.draws
         return 0 if first is None else first.initial_seed() % 2**31
 
 

@@ -46,8 +46,9 @@ BLACK_BOX = ("Square", "OnePixel", "Pixle")
 _OWN = ("model", "norm", "eps", "alpha", "steps", "n_queries", "pixels", "seed", "n_classes", "verbose")
 #: The official budget of each part of AutoAttack; torchattacks' own AutoAttack makes 10 steps.
 AUTOATTACK_STEPS, AUTOATTACK_QUERIES = 100, 5000
-#: Its targeted loss ranks the four highest logits.
+#: Its targeted loss ranks the four highest logits; these attacks of ``LIBRARY`` have that loss.
 AUTOATTACK_CLASSES = 4
+_NEED_FOUR = ("APGDT", "AutoAttack")
 
 
 def square(
@@ -142,8 +143,7 @@ def library_attack(
         raise ValueError(f"{name} is bounded in {' or '.join(LIBRARY[name])}, not in {norm}")
     with attack_mode(model), torch.no_grad():
         classes = model(images[:1]).shape[1] if len(images) else 2
-    if name == "AutoAttack":
-        check_autoattack(classes)
+    check_library_classes(name, classes)
     own = {"eps": eps, "steps": steps, "n_queries": steps, "seed": seed, "n_classes": classes, "pixels": int(eps)}
     own |= {"norm": _NORMS.get(norm), "alpha": default_alpha(eps, steps if "steps" in known else 2)}
     own |= {} if alpha is None else {"alpha": alpha}
@@ -159,17 +159,22 @@ def library_attack(
     return (images + project(found - images, eps, norm)).clamp(0, 1)
 
 
-def check_autoattack(classes: int) -> None:
-    """Refuse a model on which AutoAttack's targeted loss is not defined.
+def check_library_classes(name: str, classes: int) -> None:
+    """Refuse a model on which the loss of an attack of ``LIBRARY`` is not defined.
 
     Raises:
-        ValueError: fewer than ``AUTOATTACK_CLASSES`` classes.
+        ValueError: it has fewer than ``AUTOATTACK_CLASSES`` classes.
     """
-    if classes < AUTOATTACK_CLASSES:
+    if name in _NEED_FOUR and classes < AUTOATTACK_CLASSES:
         raise ValueError(
-            f"AutoAttack's targeted loss needs four classes, and this model has {classes}: take suite "
+            f"{name}'s targeted loss needs four classes, and this model has {classes}: take suite "
             "'standard', whose APGD-T is defined for any number"
         )
+
+
+def check_autoattack(classes: int) -> None:
+    """:func:`check_library_classes` of AutoAttack."""
+    check_library_classes("AutoAttack", classes)
 
 
 def auto_attack(

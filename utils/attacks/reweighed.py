@@ -64,10 +64,13 @@ def reweighed_pgd(
         model, images, labels, eps, steps, alpha, norm, generator: see :func:`utils.attacks.gradient.pgd`.
 
     Raises:
-        TypeError: the model is not :class:`Members`; also see :func:`utils.attacks.gradient.pgd`.
+        ValueError: the model is not :class:`Members`; also see :func:`utils.attacks.gradient.pgd`.
     """
     if not isinstance(model, Members):
-        raise TypeError(f"the re-weighted attack needs the members of a vote, not a {type(model).__name__}")
+        raise ValueError(
+            f"the re-weighted attack needs the members of a vote, not a {type(model).__name__}; attack a vote by a "
+            "suite, which has this attack"
+        )
     return pgd(
         model,
         images,

@@ -40,7 +40,8 @@ def universal_perturbation(
         model: maps images to logits, normalisation inside.
         images: to fit on; not those that the shift is then tried on.
         eps: radius in ``norm``.
-        epochs: times that all images are seen; the step is ``2.5 * eps`` over all steps, then a quarter of that.
+        epochs: times that all images are seen. A step is ``2.5 * eps`` over the number of steps, but not less than that
+            over 20; in the last quarter of the steps it is a quarter of that.
         seed: of the start and the order.
 
     Returns:

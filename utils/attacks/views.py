@@ -125,8 +125,7 @@ def eot_pgd(
     check_batch(model, images, labels)
     if samples < 1 or steps < 1:
         raise ValueError(f"steps and samples must be at least 1, not {steps} and {samples}")
-    first = generator[0] if isinstance(generator, Sequence) and len(generator) else generator
-    draws = torch.Generator().manual_seed(first.initial_seed() % 2**31 if isinstance(first, torch.Generator) else 0)
+    draws = _own_draws(generator, len(images))
     alpha = default_alpha(eps, steps) if alpha is None else alpha
     here = random_point(images, eps, norm, generator)
     with attack_mode(model):
@@ -141,12 +140,22 @@ def eot_pgd(
     return here
 
 
-class _Seen(nn.Module):
-    """A model behind one random view."""
+def _own_draws(generator: Draws, count: int) -> list[torch.Generator]:
+    """A generator of views for each image, so that what one meets does not depend on who else is attacked."""
+    if isinstance(generator, Sequence):
+        seeds = [own.initial_seed() % 2**31 for own in generator]
+    else:
+        first = 0 if generator is None else generator.initial_seed() % 2**31
+        seeds = list(range(first, first + count))
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def __init__(self, model: nn.Module, draws: torch.Generator) -> None:
+
+class _Seen(nn.Module):
+    """A model behind a random view of each image."""
+
+    def __init__(self, model: nn.Module, draws: Sequence[torch.Generator]) -> None:
         super().__init__()
         self.model, self.draws = model, draws
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(any_view(images, self.draws))
+        return self.model(torch.cat([any_view(image[None], own) for image, own in zip(images, self.draws)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ import torch
 from cyclopts import Parameter
 
 from utils.attacks.attack import Attack
+from utils.attacks.library import LIBRARY
 from utils.attacks.suites import Threat
 from utils.attacks.targets import parse_target
 from utils.commands.boundary import command
@@ -81,7 +83,7 @@ def main(
     folder = checkpoint_folder(model if Path(model).is_dir() else workspace.checkpoint(model))
     stored = read_record(folder)
     single = _attack(attack, steps, restarts, option, norm, stored.classes or ())
-    target = out or record_path(folder, attack or suite, threat, max_images)
+    target = out or record_path(folder, _name(attack, steps, restarts, option) if attack else suite, threat, max_images)
     check_writable(target)
     splits = load_splits(workspace.data_dir)
     device = pick_device()
@@ -143,6 +145,13 @@ def _attack(
     found = Attack(name, steps=steps, restarts=restarts, options=options)
     found.check_norm(norm)
     return found
+
+
+def _name(attack: str, steps: int, restarts: int, option: Sequence[str]) -> str:
+    """Of the file, told apart by all that was typed, also on disks that do not tell ``PGD`` from ``pgd``."""
+    own = [attack, *(["torchattacks"] if attack in LIBRARY else []), str(steps)]
+    own += [f"x{restarts}"] if restarts > 1 else []
+    return "-".join([*own, *(re.sub(r"[^A-Za-z0-9.]+", "-", text) for text in option)])
 
 
 def _value(text: str) -> Any:

@@ -27,8 +27,8 @@ def dark_in(image: np.ndarray, head: np.ndarray) -> np.ndarray:
 
 
 def rim_of(head: np.ndarray) -> np.ndarray:
-    """The outer ``RIM`` of a head, bool H x W."""
-    depth = scipy.ndimage.distance_transform_edt(head)
+    """The outer ``RIM`` of a head, bool H x W; beyond the picture's border lies background."""
+    depth = scipy.ndimage.distance_transform_edt(np.pad(head, 1))[1:-1, 1:-1]
     return head & (depth <= RIM * depth.max())
 
 

@@ -90,7 +90,7 @@ def ghosting(slices: torch.Tensor, strength: tuple[int, float], draws: torch.Gen
 
 
 def moved(slices: torch.Tensor, degrees: float, shift: tuple[float, float]) -> torch.Tensor:
-    """Slices turned about their middle and then shifted by ``shift`` pixels (down, right)."""
+    """Slices shifted by ``shift`` pixels (down, right) and then turned about the middle of the picture."""
     angle = math.radians(degrees)
     height, width = slices.shape[-2:]
     turn = [[math.cos(angle), -math.sin(angle) * height / width, -2 * shift[1] / width]]

@@ -142,7 +142,8 @@ class Verdict(nn.Module):
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must be above 0 and below 1, not {threshold}")
         self.model, self.healthy = model, healthy
-        self.register_buffer("cut", torch.tensor([1 - threshold, threshold]).log())
+        # who has exactly the threshold counts as ill
+        self.register_buffer("cut", torch.tensor([1 - threshold, threshold]).log() - torch.tensor([0.0, 1e-6]))
 
     def forward(self, stacks: torch.Tensor) -> torch.Tensor:
         """Logits P x 2: healthy, ill."""

@@ -19,12 +19,14 @@ from utils.core.parts import Part
 from utils.core.radii import check_eps
 from utils.data.sets import ImageSet
 
-#: Principal components of the features that the Mahalanobis distance sees: a covariance of all of them is singular.
-COMPONENTS = 64
+#: Principal components of the features that the Mahalanobis distance sees: a covariance of all of them is singular, and
+#: one estimated from fewer than so many images for each component says little.
+COMPONENTS, IMAGES_A_COMPONENT = 64, 4
 #: Neighbour that counts, as in Sun et al. (2022) for sets of this size.
 NEIGHBOUR = 5
-#: By how much an image must be misclassified, in logits, before the attack turns to the detector.
-_ENOUGH = 0.1
+#: By how much an image must be misclassified, in standard deviations of its logits, before the attack turns to the
+#: detector; and what lies between one that is right, one that is wrong, and one that is accepted too.
+_ENOUGH, _TIER = 0.05, 1e3
 
 
 class Detector(nn.Module):
@@ -87,7 +89,9 @@ class MahalanobisDetector(Detector):
         from pytorch_ood.detector import Mahalanobis
 
         centre = features.mean(0)
-        _, _, axes = torch.pca_lowrank(features, q=min(COMPONENTS, *features.shape))
+        count = max(1, min(COMPONENTS, features.shape[1], len(features) // IMAGES_A_COMPONENT))
+        # exact, for the randomised decomposition would draw from the global generator
+        axes = torch.linalg.svd(features - centre, full_matrices=False).Vh[:count].T
         fitted = Mahalanobis(None).fit_features((features - centre) @ axes, labels.unique(return_inverse=True)[1])
         for name, value in (("centre", centre), ("axes", axes), ("mu", fitted.mu), ("precision", fitted.precision)):
             self.register_buffer(name, value.detach().clone())
@@ -201,7 +205,8 @@ def fool_both(
     """Images that are misclassified and accepted at once, by steps on the one that is not reached yet.
 
     The selective form of Bryniarski et al. (2022, arXiv:2106.15023): an image that is right steps towards a wrong
-    answer, one that is wrong towards a low score.
+    answer, one that is wrong towards a low score. Of all points the best is kept: accepted and wrong before wrong,
+    wrong before right.
 
     Args:
         labels: int64 tensor N, the true classes.
@@ -210,10 +215,11 @@ def fool_both(
     """
 
     def selective(found: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        wrong = margin(found[:, :-1], own)
+        logits = found[:, :-1]
+        wrong = margin(logits, own) / logits.std(1).detach().clamp(min=1e-12)
         excess = (found[:, -1] - limit).clamp(min=0)
-        # a wrong answer is worth more than any score, and an accepted one more than any wrong answer
-        return torch.where(wrong < _ENOUGH, wrong - 1e4, -excess + (excess == 0) * 1e4)
+        towards_accepted = -torch.log1p(excess) + (excess == 0) * (_TIER + wrong)
+        return torch.where(wrong < _ENOUGH, wrong - _TIER, towards_accepted)
 
     return _climb(detector, images, labels, selective, eps, steps, draws)
 

@@ -56,11 +56,12 @@ def plot_directions(found: targets.TargetsFound, note: str = "") -> Figure:
     """Illness hidden and illness invented, by radius, with Wilson's intervals."""
     figure, axes = axes_of(1, 2, size=(9, 3.8), sharey=True)
     levels = [255 * eps for eps in found.radii]
-    sides = {"hidden": "demented patients turned to Non", "invented": "healthy patients turned to demented"}
+    whom = found.whom
+    sides = {"hidden": f"{whom.others} turned to {whom.healthy}", "invented": f"{whom.healthy} turned to {whom.others}"}
     for ax, (side, title) in zip(axes[0], sides.items()):
         for name, direction in found.directions.items():
             shares = getattr(direction, side)
-            value, low, high = (np.array([100 * (own or 0.0) for own in part]) for part in _bounds(shares))
+            value, low, high = (100 * np.array(part, dtype=float) for part in _bounds(shares))
             style = {"color": HUES[name], "marker": _MARKS[name], "capsize": 3}
             ax.errorbar(
                 levels,
@@ -256,7 +257,8 @@ def plot_scans(found: scans.ScansFound, note: str = "") -> Figure:
     low, high = (
         np.array([100 * (found.corruptions[kind].interval or [np.nan] * 2)[side] for kind in kinds]) for side in (0, 1)
     )
-    axes[0, 1].errorbar(gap, place, xerr=[gap - low, high - gap], fmt="o", color="black", capsize=3, markersize=4)
+    bars = np.clip([gap - low, high - gap], 0, None)
+    axes[0, 1].errorbar(gap, place, xerr=bars, fmt="o", color="black", capsize=3, markersize=4)
     axes[0, 1].axvline(0, color="grey", linewidth=1)
     axes[0, 1].set_xlabel("hardened minus not hardened (points)\nbelow 0: hardening helps")
     return finish(figure, "Scans that go wrong by themselves", "bars: 95 % over patients", note)

@@ -60,7 +60,7 @@ def _strongest_first(found: names.NamesFound) -> list[names.NameRow]:
 def directions_table(chapter: Chapter) -> str:
     """Illness hidden and invented, by radius."""
     record, found = chapter
-    header = ["radius"] + [f"{name}: {side}" for name in found.directions for side in ("to Non", "to demented")]
+    header = ["radius"] + [f"{name}: {side}" for name in found.directions for side in _sides(found)]
     rows = [
         [
             radius_label(eps),
@@ -72,12 +72,20 @@ def directions_table(chapter: Chapter) -> str:
     return markdown(header, rows) + _said(record, said)
 
 
+def _sides(found: targets.TargetsFound) -> tuple[str, str]:
+    return f"to {found.whom.healthy}", f"to {found.whom.others}"
+
+
 def verdicts_table(chapter: Chapter) -> str:
     """Balanced accuracy by patient when the verdict itself is attacked."""
     record, found = chapter
     header = ["model", "no attack", *map(radius_label, found.radii)]
     rows = [[name, *map(_percent, own.balanced)] for name, own in found.directions.items()]
-    return markdown(header, rows) + _said(record, "balanced accuracy by patient, Non against the rest, %")
+    return markdown(header, rows) + _said(record, f"balanced accuracy by patient, {_asked(found)}, %")
+
+
+def _asked(found: Any) -> str:
+    return f"{found.whom.healthy} against {'the rest' if found.whom.others == 'demented' else found.whom.others}"
 
 
 def asked_table(chapter: Chapter) -> str:
@@ -214,8 +222,8 @@ def scans_table(chapter: Chapter) -> str:
         rows.append([kind, *errors, gap, _ratio(own.relative), _verdict(own)])
     header = ["corruption", PLAIN, HARDENED, "difference", "relative", "hardening"]
     said = (
-        "balanced error by patient, Non against the rest, mean over five severities, %; difference in points with its "
-        "95 % interval over patients; relative: hardened over not hardened"
+        f"balanced error by patient, {_asked(found)}, mean over five severities, %; difference in points with its 95 % "
+        "interval over patients; relative: hardened over not hardened"
     )
     return markdown(header, rows) + _said(record, said)
 
@@ -307,8 +315,8 @@ def _on_directions(found: targets.TargetsFound) -> str:
         return f"{one.count} of {one.of}"
 
     return (
-        f"Within 1/255 an attack on all slices of a patient hides the illness of {turned(plain.hidden[step])} demented "
-        f"patients and invents one in {turned(plain.invented[step])} healthy ones; of the hardened model "
+        f"Within 1/255 an attack on all slices of a patient hides the illness of {turned(plain.hidden[step])} patients "
+        f"found ill and invents one in {turned(plain.invented[step])} found healthy; of the hardened model's "
         f"{turned(hard.hidden[step])} and {turned(hard.invented[step])}."
     )
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from utils.attacks.attack import Attack, Kind, Terms, register
-from utils.attacks.library import BLACK_BOX, LIBRARY, check_library_options, library_attack
+from utils.attacks.library import BLACK_BOX, LIBRARY, check_library_classes, check_library_options, library_attack
 
-_ONE_STEP = ("FGSM", "FFGSM")
+#: Those that take no number of steps.
+_NO_STEPS = ("FGSM", "FFGSM", "Pixle", "AutoAttack")
 
 
 class LibraryKind(Kind):
@@ -37,16 +38,19 @@ class LibraryKind(Kind):
         )
 
     def steps(self, budget: Attack) -> int:
-        return 1 if self.library_name in _ONE_STEP else budget.steps
+        return 1 if self.library_name in _NO_STEPS else budget.steps
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         check_library_options(self.library_name, options)
+
+    def check_classes(self, classes: int) -> None:
+        check_library_classes(self.library_name, classes)
 
 
 for _name, _norms in LIBRARY.items():
     _facts = {
         "library_name": _name,
-        "title": f"{_name} of torchattacks" if _name in _ONE_STEP else f"{_name}-{{steps}} of torchattacks",
+        "title": f"{_name} of torchattacks" if _name in _NO_STEPS else f"{_name}-{{steps}} of torchattacks",
         "sees": "answers" if _name in BLACK_BOX else "gradient",
         "norms": _norms,
     }

@@ -13,7 +13,7 @@ from utils.attacks.targets import check_target, target_label, targeted_pgd
 
 
 class _Targeted(Kind):
-    random_start = True
+    starts_at_image = False
 
     def __call__(
         self, budget: Attack, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, terms: Terms
@@ -25,7 +25,7 @@ class _Targeted(Kind):
             target=budget.options["target"],
             alpha=budget.alpha,
             steps=budget.steps,
-            random_start=self.random_start,
+            random_start=budget.random_start and not self.starts_at_image,
             generator=terms.draws,
             eps=terms.eps,
             norm=terms.norm,
@@ -46,7 +46,7 @@ class TargetedIFGSM(_Targeted):
     """I-FGSM towards classes (Kurakin et al., 2017, arXiv:1607.02533, section 2.3)."""
 
     title = "I-FGSM-{steps}"
-    random_start = False
+    starts_at_image = True
 
 
 @register("pgd_t")

@@ -19,6 +19,7 @@ from utils.data.classes import healthy_class
 from utils.data.sets import DataSplits, ImageSet
 from utils.data.stacks import patient_stacks
 from utils.evaluation.by_patient import MeanOfSlices, Verdict
+from utils.evaluation.intervals import questions
 from utils.evaluation.metrics import best_threshold, illness_by_patient, predict
 
 PLAIN, HARDENED = "not hardened", "hardened"
@@ -127,11 +128,13 @@ class Bench:
 
 
 class Whom(Part):
-    """On whom a chapter was measured, for captions."""
+    """On whom a chapter was measured, for captions; ``healthy`` and ``others`` are what the two sides are called."""
 
     patients: int
     slices: int
     ill: int
+    healthy: str = "Non"
+    others: str = "demented"
 
 
 def _healthy(classes: list[str]) -> int:
@@ -220,4 +223,5 @@ def _threshold(model: nn.Module, validation: ImageSet, device: torch.device) -> 
 def whom(bench: Bench) -> Whom:
     """On whom a bench measures."""
     ill = int((bench.stacks.labels != bench.healthy).sum())
-    return Whom(patients=len(bench.stacks), slices=len(bench.slices), ill=ill)
+    healthy, others = questions(bench.classes).get("binary", ((bench.classes[bench.healthy], "the rest"), ()))[0]
+    return Whom(patients=len(bench.stacks), slices=len(bench.slices), ill=ill, healthy=healthy, others=others)

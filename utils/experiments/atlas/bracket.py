@@ -14,7 +14,7 @@ from utils.core.parts import Part
 from utils.core.reproducibility import generator, seed_everything
 from utils.data.sets import ImageSet
 from utils.evaluation.by_patient import Verdict
-from utils.evaluation.smoothing import ABSTAINS, Smoothed, certify, noisy_counts
+from utils.evaluation.smoothing import ABSTAINS, Smoothed, certify, lower_bound, noisy_counts
 from utils.experiments.atlas.bench import HARDENED, PLAIN, Bench, Whom, open_bench, spread, whom
 from utils.training.config import TrainConfig
 from utils.training.loop import train
@@ -26,7 +26,7 @@ SIGMA, ERROR = 0.25, 0.001
 RADII = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _RATE = 2e-4
 #: Noisy copies through which the attack climbs, and those that judge it.
-_CLIMBED, _JUDGED = 4, 100
+_CLIMBED, _JUDGED = 4, 200
 
 
 class Bracket(Part):
@@ -37,7 +37,8 @@ class Bracket(Part):
         answer: certified answer, 0 healthy or 1 ill; -1 where none is certain.
         lower: certified L2 length.
         share: of the noisy copies that got the answer.
-        upper: smallest length at which the attack turned the smoothed answer; None where none of ``RADII`` did.
+        upper: smallest length at which the attack turned the smoothed answer, certain but for ``ERROR`` over all
+            lengths; None where none of ``RADII`` did.
     """
 
     ill: int
@@ -118,7 +119,7 @@ def _bracket(bench: Bench, verdict: Verdict, patients: ImageSet, place: int) -> 
 
 
 def _upper(bench: Bench, verdict: Verdict, stack: torch.Tensor, answer: int, size: int) -> float | None:
-    """The first length at which most noisy copies of the attacked patient get another answer."""
+    """The first length at which most noisy copies of the attacked patient certainly get another answer."""
     smoothed = Smoothed(verdict, SIGMA, samples=_CLIMBED, seed=bench.seed).eval()
     label = torch.tensor([answer], device=stack.device)
     for eps in RADII:
@@ -134,6 +135,7 @@ def _upper(bench: Bench, verdict: Verdict, stack: torch.Tensor, answer: int, siz
             assume_checked=True,
         )
         counts = noisy_counts(verdict, found, sigma=SIGMA, samples=_JUDGED, draws=draws, batch_size=size)
-        if int(counts.argmax()) != answer:
+        others = _JUDGED - int(counts[answer])
+        if lower_bound(others, _JUDGED, ERROR / len(RADII)) > 0.5:
             return eps
     return None

@@ -49,8 +49,8 @@ class NamesFound(Part):
     rows: list[NameRow]
 
 
-def attacks(steps: int) -> list[tuple[Attack, str]]:
-    """Attacks of this repository, then those of torchattacks, each with its norm."""
+def attacks(steps: int, classes: int) -> list[tuple[Attack, str]]:
+    """Attacks of this repository, then those of torchattacks that so many classes allow, each with its norm."""
     own = [
         (Attack("noise"), "linf"),
         (Attack("fgsm"), "linf"),
@@ -70,14 +70,22 @@ def attacks(steps: int) -> list[tuple[Attack, str]]:
         for norm in norms
         if name not in _LEFT_OUT
     ]
-    return own + theirs
+    return own + [(attack, norm) for attack, norm in theirs if _defined(attack, classes)]
+
+
+def _defined(attack: Attack, classes: int) -> bool:
+    try:
+        attack.check_classes(classes)
+    except ValueError:
+        return False
+    return True
 
 
 def measure(bench: Bench) -> NamesFound:
     """Each attack alone on the same slices."""
     images = bench.slices.balanced_subset(min(_IMAGES, bench.budget.images), bench.seed)
     rows, clean = [], {}
-    for attack, norm in tqdm(attacks(min(_STEPS, bench.budget.steps)), desc="by name", leave=False):
+    for attack, norm in tqdm(attacks(min(_STEPS, bench.budget.steps), len(bench.classes)), desc="by name", leave=False):
         begun, robust = time.perf_counter(), {}
         for name, model in bench.models.items():
             curve = robustness_curve(

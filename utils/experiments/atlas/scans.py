@@ -104,9 +104,13 @@ def _ill(said: np.ndarray, truth: np.ndarray, threshold: float) -> Ill:
 
 
 def _errors(said: np.ndarray, truth: np.ndarray, threshold: float, counts: np.ndarray) -> np.ndarray:
-    """Balanced error over draws of patients, D, from how often each is drawn, D x P; of one side where one is there."""
-    wrong = (said > threshold) != truth
-    sides = [counts @ (wrong & side) / np.maximum(counts @ side, 1) for side in (truth, ~truth) if side.any()]
+    """Balanced error over draws of patients, D, from how often each is drawn, D x P; of one side where one is there.
+
+    NaN where a draw has nobody of a side that is there.
+    """
+    wrong = (said >= threshold) != truth
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sides = [(counts @ (wrong & side)) / (counts @ side) for side in (truth, ~truth) if side.any()]
     return np.mean(sides, axis=0)
 
 
@@ -128,7 +132,8 @@ def _damage(bench: Bench, kind: str, clean: Mapping[str, np.ndarray], truth: np.
         error=error,
         relative=error[HARDENED] / error[PLAIN] if error[PLAIN] > 0 else None,
         relative_rise=rise[HARDENED] / rise[PLAIN] if rise[PLAIN] > 0 else None,
-        difference=error[HARDENED] - error[PLAIN],
+        # the first draw has everybody once
+        difference=float(drawn[HARDENED][0] - drawn[PLAIN][0]),
         interval=interval(drawn[HARDENED] - drawn[PLAIN]),
     )
 
@@ -136,7 +141,7 @@ def _damage(bench: Bench, kind: str, clean: Mapping[str, np.ndarray], truth: np.
 def _worst(bench: Bench, kind: str, name: str, clean: np.ndarray, truth: np.ndarray) -> Worst:
     """Among random scans of one severity the one that turns the verdict, if any does."""
     verdict, threshold = bench.verdict(name), bench.thresholds[name]
-    right = (clean > threshold) == truth
+    right = (clean >= threshold) == truth
     first, ever = np.zeros(len(truth), bool), np.zeros(len(truth), bool)
     for place, subject in enumerate(bench.stacks.subjects.tolist()):
         if not right[place]:

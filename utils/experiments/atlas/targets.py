@@ -102,8 +102,14 @@ def _direction(bench: Bench, name: str) -> Direction:
     return Direction(
         hidden=[turned(ill, step) for step in steps],
         invented=[turned(~ill, step) for step in steps],
-        balanced=[float((own[ill].float().mean() + own[~ill].float().mean()) / 2) for own in robust],
+        balanced=[_balanced(own, ill) for own in robust],
     )
+
+
+def _balanced(right: torch.Tensor, ill: torch.Tensor) -> float:
+    """Mean over the sides that are there."""
+    sides = [right[side].float().mean() for side in (ill, ~ill) if side.any()]
+    return float(torch.stack(sides).mean())
 
 
 def _answers_towards(bench: Bench, name: str, target: str | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
