@@ -36,7 +36,9 @@ def test_each_picture_of_a_folder_is_a_case_and_junk_is_none(tmp_path: Path) -> 
         _picture(tmp_path / name)
     (tmp_path / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("x")
-    assert [case.name for case in _read(tmp_path)] == ["a", "b", "deep/c"]
+    said: list[str] = []
+    assert [case.name for case in read_cases(tmp_path, READING, say=said.append)] == ["a", "b", "deep/c"]
+    assert said == ["passed over: 1 without a scan, such as notes.txt"]
 
 
 def test_names_of_patients_put_their_slices_together_in_order(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def _folder(workspace: Workspace, model: str) -> Path:
 def _cases(source: str, reading: Reading, out: Path) -> Iterator[Case]:
     """The cases; a single head that cannot be used leaves the pictures of its steps."""
     try:
-        yield from read_cases(source, reading)
+        yield from read_cases(source, reading, say=print)
     except PoorScan as error:
         name = _file_name(Path(source).name, set())
         path = save_figure(plot_steps(name, error.pictures, {}), out / f"{name}_steps.png")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,15 @@ class Case:
     problem: str = ""
 
 
-def read_cases(source: str | Path, reading: Reading) -> Iterator[Case]:
+def read_cases(
+    source: str | Path, reading: Reading, *, say: Callable[[str], object] = lambda sentence: None
+) -> Iterator[Case]:
     """The cases of a file, a folder, an archive, or the word ``phantom``, one after the other.
 
     A single file that cannot be read is an error; in a folder it is a case with a ``problem``.
+
+    Args:
+        say: told how many files were passed over, and which is the first.
 
     Raises:
         FileNotFoundError: no such path.
@@ -91,9 +96,11 @@ def read_cases(source: str | Path, reading: Reading) -> Iterator[Case]:
     if path.is_file() and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
         yield _one(path, reading)
         return
-    with as_folder(path) as (folder, _):
+    with as_folder(path) as (folder, unpacked_not):
         found = False
-        for case in _of_folder(folder, reading):
+        if unpacked_not:
+            say(f"passed over: {unpacked_not} system files of {path.name}")
+        for case in _of_folder(folder, reading, say):
             found = True
             yield case
         if not found:
@@ -112,15 +119,20 @@ def _one(path: Path, reading: Reading) -> Case:
     raise ValueError(f"{path} is no picture (PNG, JPEG, TIFF, BMP, WebP), no NIfTI or Analyze volume and no DICOM file")
 
 
-def _of_folder(folder: Path, reading: Reading) -> Iterator[Case]:
+def _of_folder(folder: Path, reading: Reading, say: Callable[[str], object]) -> Iterator[Case]:
     files = sorted(files_in(folder), key=_natural)
     pictures = [file for file in files if is_image(file)]
     volumes = [file for file in files if is_volume(file)]
     others = [file for file in files if file not in set(pictures) | set(volumes)]
     places: dict[Path, list[Path]] = {}
+    passed: list[Path] = []
     for file in others:
         if is_dicom(file) and file.name != "DICOMDIR":
             places.setdefault(file.parent, []).append(file)
+        elif not (file.suffix.lower() == ".img" and file.with_suffix(".hdr") in volumes):
+            passed.append(file)
+    if passed:
+        say(f"passed over: {len(passed)} without a scan, such as {passed[0].relative_to(folder)}")
     for name, own in _patients(folder, pictures, reading).items():
         yield _caught(name, own, lambda own=own, name=name: _of_slices(own, name, reading, whole=len(own) > 1))
     for name, file in zip(_unlike(folder, volumes), volumes):
