@@ -1,7 +1,8 @@
 """How much of a slice an attack needs: parts of the anatomy, what Grad-CAM points at, and the smallest part that does.
 
 The idea is Kryptonite's (arXiv:2108.10251), whose method is not public: here PGD may change nothing outside a mask.
-What it finds lies in the ball of the whole image, so that it is never stronger.
+What it finds lies in the ball of the whole image, so that it is never stronger: who is misclassified by a change of a
+part is so by a change of the whole.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def measure(bench: Bench) -> RegionsFound:
     regions, sufficient = {}, {}
     for name, model in bench.models.items():
         pixels, labels = _right(bench, model)
-        regions[name] = {title: _region(bench, model, pixels, labels, mask) for title, mask in _masks().items()}
+        regions[name] = _regions(bench, model, pixels, labels)
         sufficient[name] = _sufficient(bench, model, pixels, labels)
     return RegionsFound(whom=whom(bench), radii=list(RADII), regions=regions, sufficient=sufficient)
 
@@ -109,21 +110,26 @@ def _right(bench: Bench, model: MRIClassifier) -> tuple[torch.Tensor, torch.Tens
     return pixels[right], labels[right]
 
 
-def _region(
-    bench: Bench,
-    model: MRIClassifier,
-    pixels: torch.Tensor,
-    labels: torch.Tensor,
-    mask: Callable[[MRIClassifier, torch.Tensor], torch.Tensor],
-) -> Region:
-    inside = mask(model, pixels) if len(pixels) else pixels.bool()
-    shares, fooled = [], torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
-    for eps in RADII:
-        # who is misclassified within a smaller radius is so within this one
-        attacked = _inside(bench, model, pixels, labels, inside, eps)
-        fooled |= predict_batch(model, attacked).argmax(1) != labels if len(pixels) else fooled
-        shares.append(float(fooled.float().mean()) if len(pixels) else 0.0)
-    return Region(area=float(inside.float().mean()) if len(pixels) else 0.0, misclassified=shares)
+def _regions(bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, Region]:
+    if not len(pixels):
+        return {title: Region(area=0.0, misclassified=[0.0] * len(RADII)) for title in _masks()}
+    masks = {title: mask(model, pixels) for title, mask in _masks().items()}
+    fooled = {title: _fooled(bench, model, pixels, labels, mask) for title, mask in masks.items()}
+    fooled[WHOLE] = torch.stack(list(fooled.values())).any(0)
+    return {
+        title: Region(area=float(masks[title].float().mean()), misclassified=own.float().mean(1).tolist())
+        for title, own in fooled.items()
+    }
+
+
+def _fooled(
+    bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Who is misclassified within each of ``RADII``, or within a smaller one, bool R x N."""
+    found = [
+        predict_batch(model, _inside(bench, model, pixels, labels, mask, eps)).argmax(1) != labels for eps in RADII
+    ]
+    return torch.stack(found).cumsum(0) > 0
 
 
 def _inside(
