@@ -285,7 +285,9 @@ def _measured(command: str) -> Callable[[Path], None]:
         name = robustness.record_path(Path(), suite, Threat(), parsed["max_images"]).name
         curve = read_json(ROOT / "checkpoints" / parsed["model"] / name)["curve"]
         assert curve["epsilons"] == [0.0, *(parse_radius(text) for text in parsed["epsilons"])]
-        assert [own["title"] for own in curve["attacks"]] == [attack.title for attack in SUITES[suite]]
+        # a vote is attacked through stand-ins, by the budget of the suite
+        if parsed["model"] != "Ensemble":
+            assert [own["title"] for own in curve["attacks"]] == [attack.title for attack in SUITES[suite]]
 
     return run
 
@@ -382,7 +384,7 @@ COMBINE = "python -m utils combine --members efficientnet_imagenet_64px --valida
 FOLDS = [command for command in COMMANDS if command.startswith("python -m utils folds ")]
 RESULTS = [command for command in COMMANDS if re.match(r"python -m utils reproduce .*--(skip|only)-results", command)]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
-MEASURED = [command for command in COMMANDS if command.startswith("python -m utils robustness --model Eff")]
+MEASURED = [command for command in COMMANDS if command.startswith("python -m utils robustness --model E")]
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils reproduce --profile quick": _quick,
     f"{ONE_LINE}python -m pytest": _all_tests,
