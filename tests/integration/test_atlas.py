@@ -26,7 +26,7 @@ from utils.experiments.atlas.names import attacks
 from utils.experiments.atlas.regions import WHOLE, top_share
 from utils.experiments.atlas.scans import _errors
 from utils.experiments.atlas.targets import share
-from utils.experiments.atlas.universal import NOISE
+from utils.experiments.atlas.universal import NOISE, Change
 from utils.reporting import atlas as reporting
 from utils.reporting import atlas_tables
 from utils.reporting.atlas_figures import FIGURES, draw_atlas, plot_directions
@@ -167,7 +167,10 @@ def test_one_change_for_all_beats_random_signs_on_its_model(found) -> None:
     own = universal.misclassified[PLAIN]
     assert sum(own[f"from {PLAIN}"]) >= sum(own[NOISE])
     assert set(own) == {f"from {PLAIN}", f"from {HARDENED}", NOISE}
-    assert np.abs(universal.change[PLAIN]).max() <= 255 * universal.radii[-1] + 0.1
+    levels = universal.change[PLAIN].levels()
+    assert levels.shape == (128, 128) and 0 < np.abs(levels).max() <= 255 * universal.radii[-1] + 0.1
+    drawn = torch.randint(-80, 81, (1, 1, 5, 7)) / 2550
+    assert np.allclose(Change.of(drawn).levels(), 255 * drawn[0, 0].numpy())
 
 
 def test_ties_cost_the_attacker_a_larger_radius(found) -> None:

@@ -143,7 +143,7 @@ def plot_universal(found: universal.UniversalFound, note: str = "") -> Figure:
     figure, axes = axes_of(2, 2, size=(9, 7), height_ratios=(1.2, 1))
     top = 255 * found.radii[-1]
     for ax, (name, change) in zip(axes[0], found.change.items()):
-        picture = ax.imshow(np.array(change), vmin=-top, vmax=top, cmap="PuOr")
+        picture = ax.imshow(change.levels(), vmin=-top, vmax=top, cmap="PuOr")
         ax.set_title(f"fitted on the model that is {name}", fontsize=9)
         ax.axis("off")
     figure.colorbar(picture, ax=list(axes[0]), label="grey levels of 255", shrink=0.8)

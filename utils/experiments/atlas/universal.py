@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+
+import numpy as np
 import torch
 
 from utils.attacks.universal import universal_perturbation
@@ -15,19 +18,39 @@ EPS = (2 / 255, 4 / 255, 8 / 255)
 NOISE = "random signs"
 
 
+class Change(Part):
+    """A change as a picture: H x W tenths of a grey level of 255, signed bytes in rows, written in base64."""
+
+    height: int
+    width: int
+    tenths: str
+
+    @classmethod
+    def of(cls, shift: torch.Tensor) -> Change:
+        """A shift 1 x 1 x H x W of at most 12 grey levels, as a share of the pixel range."""
+        tenths = (2550 * shift[0, 0]).round().to(torch.int8).cpu().numpy()
+        height, width = tenths.shape
+        return cls(height=height, width=width, tenths=base64.b64encode(tenths.tobytes()).decode())
+
+    def levels(self) -> np.ndarray:
+        """Grey levels of 255, float H x W."""
+        tenths = np.frombuffer(base64.b64decode(self.tenths), dtype=np.int8)
+        return tenths.reshape(self.height, self.width) / 10
+
+
 class UniversalFound(Part):
     """Shares are of slices that are right without change.
 
     Attributes:
         misclassified: model that is asked -> where the change comes from -> by radius.
-        change: model -> its change at the largest radius, grey levels of 255 with one decimal, H x W.
+        change: model -> its change at the largest radius.
     """
 
     whom: Whom
     fitted_on: int
     radii: list[float]
     misclassified: dict[str, dict[str, list[float]]]
-    change: dict[str, list[list[float]]]
+    change: dict[str, Change]
 
 
 def measure(bench: Bench) -> UniversalFound:
@@ -54,7 +77,7 @@ def measure(bench: Bench) -> UniversalFound:
         fitted_on=len(train),
         radii=list(EPS),
         misclassified=found,
-        change={name: _levels(last[f"from {name}"]) for name, _ in _models(bench)},
+        change={name: Change.of(last[f"from {name}"]) for name, _ in _models(bench)},
     )
 
 
@@ -68,7 +91,3 @@ def _turned(bench: Bench, model: torch.nn.Module, shift: torch.Tensor, right: to
         with torch.no_grad():
             wrong.append((model((pixels + shift).clamp(0, 1)).argmax(1) != labels).cpu())
     return float(torch.cat(wrong)[right].float().mean()) if right.any() else 0.0
-
-
-def _levels(shift: torch.Tensor) -> list[list[float]]:
-    return [[round(255 * value, 1) for value in row] for row in shift[0, 0].tolist()]
