@@ -244,7 +244,7 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, splits: DataSplits) ->
     with pytest.raises(ValueError, match="--split patient, not random"):
         open_bench(bench.models, other)
     strange = replace(splits, train=replace(splits.train, classes=["a", "b", "c", "d"]))
-    with pytest.raises(ValueError, match="means healthy"):
+    with pytest.raises(ValueError, match="known to mean healthy, and the atlas"):
         open_bench(bench.models, strange)
     with pytest.raises(ValueError, match="steps must be a whole number"):
         AtlasBudget(steps=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from utils.data.subject_ids import UNKNOWN
 from utils.evaluation.by_patient import Blend, MeanOfSlices, PooledFeatures, Stacked, Tempered
 from utils.evaluation.metrics import merge_by_patient, predict
 from utils.evaluation.worst_case import robustness_curve
-from utils.experiments.combine import ill_or_not, place_of_healthy, verdict_of
+from utils.experiments.combine import ill_or_not, verdict_of
 from utils.experiments.folds import read_fold
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature, slice_features
 
@@ -222,5 +223,5 @@ def test_a_verdict_is_attacked_at_the_threshold_of_validation_patients() -> None
     four = robustness_curve(MeanOfSlices(net), test, attack=SUITES["smoke"], epsilons=[EPS])
     # another class of the ill is another answer, and the same verdict
     assert curve.robust_accuracy[1] >= four.robust_accuracy[1] - 0.1
-    with pytest.raises(ValueError, match="--question classes"):
-        place_of_healthy(["a", "b"])
+    with pytest.raises(ValueError, match="known to mean healthy"):
+        ill_or_not(replace(test, classes=["a", "b", "c", "d"]))

@@ -10,7 +10,7 @@ from torch import nn
 from utils.attacks.balls import Draws
 from utils.attacks.gradient import Loss, check_logits, pgd
 from utils.core.modes import attack_mode
-from utils.data.classes import healthy_class
+from utils.data.classes import healthy_place
 
 #: Targets that depend on the image: its likeliest wrong class and least likely class, and its stage's neighbours.
 RELATIVE = ("likeliest", "least_likely", "next", "former")
@@ -35,10 +35,7 @@ def parse_target(text: str, classes: Sequence[str]) -> str | tuple[int, ...]:
     if text not in (HEALTHY, ILL):
         known = ", ".join((*RELATIVE, HEALTHY, ILL, *classes))
         raise ValueError(f"a target must be one of {known}, not {text!r}")
-    healthy = healthy_class(classes)
-    if healthy is None:
-        raise ValueError(f"none of the classes {', '.join(classes)} is known to mean healthy; name a class as target")
-    place = list(classes).index(healthy)
+    place = healthy_place(classes, "; name a class as target")
     return (place,) if text == HEALTHY else tuple(k for k in range(len(classes)) if k != place)
 
 

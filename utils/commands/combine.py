@@ -9,13 +9,9 @@ from utils.attacks.suites import check_suite
 from utils.commands.boundary import command
 from utils.core.checks import whole
 from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
+from utils.data.classes import healthy_place
 from utils.data.sets import load_splits
-from utils.experiments.combine import (
-    combination_specification,
-    combine_fold,
-    place_of_healthy,
-    refuse_other_combination,
-)
+from utils.experiments.combine import combination_specification, combine_fold, refuse_other_combination
 from utils.experiments.folds import SUMMARY, VALIDATION_SHARE, fold_of, read_fold, summarise
 from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.style import save_figure
@@ -59,7 +55,7 @@ def main(
     whole("--n-slices", n_slices, 1)
     splits = load_splits(data)
     if question == "ill":
-        place_of_healthy(splits.classes)
+        healthy_place(splits.classes, "; ask for them all, --question classes")
     wanted = combination_specification(members, state, question, n_slices, suite, seed)
     for path in sorted(out.glob("fold*.json")):
         stored = read_fold(path).data

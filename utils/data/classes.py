@@ -65,6 +65,21 @@ def healthy_class(classes: Sequence[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+def healthy_place(classes: Sequence[str], remedy: str = "") -> int:
+    """Place of :func:`healthy_class`.
+
+    Args:
+        remedy: what the message says to do.
+
+    Raises:
+        ValueError: none is known to mean healthy.
+    """
+    name = healthy_class(classes)
+    if name is None:
+        raise ValueError(f"none of the classes {', '.join(classes)} is known to mean healthy{remedy}")
+    return list(classes).index(name)
+
+
 def _class_key(name: str) -> str:
     letters = re.sub(r"[^a-z]", "", name.lower())
     return re.sub(r"(demented|dementia|impairment|impaired)$", "", letters) or letters

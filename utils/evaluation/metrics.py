@@ -7,7 +7,7 @@ from torch import nn
 
 from utils.core.modes import eval_mode
 from utils.core.parts import Part
-from utils.data.classes import healthy_class
+from utils.data.classes import healthy_place
 from utils.data.sets import ImageSet
 from utils.data.subject_ids import UNKNOWN
 
@@ -121,11 +121,8 @@ def illness_by_patient(logits: torch.Tensor, images: ImageSet) -> tuple[torch.Te
     Raises:
         ValueError: no class is known to mean healthy.
     """
-    healthy = healthy_class(images.classes)
-    if healthy is None:
-        raise ValueError(f"none of the classes {', '.join(images.classes)} is known to mean healthy")
+    place = healthy_place(images.classes)
     means, labels = merge_by_patient(logits.softmax(1), images)
-    place = images.classes.index(healthy)
     return 1 - means[:, place], labels != place
 
 

@@ -23,7 +23,7 @@ from models.def_models import MRIClassifier
 from utils.attacks.suites import SUITES
 from utils.core.paths import write_json
 from utils.core.reproducibility import environment_facts
-from utils.data.classes import healthy_class
+from utils.data.classes import healthy_place
 from utils.data.sets import DataSplits, ImageSet
 from utils.data.stacks import patient_stacks
 from utils.data.workspace import pick_device
@@ -117,30 +117,16 @@ def verdict_of(model: nn.Module, validation: ImageSet) -> Verdict:
     Raises:
         ValueError: no class is known to mean healthy, or validation patients are all ill or all healthy.
     """
-    healthy = place_of_healthy(validation.classes)
+    healthy = healthy_place(validation.classes)
     device = next(model.parameters()).device
     chances = 1 - predict(model, validation, batch_size=4, device=device).softmax(1)[:, healthy]
     threshold = best_threshold(chances, validation.labels != healthy)
     return Verdict(model, healthy, min(max(threshold, 1e-3), 1 - 1e-3)).to(device).eval()
 
 
-def place_of_healthy(classes: Sequence[str]) -> int:
-    """Place of the class that means healthy.
-
-    Raises:
-        ValueError: none is known to.
-    """
-    name = healthy_class(classes)
-    if name is None:
-        raise ValueError(
-            f"none of the classes {', '.join(classes)} is known to mean healthy: ask for them all, --question classes"
-        )
-    return list(classes).index(name)
-
-
 def ill_or_not(stacks: ImageSet) -> ImageSet:
     """The same patients with the labels of :func:`verdict_of`: 0 healthy, 1 ill."""
-    ill = (stacks.labels != place_of_healthy(stacks.classes)).long()
+    ill = (stacks.labels != healthy_place(stacks.classes)).long()
     return replace(stacks, labels=ill, classes=["healthy", "ill"])
 
 

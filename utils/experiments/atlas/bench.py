@@ -15,7 +15,7 @@ from utils.attacks.suites import GRID
 from utils.core.checks import whole
 from utils.core.parts import Part
 from utils.core.radii import ORIGINAL_EPS
-from utils.data.classes import healthy_class
+from utils.data.classes import healthy_place
 from utils.data.sets import DataSplits, ImageSet
 from utils.data.stacks import patient_stacks
 from utils.evaluation.by_patient import MeanOfSlices, Verdict
@@ -94,7 +94,7 @@ class Bench:
     @property
     def healthy(self) -> int:
         """Place of the class that means healthy."""
-        return _healthy(self.classes)
+        return healthy_place(self.classes)
 
     def few(self) -> ImageSet:
         """``budget.images`` slices, spread over patients."""
@@ -135,13 +135,6 @@ class Whom(Part):
     ill: int
     healthy: str = "Non"
     others: str = "demented"
-
-
-def _healthy(classes: list[str]) -> int:
-    name = healthy_class(classes)
-    if name is None:
-        raise ValueError(f"the atlas asks who is ill, and none of the classes {', '.join(classes)} means healthy")
-    return classes.index(name)
 
 
 def flat(stacks: ImageSet) -> ImageSet:
@@ -195,7 +188,7 @@ def open_bench(
         raise ValueError(f"the atlas compares two models, {PLAIN} and {HARDENED}, not {', '.join(models) or 'none'}")
     if splits.info["protocol"] != "patient":
         raise ValueError(f"the atlas asks about patients; prepare with --split patient, not {splits.info['protocol']}")
-    _healthy(splits.classes)
+    healthy_place(splits.classes, ", and the atlas asks who is ill")
     budget, place = budget or AtlasBudget(), torch.device(device)
     stacks = patient_stacks(splits.test, budget.slices)
     if budget.patients and budget.patients < len(stacks):
