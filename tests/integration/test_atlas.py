@@ -15,9 +15,12 @@ from torch import nn
 from utils.commands.atlas import main
 from utils.core.paths import read_json
 from utils.data.corruptions import CORRUPTIONS
-from utils.data.sets import DataSplits
+from utils.data.sets import DataFacts, DataSplits
 from utils.evaluation.by_patient import MeanOfSlices
+from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.metrics import predict
+from utils.evaluation.robustness import SuiteRecord
+from utils.evaluation.vote import VoteAttack
 from utils.experiments.atlas import chapters
 from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, AtlasBudget, Bench, flat, open_bench
 from utils.experiments.atlas.bracket import _upper
@@ -30,7 +33,7 @@ from utils.experiments.atlas.universal import NOISE, Change
 from utils.reporting import atlas as reporting
 from utils.reporting import atlas_tables
 from utils.reporting.atlas_figures import FIGURES, draw_atlas, plot_directions
-from utils.reporting.atlas_tables import ATLAS_TABLES
+from utils.reporting.atlas_tables import ATLAS_TABLES, vote_table
 from utils.training.checkpoints import save_checkpoint
 from utils.training.config import TrainConfig
 from utils.training.loop import train
@@ -315,3 +318,25 @@ def test_a_verdict_on_hardening_needs_an_interval_beside_zero(found) -> None:
 def test_the_sheet_shows_every_kind_at_every_severity(bench: Bench, tmp_path: Path) -> None:
     figure = reporting.Atlas(bench, tmp_path).sheet()
     assert len(figure.axes) == 6 * len(CORRUPTIONS) and (tmp_path / "corruptions.png").is_file()
+
+
+def test_a_vote_is_shown_with_and_without_the_reweighed_attack() -> None:
+    alone = {"PGD-20 from mean logits": [0.8, 0.5], "Re-weighted PGD-20 from all members": [0.8, 0.4]}
+    vote = VoteAttack(
+        rule="soft",
+        alone=alone,
+        joint=[0.8, 0.4],
+        transfer_only=[0.8, 0.6],
+        members={"a": [0.7, 0.3]},
+        best_member=[0.7, 0.3],
+        oracle=[0.9, 0.6],
+        without_reweighing=[0.8, 0.5],
+    )
+    curve = RobustnessCurve.model_construct(
+        epsilons=[0.0, 2 / 255], robust_accuracy=[0.8, 0.4], n_images=10, n_subjects=5
+    )
+    data = DataFacts(source="toy", protocol="patient")
+    table = vote_table(SuiteRecord.model_construct(title="Ensemble", curve=curve, vote=vote, data=data))
+    assert "| worst case | 80.0 | 40.0 |" in table and "| lower by it, points | 0.0 | 10.0 |" in table
+    with pytest.raises(ValueError, match="is no vote"):
+        vote_table(SuiteRecord.model_construct(title="ResNet34", curve=curve, vote=None, data=data))
