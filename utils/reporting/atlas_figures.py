@@ -330,7 +330,7 @@ def corruption_sheet(slices: torch.Tensor) -> Figure:
     Args:
         slices: 1 x 1 x H x W in [0, 1].
     """
-    figure, axes = axes_of(len(CORRUPTIONS), len(SEVERITIES) + 1, size=(8.4, 1.35 * len(CORRUPTIONS)))
+    figure, axes = axes_of(len(CORRUPTIONS), len(SEVERITIES) + 1, size=(5.6, 0.88 * len(CORRUPTIONS)))
     for row, kind in zip(axes, CORRUPTIONS):
         shown = [slices, *(corrupt_slices(slices, kind, severity, generator(0, kind)) for severity in SEVERITIES)]
         for ax, image in zip(row, shown):
@@ -338,7 +338,7 @@ def corruption_sheet(slices: torch.Tensor) -> Figure:
             ax.set_xticks([])
             ax.set_yticks([])
             ax.grid(False)
-        row[0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=9)
+        row[0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=7)
     for ax, title in zip(axes[0], ["as scanned", *(f"severity {severity}" for severity in SEVERITIES)]):
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=7)
     return finish(figure, "Scans that go wrong by themselves")
