@@ -57,6 +57,7 @@ class Kind(ABC):
         title: for plots and tables, with the fields of :class:`Attack` in braces.
         sees: what of the model it uses: its ``gradient``, its ``answers`` alone, ``both``, or ``nothing``.
         norms: in which it runs.
+        options: names that :attr:`Attack.options` may have; None takes any.
         takes_loss: whether :attr:`Attack.loss` is its loss.
         times: between the title and the number of starts.
     """
@@ -64,6 +65,7 @@ class Kind(ABC):
     title: ClassVar[str]
     sees: ClassVar[str] = "gradient"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
+    options: ClassVar[tuple[str, ...] | None] = None
     takes_loss: ClassVar[bool] = False
     times: ClassVar[str] = "x"
 
@@ -99,8 +101,12 @@ class Kind(ABC):
         Raises:
             ValueError: it does not.
         """
-        if options:
-            raise ValueError(f"this attack takes no options, not {', '.join(options)}")
+        wrong = [name for name in options if self.options is not None and name not in self.options]
+        if wrong:
+            raise ValueError(f"this attack takes {self._known_options()}, not {', '.join(wrong)}")
+
+    def _known_options(self) -> str:
+        return f"the options {', '.join(self.options)}" if self.options else "no options"
 
 
 _KINDS: dict[str, Kind] = {}

@@ -180,26 +180,7 @@ def combine_fold(
     found = {}
     for name, model in models.items():
         print(f"fold {splits.info['fold']}: {name}", flush=True)
-        held = predict(model, validation, batch_size=4, device=device)
-        curve = robustness_curve(
-            model,
-            test,
-            attack=SUITES[suite],
-            epsilons=EPSILONS,
-            seed=seed,
-            batch_size=4,
-            device=device,
-            cache=work / "combine_cache",
-        )
-        found[f"{name}, {STATES[state]}"] = FoldModel.model_validate(
-            {
-                "training": {},
-                "temperature": fit_temperature(held, validation.labels),
-                "validation": held.tolist(),
-                "logits": curve.logits[0].tolist(),
-                "attacked": curve.logits.tolist(),
-            }
-        )
+        found[f"{name}, {STATES[state]}"] = _attacked(model, validation, test, suite, seed, device, work)
     first = next(iter(members.values()))
     record = FoldRecord(
         data=FoldData(**splits.info),
@@ -221,3 +202,34 @@ def combine_fold(
         environment=environment_facts(),
     )
     write_json(target, record.plain())
+
+
+def _attacked(
+    model: nn.Module,
+    validation: ImageSet,
+    test: ImageSet,
+    suite: str,
+    seed: int,
+    device: torch.device,
+    work: Path,
+) -> FoldModel:
+    """What a model of patients says of validation patients, and of test patients without attack and under it."""
+    held = predict(model, validation, batch_size=4, device=device)
+    curve = robustness_curve(
+        model,
+        test,
+        attack=SUITES[suite],
+        epsilons=EPSILONS,
+        seed=seed,
+        batch_size=4,
+        device=device,
+        cache=work / "combine_cache",
+    )
+    told = {
+        "training": {},
+        "temperature": fit_temperature(held, validation.labels),
+        "validation": held.tolist(),
+        "logits": curve.logits[0].tolist(),
+        "attacked": curve.logits.tolist(),
+    }
+    return FoldModel.model_validate(told)

@@ -14,6 +14,7 @@ class APGD(Kind):
     """PGD that halves its step by itself (Croce and Hein, 2020, arXiv:2003.01690)."""
 
     title = "APGD-{steps}"
+    options = ()
     takes_loss = True
 
     def __call__(

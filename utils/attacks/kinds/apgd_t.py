@@ -14,6 +14,7 @@ class APGDTargeted(Kind):
     """APGD towards each of the likeliest wrong classes (Croce and Hein, 2020, arXiv:2003.01690)."""
 
     title = "APGD-T-{steps}"
+    options = ()
 
     def __call__(
         self, budget: Attack, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, terms: Terms

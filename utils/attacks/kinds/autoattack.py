@@ -18,6 +18,7 @@ class AutoAttack(Kind):
     """The standard version (Croce and Hein, 2020, arXiv:2003.01690)."""
 
     title = "AutoAttack"
+    options = ()
     sees = "both"
 
     def __call__(

@@ -14,6 +14,7 @@ class FGSM(Kind):
     """One step along the sign of the gradient (Goodfellow et al., 2015, arXiv:1412.6572)."""
 
     title = "FGSM"
+    options = ()
     takes_loss = True
 
     def __call__(

@@ -14,6 +14,7 @@ class IFGSM(Kind):
     """FGSM in several steps from the image itself (Kurakin et al., 2017, arXiv:1607.02533); also called BIM."""
 
     title = "I-FGSM-{steps}"
+    options = ()
     takes_loss = True
 
     def __call__(

@@ -14,6 +14,7 @@ class Noise(Kind):
     """Random signs at the edge of the ball: no attack, but what one must beat."""
 
     title = "Noise"
+    options = ()
     sees = "nothing"
     times = " x"
 

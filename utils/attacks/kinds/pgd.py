@@ -14,6 +14,7 @@ class PGD(Kind):
     """Projected steps from random starts (Madry et al., 2018, arXiv:1706.06083)."""
 
     title = "PGD-{steps}"
+    options = ()
     takes_loss = True
 
     def __call__(

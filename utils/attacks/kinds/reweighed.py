@@ -14,6 +14,7 @@ class Reweighed(Kind):
     """PGD on the members of a vote, those that are right weighing most (after Yu et al., 2022, arXiv:2211.08008)."""
 
     title = "Re-weighted PGD-{steps}"
+    options = ()
 
     def __call__(
         self, budget: Attack, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, terms: Terms

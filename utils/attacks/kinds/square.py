@@ -14,6 +14,7 @@ class Square(Kind):
     """Random search that sees the answers alone (Andriushchenko et al., 2020, arXiv:1912.00049); steps are queries."""
 
     title = "Square-{steps}"
+    options = ()
     sees = "answers"
 
     def __call__(
