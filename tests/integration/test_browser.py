@@ -29,7 +29,9 @@ FLAGS += ["--disable-component-update", "--disable-sync"]
 SMALL = {"image_size": 32, "num_epochs": 1, "max_test_images": 12, "num_iter": 2, "train_steps": 1}
 #: Cells still to run, and what cells that failed say.
 PROGRESS = """() => {
-    const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')];
+    // a folded cell shows no input, and so no prompt
+    const all = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')];
+    const cells = all.filter(cell => cell.querySelector('.jp-InputArea-prompt'));
     const prompt = cell => cell.querySelector('.jp-InputArea-prompt').textContent;
     return {
         cells: cells.length,
