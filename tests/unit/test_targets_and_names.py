@@ -337,6 +337,12 @@ def test_a_tie_costs_the_attacker(net: nn.Module) -> None:
     assert reached["free"] > reached["smooth"] > reached["shared"]
     with pytest.raises(ValueError, match="link must be one of"):
         link_matrix("loose", 3)
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
+        linked_pgd(model, stacks, labels, link="free", eps=EPS, steps=0)
+    with pytest.warns(UserWarning, match="cannot reach the edge of the ball"):
+        linked_pgd(model, stacks, labels, link="free", eps=EPS, steps=1, alpha=EPS / 10)
+    with pytest.warns(UserWarning, match="cannot reach the edge of the ball"):
+        eot_pgd(net, images.pixels(slice(0, 2)), images.labels[:2], eps=EPS, steps=1, samples=1, alpha=EPS / 10)
 
 
 def test_a_verdict_is_the_side_of_the_threshold(net: nn.Module) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from utils.attacks.balls import Draws, random_point
-from utils.attacks.gradient import LOSSES, ascent, check_batch, check_gradient, default_alpha
+from utils.attacks.gradient import LOSSES, ascent, check_batch, check_gradient, default_alpha, warn_if_short
+from utils.core.checks import whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -68,9 +69,11 @@ def linked_pgd(
         TypeError, ValueError: see :func:`utils.attacks.gradient.pgd` and :func:`link_matrix`.
     """
     check_eps(eps)
+    whole("steps", steps, 1)
     check_batch(model, stacks, labels)
     tie = link_matrix(link, stacks.shape[1]).to(stacks)
     alpha = default_alpha(eps, steps) if alpha is None else alpha
+    warn_if_short(eps, alpha, steps)
 
     def tied(free: torch.Tensor) -> torch.Tensor:
         return (stacks + torch.einsum("st,pthw->pshw", tie, free)).clamp(0, 1)

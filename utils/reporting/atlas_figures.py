@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.attacks.linked import LINKS
@@ -31,6 +32,14 @@ def caption(record: ChapterRecord) -> str:
     data = f"{record.data.source}, {protocol_name(record.data.plain())}"
     whose = f"{found['patients']} test patients, {found['slices']} slices" if found else ""
     return "; ".join(filter(None, [data, whose, record.note]))
+
+
+def _shares_by_radius(ax: Axes, levels: Sequence[float]) -> None:
+    """Percent over radii, which double from tick to tick."""
+    ax.set(xscale="log", xlabel="eps (/255, L-infinity)")
+    ax.set_xticks(levels, [f"{level:g}" for level in levels])
+    ax.minorticks_off()
+    percent_axis(ax)
 
 
 def plot_names(found: names.NamesFound, note: str = "") -> Figure:
@@ -70,10 +79,8 @@ def plot_directions(found: targets.TargetsFound, note: str = "") -> Figure:
                 label=f"{name} (of {shares[0].of} found right)",
                 **style,
             )
-        ax.set(xscale="log", xlabel="eps (/255, L-infinity)", title=title)
-        ax.set_xticks(levels, [f"{level:g}" for level in levels])
-        ax.minorticks_off()
-        percent_axis(ax)
+        ax.set_title(title)
+        _shares_by_radius(ax, levels)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     axes[0, 0].set_ylabel("share of patients (%)")
     said = "all slices of a patient attacked, its verdict is the target; bars: 95 %"
@@ -114,10 +121,8 @@ def plot_regions(found: regions.RegionsFound, note: str = "") -> Figure:
         for number, part in enumerate(parts):
             label = f"{part} ({100 * own[part].area:.0f} % of the pixels)"
             ax.plot(levels, [100 * share for share in own[part].misclassified], label=label, **line_style(number))
-        ax.set(xscale="log", xlabel="eps (/255, L-infinity)", title=name)
-        ax.set_xticks(levels, [f"{level:g}" for level in levels])
-        ax.minorticks_off()
-        percent_axis(ax)
+        ax.set_title(name)
+        _shares_by_radius(ax, levels)
     axes[0, 0].set_ylabel("right slices that are misclassified (%)")
     legend_of_curves(axes[0, 1])
     return finish(figure, "PGD that may change only a part of the slice", note)
@@ -170,10 +175,8 @@ def plot_patients(found: patients.PatientsFound, note: str = "") -> Figure:
             count = len(reached)
             shares = [100 * float((reached <= level + 1e-9).mean()) if count else 0.0 for level in levels]
             ax.plot(levels, shares, label=LINKS[link], **line_style(number))
-        ax.set(xscale="log", xlabel="eps (/255, L-infinity)", title=f"{name} ({count} right without attack)")
-        ax.set_xticks([0.25, 0.5, 1, 2, 4, 8, 16], ["0.25", "0.5", "1", "2", "4", "8", "16"])
-        ax.minorticks_off()
-        percent_axis(ax)
+        ax.set_title(f"{name} ({count} right without attack)")
+        _shares_by_radius(ax, [0.25, 0.5, 1, 2, 4, 8, 16])
     axes[0, 0].set_ylabel("verdicts turned (%)")
     legend_of_curves(axes[0, 1])
     said = "upper bounds of what each verdict bears: a better attack may need less"

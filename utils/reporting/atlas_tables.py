@@ -85,7 +85,7 @@ def verdicts_table(chapter: Chapter) -> str:
 
 
 def _asked(found: Any) -> str:
-    return f"{found.whom.healthy} against {'the rest' if found.whom.others == 'demented' else found.whom.others}"
+    return f"{found.whom.healthy} against the rest"
 
 
 def asked_table(chapter: Chapter) -> str:

@@ -18,7 +18,7 @@ from utils.evaluation.attacker import predict_batch
 from utils.evaluation.by_patient import MeanOfSlices, Verdict
 from utils.evaluation.metrics import best_threshold
 from utils.evaluation.smoothing import ABSTAINS, Smoothed, certify, lower_bound, noisy_counts
-from utils.experiments.atlas.bench import HARDENED, PLAIN, Bench, Whom, open_bench, spread, whom
+from utils.experiments.atlas.bench import HARDENED, PLAIN, Bench, Whom, spread, whom
 from utils.training.config import TrainConfig
 from utils.training.loop import train
 from utils.training.objectives import Noisy
@@ -76,8 +76,7 @@ def measure(bench: Bench) -> BracketFound:
     """Train on noise, certify, attack."""
     model = noise_trained(bench)
     models = {PLAIN: model, HARDENED: model}
-    noisy = open_bench(models, bench.splits, budget=bench.budget, seed=bench.seed, device=bench.device)
-    noisy = replace(noisy, thresholds=dict.fromkeys(models, noisy_threshold(bench, model)))
+    noisy = replace(bench, models=models, thresholds=dict.fromkeys(models, noisy_threshold(bench, model)))
     patients = noisy.questions().subset(spread(noisy.stacks.labels, min(bench.budget.certified, len(noisy.stacks))))
     verdict = noisy.verdict(PLAIN)
     found = [_bracket(noisy, verdict, patients, place) for place in tqdm(range(len(patients)), "brackets", leave=False)]
