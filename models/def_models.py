@@ -185,8 +185,7 @@ class MRIClassifier(nn.Module):
 
     def __init__(self, backbone: str, *, num_classes: int = 4, image_size: int = 224) -> None:
         super().__init__()
-        if backbone not in BACKBONES:
-            raise ValueError(f"backbone {backbone!r} is not one of {', '.join(BACKBONES)}; see models/def_models.py")
+        _check_backbone(backbone)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, not {num_classes}")
         if image_size < 32:
@@ -292,6 +291,28 @@ class MRIClassifier(nn.Module):
     def cam_map(self, output: torch.Tensor) -> torch.Tensor:
         """What one of ``cam_layers`` gives, as N x C x H x W."""
         return BACKBONES[self.backbone_name].cam_map(output)
+
+
+def _check_backbone(name: str) -> None:
+    if name not in BACKBONES:
+        raise ValueError(f"backbone {name!r} is not one of {', '.join(BACKBONES)}; see models/def_models.py")
+
+
+def default_size(backbone: str, device: torch.device | str) -> int:
+    """Side in pixels of a backbone's input where nobody names one: what the images hold on a CPU, 224 on a GPU.
+
+    The slices are 128 pixels wide, and more only enlarges them; a backbone that cuts patches takes the next multiple
+    of their side below.
+
+    Args:
+        backbone: key of ``BACKBONES``.
+
+    Raises:
+        ValueError: an unknown backbone.
+    """
+    _check_backbone(backbone)
+    side = 128 if torch.device(device).type == "cpu" else 224
+    return side // BACKBONES[backbone].patch * BACKBONES[backbone].patch
 
 
 def build_model(

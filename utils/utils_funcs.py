@@ -1,6 +1,6 @@
 """The one import of every notebook. No logic lives here: each name is defined in the module it comes from."""
 
-from models.def_models import BACKBONES, build_model
+from models.def_models import BACKBONES, build_model, default_size
 from utils.attacks.attack import Attack
 from utils.attacks.gradient import fgsm, pgd
 from utils.attacks.suites import check_suite
@@ -52,6 +52,7 @@ from utils.optuna_search import load_hyperparams, optuna_search
 from utils.reporting.answers import answers_table, plot_answer, told
 from utils.reporting.atlas import ATLAS, Atlas, atlas_budget, atlas_models, atlas_splits
 from utils.reporting.figures import hardening_cams, member_cams, recipe, show, show_search
+from utils.reporting.findings import robustness_findings, training_findings
 from utils.reporting.leak import save_audit
 from utils.reporting.price import price_sentences
 from utils.reporting.robustness_figures import (
@@ -112,6 +113,7 @@ __all__ = [
     "combine",
     "comparison_figures",
     "comparison_table",
+    "default_size",
     "describe",
     "evaluate",
     "evaluate_robustness",
@@ -157,6 +159,7 @@ __all__ = [
     "recipe",
     "report",
     "robustness_curve",
+    "robustness_findings",
     "robustness_table",
     "save_audit",
     "save_checkpoint",
@@ -175,6 +178,7 @@ __all__ = [
     "told",
     "train",
     "trained_models",
+    "training_findings",
     "transfer_matrix",
     "update_record",
     "validation_weights",

@@ -26,22 +26,18 @@ MODELS = {
     "dino_v2": {
         "BACKBONE": "dino_v2",
         "TITLE": "DINOv2",
-        # from scratch it would be DINOv2 in name only
-        "WEIGHTS": "pretrained",
         "RATE": "0.0001",
         "ATK_RATE": "0.0001",
     },
     "resnet": {
         "BACKBONE": "resnet34",
         "TITLE": "ResNet34",
-        "WEIGHTS": "scratch",
         "RATE": "0.001",
         "ATK_RATE": "0.0005",
     },
     "efficientnet": {
         "BACKBONE": "efficientnet_b0",
         "TITLE": "EfficientNetB0",
-        "WEIGHTS": "scratch",
         "RATE": "0.001",
         "ATK_RATE": "0.0005",
     },

@@ -17,8 +17,8 @@ __SETUP__
 
 # %% tags=["parameters"]
 BACKBONE = "__BACKBONE__"  # a key of BACKBONES in models/def_models.py
-weights = "__WEIGHTS__"  # "pretrained" (downloads the published weights), "scratch", or a path
-image_size = 224
+weights = "pretrained"  # "pretrained" (downloads the published weights), "scratch", or a path
+image_size = 0  # 0: 128 pixels on a CPU (126 for DINOv2), 224 on a GPU
 num_epochs = 20
 batch_size = 64
 learning_rate = __RATE__
@@ -37,6 +37,9 @@ search_space = []  # names out of SEARCH_SPACE in utils/optuna_search.py; [] tak
 train_loaded_model = False  # train the loaded weights further
 augmentation_strength = 1.0  # 0 turns augmentation off
 scanner = 0.0  # probability of each of bias field, Rician noise, motion and gain
+slices_per_patient = 8  # random slices of each patient an epoch; 0 takes all
+label_smoothing = 0.0
+keep = "best"  # "best": the epoch with the best validation score; "last": where few patients make that score chance
 sampling = "shuffled"  # "class" draws classes equally often, "patient" spreads patients over batches
 mixup = 0.0  # parameter of the Beta distribution, 0.2 for instance; 0 mixes nothing
 layer_decay = 1.0  # factor on the learning rate from each block to the one before it
@@ -56,6 +59,7 @@ workspace = uf.Workspace.open(out_dir, profile=profile, data_dir=data_dir)
 title = uf.BACKBONES[BACKBONE].title
 checkpoint, assets = workspace.checkpoint(title), workspace.assets(title)
 device = uf.pick_device()
+image_size = image_size or uf.default_size(BACKBONE, device)
 print(f"{title} on {device}; {num_epochs} epochs of batches of {batch_size}, {image_size} pixels, seed {seed}")
 
 # %% [markdown]
@@ -73,9 +77,9 @@ splits.table()
 # Images come in as grey pixels in [0, 1]; resizing to `image_size` and normalising happen inside the model. Freeze
 # layers with `trainable` above, or set `requires_grad = False` here yourself.
 #
-# A convolutional network can learn this task from scratch. A vision transformer such as DINOv2 cannot do it well: it
-# must first learn from many images what convolutions have built in, that neighbouring pixels belong together. From
-# scratch it stays far behind on a few hundred slices; give it published weights.
+# Published weights are the start unless `weights` says otherwise. A convolutional network can learn this task from
+# scratch, too. A vision transformer such as DINOv2 cannot do it well: it must first learn from many images what
+# convolutions have built in, that neighbouring pixels belong together.
 
 # %%
 classes, options = splits.classes, {"image_size": image_size, "weights": weights, "trainable": trainable}
@@ -98,6 +102,7 @@ uf.parameter_table(model)
 augmentation = uf.Augmentation(strength=augmentation_strength, scanner=scanner)
 sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
 further = {"sampling": sampling, "mixup": mixup, "layer_decay": layer_decay, "patience": patience}
+further |= {"slices_per_patient": slices_per_patient, "label_smoothing": label_smoothing, "keep": keep}
 further |= {"precision": precision, "seed": seed, "augmentation": augmentation}
 config = uf.TrainConfig(**sizes, **further)
 found_in = workspace.hyperparams(title)
@@ -131,8 +136,16 @@ else:
 training = record.training
 print(f"kept epoch {training.best_epoch + 1} of {len(training.history)}, {training.seconds / 60:.1f} minutes")
 
+# %% [markdown]
+# Where the loss of training patients still falls and that of validation patients no longer does, the network learns its
+# patients by heart. The dotted line is the epoch whose weights are kept.
+
 # %%
 uf.show(record, "loss_curve", assets)
+
+# %% [markdown]
+# The same epochs in accuracy. Balanced accuracy counts each class alike, so that naming the most frequent one does not
+# pay.
 
 # %%
 uf.show(record, "accuracy_curve", assets)
@@ -147,9 +160,13 @@ uf.show(record, "accuracy_curve", assets)
 # %%
 model.to(device)
 test = splits.test.balanced_subset(max_test_images) if max_test_images else splits.test
-metrics = uf.evaluate(uf.predict(model, test, device=device), test)
+answers = uf.predict(model, test, device=device)
+metrics = uf.evaluate(answers, test)
 record = uf.update_record(checkpoint, test=metrics)
 uf.score_table(metrics)
+
+# %% [markdown]
+# Rows are the true classes, columns the answers; what is right lies on the diagonal.
 
 # %%
 uf.show(record, "confusion_matrix", assets)
@@ -174,6 +191,14 @@ for folder in (checkpoint, assets):
     print(*sorted(f"{folder.parent.name}/{folder.name}/{path.name}" for path in folder.iterdir()), sep="\n")
 
 # %% [markdown]
-# ## Next
+# ## What we found
 #
-# `models/__NOTEBOOK___model_atk.ipynb` attacks this model and hardens it.
+# Beside it three baselines, two of which look at the same images without learning what a brain is. AUROC is by patient,
+# the healthy class against the rest. What attacks leave of this model is measured in
+# `models/__NOTEBOOK___model_atk.ipynb`, which hardens it, too.
+
+# %%
+baselines = {name: uf.report(logits, test) for name, logits in uf.baseline_answers(splits, test).items()}
+scores = uf.report(answers, test)
+print(*uf.training_findings(title, scores, baselines, note), sep="\n")
+uf.headline_table({}, {title: scores} | baselines)

@@ -53,6 +53,9 @@ trainable = "all"  # "all", "head", or a number: that many last blocks
 learning_rate = __ATK_RATE__
 augmentation_strength = 1.0
 scanner = 0.0  # probability of each of bias field, Rician noise, motion and gain
+slices_per_patient = 8  # random slices of each patient an epoch; 0 takes all
+label_smoothing = 0.0
+keep = "best"  # "best": the epoch with the best validation score; "last": where few patients make that score chance
 sampling = "shuffled"  # "class" draws classes equally often, "patient" spreads patients over batches
 freeze_batchnorm = False  # keep the clean model's BatchNorm statistics
 ema_decay = 0.0  # of the averaged weights that are kept; 0 keeps the weights themselves
@@ -129,6 +132,10 @@ before[pgd.title] = uf.robustness_curve(model, test, attack=pgd, **options)
 record = uf.update_record(pretrained, robustness=before)
 uf.robustness_table(before)
 
+# %% [markdown]
+# The share of test images that is still right at each radius. The stronger attack has the lower line; below the dotted
+# one, always naming the most frequent class does better.
+
 # %%
 uf.show(record, "robustness_curve", workspace.assets(title))
 
@@ -153,6 +160,10 @@ uf.summary_table(worst)
 
 # %%
 uf.panel_table(worst[title])
+
+# %% [markdown]
+# The worst case with its interval, how large a change each image takes, and whether answers are right as often as the
+# probabilities that come with them say.
 
 # %%
 display(*uf.show_all(uf.model_figures(title, worst), workspace.assets(title)))
@@ -229,6 +240,7 @@ augmentation = uf.Augmentation(strength=augmentation_strength, scanner=scanner)
 sizes = {"num_epochs": num_epochs, "batch_size": batch_size, "learning_rate": learning_rate}
 further = {"sampling": sampling, "ema_decay": ema_decay, "awp": awp, "patience": patience}
 further |= {"augmentation": augmentation, "validation_images": validation_images}
+further |= {"slices_per_patient": slices_per_patient, "label_smoothing": label_smoothing, "keep": keep}
 further |= {"precision": precision, "seed": seed}
 config = uf.TrainConfig(**sizes, **further)
 attack = {"eps": Epsilon, "alpha": Alpha or None, "steps": train_steps, "curriculum": curriculum}
@@ -269,8 +281,15 @@ else:
     uf.print_training(uf.read_record(checkpoint))
 hardened_record = uf.read_record(checkpoint)
 
+# %% [markdown]
+# Training images are attacked, those of validation are not, so the two lines need not meet. The dotted line is the
+# epoch whose weights are kept.
+
 # %%
 uf.show(hardened_record, "loss_curve", assets)
+
+# %% [markdown]
+# Where FGSM stays high and PGD falls, a model has learnt to resist only its own training's attack.
 
 # %%
 uf.show(hardened_record, "accuracy_curve", assets)
@@ -303,25 +322,27 @@ uf.summary_table(worst)
 # %%
 uf.paired_table(worst[hardened_title], worst[title], test)
 
-# %% [markdown]
-# ### What hardening cost
-#
-# Recall of each class without attack, before and after; the figure `recall` below shows the same.
-
-# %%
-print(*uf.price_sentences(worst), sep="\n")
-
 # %%
 uf.panel_table(worst[hardened_title])
 
+# %% [markdown]
+# What hardening is worth at a radius is the distance between a plain and a hardened line of the same attack.
+
 # %%
 uf.show(hardened_record, "robustness_curve", assets, base=record)
+
+# %% [markdown]
+# Plain and hardened beside each other: worst case, how large a change each image takes, recall of each class, and
+# whether the probabilities hold.
 
 # %%
 display(*uf.show_all(uf.model_figures(hardened_title, worst), assets))
 
 # %%
 uf.score_table(metrics)
+
+# %% [markdown]
+# Rows are the true classes, columns the answers; what is right lies on the diagonal.
 
 # %%
 uf.show(hardened_record, "confusion_matrix", assets)
@@ -356,3 +377,14 @@ cam
 # %%
 for folder in (checkpoint, assets):
     print(*sorted(f"{folder.parent.name}/{folder.name}/{path.name}" for path in folder.iterdir()), sep="\n")
+
+# %% [markdown]
+# ## What we found
+#
+# The plain and the hardened model beside three baselines, which are not attacked. AUROC is by patient, the healthy
+# class against the rest.
+
+# %%
+baselines = {name: uf.report(logits, test) for name, logits in uf.baseline_answers(splits, test).items()}
+print(*uf.robustness_findings(worst, baselines, Epsilon, note), *uf.price_sentences(worst), sep="\n")
+uf.headline_table(worst, baselines)

@@ -70,7 +70,7 @@ uf.plot_answer(answer, seen, predictor.classes)
 uf.answer_explorer(predictor, reading, force=force)
 
 # %% [markdown]
-# ## What was said
+# ## What we found
 
 # %%
 uf.answers_table([answer for answer, _ in answers])

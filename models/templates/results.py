@@ -143,18 +143,17 @@ uf.comparison_table(records | {f"{name} vote": found for name, found in rules.it
 uf.score_table(record.test)
 
 # %% [markdown]
-# ## What hardening and voting cost
-#
-# Recall of each class before and after hardening, and the vote beside its best member, on the same images.
-
-# %%
-print(*uf.price_sentences(records | {uf.ENSEMBLE: record}), sep="\n")
+# ## Figures
 
 # %% [markdown]
-# ## Figures
+# Rows are the true classes, columns the answers; what is right lies on the diagonal.
 
 # %%
 uf.show(record, "confusion_matrix", assets)
+
+# %% [markdown]
+# The share of test images that is still right at each radius: the vote under both attacks, its members, and the other
+# rules.
 
 # %%
 uf.show(record, "robustness_curve", assets)
@@ -169,6 +168,10 @@ transfer = {"eps": Epsilon, "attack": pgd.title, "accuracy": accuracy}
 record = uf.update_record(workspace.checkpoint(uf.ENSEMBLE), transfer=transfer)
 uf.show(record, "transfer_matrix", assets)
 
+# %% [markdown]
+# The vote's worst case, how large a change each image takes, and whether the probabilities hold; then all models beside
+# each other, and each attack alone.
+
 # %%
 worst = uf.worst_cases(records | {uf.ENSEMBLE: record})
 display(*uf.show_all(uf.model_figures(uf.ENSEMBLE, worst), assets))
@@ -181,6 +184,9 @@ display(*uf.show_all(uf.comparison_figures(worst), workspace.assets("Robustness"
 
 # %%
 uf.show(record, "loss_curve", assets)
+
+# %% [markdown]
+# Accuracy of the same epochs on attacked validation images.
 
 # %%
 uf.show(record, "accuracy_curve", assets)
@@ -235,3 +241,14 @@ uf.late_fusion(splits, votes[rule], second_dir, device=device)
 # %%
 for folder in (workspace.checkpoint(uf.ENSEMBLE), assets):
     print(*sorted(f"{folder.parent.name}/{folder.name}/{path.name}" for path in folder.iterdir()), sep="\n")
+
+# %% [markdown]
+# ## What we found
+#
+# Every model and the vote beside three baselines, which are not attacked; then recall of each class before and after
+# hardening, and the vote beside its best member on the same images.
+
+# %%
+print(*uf.robustness_findings(worst, baselines, Epsilon, note), sep="\n")
+print(*uf.price_sentences(records | {uf.ENSEMBLE: record}), sep="\n")
+uf.headline_table(worst, baselines)

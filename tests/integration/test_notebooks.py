@@ -689,10 +689,11 @@ def test_what_a_committed_notebook_shows_is_what_ran(path: Path) -> None:
     shown = _shown(path)
     title = def_models.BACKBONES[shown["BACKBONE"]].title + ("_atk" if path.stem.endswith("_atk") else "")
     record = json.loads((ROOT / "checkpoints" / title / "record.json").read_text(encoding="utf-8"))
-    config, training = record["training"]["config"], record["training"]
+    training = record["training"]
+    config = {"slices_per_patient": 0, "keep": "best"} | training["config"]  # what older records do not tell
     assert shown["load_existing_params"] and len(training["history"]) == shown["num_epochs"] == config["num_epochs"]
     assert record["test"]["image"]["n"] == shown["max_test_images"]
-    for name in ("batch_size", "seed", "sampling", "patience"):
+    for name in ("batch_size", "seed", "sampling", "patience", "slices_per_patient", "label_smoothing", "keep"):
         assert config[name] == shown[name], name
     if title.endswith("_atk"):
         objective = training["objective"]

@@ -52,7 +52,6 @@ _COUNTS = {
     "num_iter": 1,
     "search_epochs": 1,
     "panel_queries": 1,
-    "image_size": 32,
     "seed": 0,
     "size": 0,
     "n_trials": 0,
@@ -65,6 +64,7 @@ _COUNTS = {
 QUICK: dict[str, Any] = {
     "source": "phantom",
     "weights": "scratch",
+    "slices_per_patient": 0,
     "image_size": 48,
     "num_epochs": 8,
     "batch_size": 32,
@@ -279,6 +279,8 @@ def check_parameters(values: Mapping[str, Any]) -> None:
     for name, least in _COUNTS.items():
         if name in values:
             whole(name, values[name], least)
+    if values.get("image_size"):  # 0 leaves it to the device
+        whole("image_size", values["image_size"], 32)
     for name in _RADII & set(values):
         for eps in values[name] if isinstance(values[name], (list, tuple)) else [values[name]]:
             check_eps(eps)

@@ -1,0 +1,94 @@
+"""What a notebook says that it found follows from the scores beside it, and from nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.def_models import BACKBONES, default_size
+from utils.evaluation.metrics import Levels, Metrics, Scores
+from utils.evaluation.robustness import SuiteRecord
+from utils.reporting.findings import robustness_findings, training_findings
+
+
+def _scores(accuracy: float, auroc: float | None, bounds: list[float] | None = None, **recall: float | None) -> Scores:
+    shares = {"accuracy": accuracy, "balanced_accuracy": 0.3, "macro_f1": 0.3, "auroc": auroc}
+    return Scores.model_validate({"n": 40, **shares, "recall": recall, "interval": {"auroc": bounds}})
+
+
+def _metrics(accuracy: float, auroc: float | None, bounds: list[float] | None = None) -> Metrics:
+    image = _scores(accuracy, 0.5, CN=0.9, MCI=0.125, AD=None)
+    whole = Levels(image=image, patient=_scores(0.5, 0.99))
+    binary = Levels(image=_scores(0.5, 0.5, CN=0.9, rest=0.1), patient=_scores(0.5, auroc, bounds))
+    return {"3 classes": whole, "binary": binary}
+
+
+RIVALS = {"majority": _metrics(0.625, 0.5, [0.5, 0.5]), "two sizes": _metrics(0.5, 0.75, [0.6, 0.875])}
+
+
+def test_a_model_stands_beside_the_best_baseline_of_each_question() -> None:
+    said = training_findings("ResNet34_atk", _metrics(0.55, 0.7, [0.5, 0.9]), RIVALS, "phantom demo")
+    assert said[0] == "phantom demo"
+    assert (
+        "ResNet34, hardened is right on 55.0 % of 40 test images" in said[1] and "majority is right on 62.5" in said[1]
+    )
+    assert "By patient (40), CN against the rest" in said[2] and "AUROC is 70.0 %" in said[2]
+    assert "that of two sizes is 75.0 %: no difference is shown" in said[2]
+    assert said[3] == "Of the classes it finds MCI least often: recall 12.5 %."
+
+
+@pytest.mark.parametrize(
+    ("bounds", "told"), [([0.9, 0.95], "the network is better"), ([0.3, 0.55], "the network is worse")]
+)
+def test_only_intervals_that_are_apart_tell_a_model_from_a_baseline(bounds: list[float], told: str) -> None:
+    assert told in training_findings("DINOv2", _metrics(0.5, sum(bounds) / 2, bounds), RIVALS)[1]
+
+
+def test_without_known_patients_nothing_is_said_by_patient() -> None:
+    unknown = {name: Levels(image=own.image, patient=None) for name, own in _metrics(0.5, 0.5).items()}
+    said = training_findings("DINOv2", unknown, {"majority": unknown})
+    assert len(said) == 2 and not any("patient" in line for line in said)
+    with pytest.raises(ValueError, match="needs a baseline"):
+        training_findings("DINOv2", unknown, {})
+
+
+def _worst(robust: tuple[float, float]) -> SuiteRecord:
+    curve = {"title": "FGSM", "attacks": [], "threat": {"title": "L-inf"}, "n_images": 40, "n_subjects": 40}
+    curve |= {"epsilons": [0.0, 2 / 255], "robust_accuracy": [*robust], "rounded_accuracy": [None] * 2}
+    curve |= {"max_norm": [0.0] * 2, "broken_by": [-1] * 40, "first_broken": [-1] * 40, "seconds": 1.0}
+    told = {"title": "x", "classes": ["CN"], "data": {"source": "phantom", "protocol": "patient"}, "panel": None}
+    told |= {"metrics": [{}, {}], "interval": [None, None], "answers": {"probability": [], "right": []}}
+    return SuiteRecord.model_validate(told | {"curve": curve})
+
+
+def test_who_keeps_most_is_read_at_the_radius_that_was_asked_for() -> None:
+    records = {"ResNet34": _worst((0.7, 0.1)), "ResNet34_atk": _worst((0.6, 0.4))}
+    first, beside, checks = robustness_findings(records, RIVALS, 2 / 255)
+    assert "within 2/255, ResNet34, hardened keeps most" in first
+    assert "ResNet34 70.0 → 10.0; ResNet34, hardened 60.0 → 40.0" in first
+    assert "majority is right on 62.5 %; without attack, above that: ResNet34." in beside
+    assert checks.endswith("ResNet34 unchecked; ResNet34, hardened unchecked.")
+    assert "none keeps more" in robustness_findings({"A": _worst((1, 0.1)), "B": _worst((1, 0.1))}, RIVALS, 2 / 255)[0]
+    assert "this is what is left" in robustness_findings({"A": _worst((0.5, 0.1))}, RIVALS, 2 / 255)[0]
+    assert "above that: none of them" in robustness_findings({"A": _worst((0.5, 0.1))}, RIVALS, 2 / 255, "note")[2]
+
+
+@pytest.mark.parametrize(
+    ("records", "eps", "named"),
+    [
+        ({}, 2 / 255, "one of them is missing"),
+        ({"A": _worst((0.5, 0.1))}, 4 / 255, "A was not measured without attack and at 4/255"),
+    ],
+)
+def test_what_was_not_measured_is_not_told(records: dict[str, SuiteRecord], eps: float, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        robustness_findings(records, RIVALS, eps)
+
+
+def test_a_size_that_nobody_names_fits_backbone_and_device() -> None:
+    assert {name: default_size(name, "cpu") for name in BACKBONES if name in ("dino_v2", "resnet34")} == {
+        "dino_v2": 126,
+        "resnet34": 128,
+    }
+    assert default_size("dino_v2", "cuda") == default_size("efficientnet_b0", "cuda") == 224
+    with pytest.raises(ValueError, match="'vgg' is not one of dino_v2"):
+        default_size("vgg", "cpu")

@@ -1,0 +1,126 @@
+"""What a notebook found, in sentences that are computed from the scores beside which they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from utils.core.radii import radius_label
+from utils.evaluation.intervals import binary_caption
+from utils.evaluation.metrics import Metrics, Scores
+from utils.evaluation.robustness import SuiteRecord
+from utils.experiments.records import display_name
+from utils.reporting.robustness_figures import verdict
+
+
+def training_findings(title: str, answers: Metrics, baselines: Mapping[str, Metrics], note: str = "") -> list[str]:
+    """What a trained model knows, beside what can be known without a network.
+
+    Args:
+        title: folder name of the model.
+        answers: :func:`utils.evaluation.intervals.report` of its answers to images without attack.
+        baselines: name -> the same of each baseline, on the same images.
+        note: what must be said of the data first.
+
+    Raises:
+        ValueError: no baseline to compare with.
+    """
+    if not baselines:
+        raise ValueError("a finding needs a baseline beside it; give those of baseline_answers")
+    own = _image_scores(answers)
+    if own is None:
+        return [f"{display_name(title)} was tested on no image."]
+    rival, best = _best(baselines)
+    said = [note] if note else []
+    said.append(
+        f"{display_name(title)} is right on {_percent(own.accuracy)} of {own.n} test images; without a network, "
+        f"{rival} is right on {_percent(best.accuracy)}."
+    )
+    said += _against(answers, baselines)
+    known = {name: share for name, share in own.recall.items() if share is not None}
+    if known:
+        least = min(known, key=known.__getitem__)
+        said.append(f"Of the classes it finds {least} least often: recall {100 * known[least]:.1f} %.")
+    return said
+
+
+def robustness_findings(
+    records: Mapping[str, SuiteRecord], baselines: Mapping[str, Metrics], eps: float, note: str = ""
+) -> list[str]:
+    """What attacks leave of some models, which of them keeps most, and whether to believe it.
+
+    Args:
+        records: title -> worst case, see :func:`utils.reporting.robustness_figures.worst_cases`.
+        baselines: name -> metrics on images without attack, see :func:`training_findings`.
+        eps: radius to tell of, pixels in [0, 1].
+        note: what must be said of the data first.
+
+    Raises:
+        ValueError: no model, no baseline, or a radius that was not measured.
+    """
+    if not records or not baselines:
+        raise ValueError("a finding needs a model that was attacked and a baseline beside it; one of them is missing")
+    for title, record in records.items():
+        if not {0.0, eps} <= set(record.curve.epsilons):
+            raise ValueError(f"{title} was not measured without attack and at {radius_label(eps)}; attack it again")
+    kept = {title: record.curve.at(eps) for title, record in records.items()}
+    first = max(kept, key=kept.__getitem__)
+    shown = "; ".join(
+        f"{display_name(title)} {100 * record.curve.at(0):.1f} → {100 * kept[title]:.1f}"
+        for title, record in records.items()
+    )
+    most = f"{display_name(first)} keeps most" if len(records) > 1 else "this is what is left"
+    if len(records) > 1 and list(kept.values()).count(kept[first]) > 1:
+        most = "none keeps more than all others"
+    rival, best = _best(baselines)
+    above = [display_name(title) for title, record in records.items() if record.curve.at(0) > best.accuracy]
+    names = " and ".join(above) or "none of them"
+    checks = "; ".join(f"{display_name(title)} {verdict(record)}" for title, record in records.items())
+    return [
+        *([note] if note else []),
+        f"From no attack to the worst case within {radius_label(eps)}, {most} (right answers in % of the test images: "
+        f"{shown}).",
+        f"Without a network, {rival} is right on {_percent(best.accuracy)}; without attack, above that: {names}.",
+        f"Gradient checks that were passed, so that a number is not owed to hidden gradients: {checks}.",
+    ]
+
+
+def _against(answers: Metrics, baselines: Mapping[str, Metrics]) -> list[str]:
+    """By patient, and whether the intervals tell model and best baseline apart; nothing where AUROC is undefined."""
+    own = _patient_scores(answers)
+    known = {name: scores for name, metrics in baselines.items() if (scores := _patient_scores(metrics))}
+    areas = {name: (scores.auroc, scores.interval.get("auroc")) for name, scores in known.items()}
+    ranked = {name: (area, bounds) for name, (area, bounds) in areas.items() if area is not None}
+    if own is None or own.auroc is None or not ranked:
+        return []
+    rival, (best, theirs) = max(ranked.items(), key=lambda entry: entry[1][0])
+    mine = own.interval.get("auroc")
+    told = "no difference is shown"
+    if mine and theirs and mine[0] > theirs[1]:
+        told = "the network is better"
+    if mine and theirs and mine[1] < theirs[0]:
+        told = "the network is worse"
+    return [
+        f"By patient ({own.n}), {binary_caption(answers)}, its AUROC is {_percent(own.auroc)}; that of {rival} is "
+        f"{_percent(best)}: {told}."
+    ]
+
+
+def _image_scores(metrics: Metrics) -> Scores | None:
+    """Of all classes, over images."""
+    return next(iter(metrics.values())).image
+
+
+def _patient_scores(metrics: Metrics) -> Scores | None:
+    """Of the coarsest question, over patients."""
+    return list(metrics.values())[-1].patient
+
+
+def _best(baselines: Mapping[str, Metrics]) -> tuple[str, Scores]:
+    """The baseline with the most right answers to images."""
+    known = {name: scores for name, metrics in baselines.items() if (scores := _image_scores(metrics))}
+    name = max(known, key=lambda name: known[name].accuracy)
+    return name, known[name]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
