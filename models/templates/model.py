@@ -105,6 +105,8 @@ further = {"sampling": sampling, "mixup": mixup, "layer_decay": layer_decay, "pa
 further |= {"slices_per_patient": slices_per_patient, "label_smoothing": label_smoothing, "keep": keep}
 further |= {"precision": precision, "seed": seed, "augmentation": augmentation}
 config = uf.TrainConfig(**sizes, **further)
+
+# %%
 found_in = workspace.hyperparams(title)
 params = {}
 if load_existing_hyperparams:

@@ -27,6 +27,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
 SMALL = {"image_size": 32, "num_epochs": 1, "max_test_images": 12, "num_iter": 2, "train_steps": 1}
+SMALL |= {"weights": "scratch"}
 #: Cells still to run, and what cells that failed say.
 PROGRESS = """() => {
     // a folded cell shows no input, and so no prompt

@@ -424,7 +424,7 @@ def test_a_failure_stops_what_runs_beside_it_and_what_needs_it(tmp_path: Path) -
 
 
 SMALL = {"image_size": 32, "num_epochs": 1, "max_test_images": 12, "num_iter": 2, "train_steps": 1}
-SMALL |= {"panel_images": 2, "panel_queries": 10, "vote_images": 2}
+SMALL |= {"weights": "scratch", "panel_images": 2, "panel_queries": 10, "vote_images": 2}
 
 
 @pytest.fixture(scope="module")
