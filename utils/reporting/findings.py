@@ -26,11 +26,11 @@ def training_findings(title: str, answers: Metrics, baselines: Mapping[str, Metr
     """
     if not baselines:
         raise ValueError("a finding needs a baseline beside it; give those of baseline_answers")
+    said = [note] if note else []
     own = _image_scores(answers)
     if own is None:
-        return [f"{display_name(title)} was tested on no image."]
+        return [*said, f"{display_name(title)} was tested on no image."]
     rival, best = _best(baselines)
-    said = [note] if note else []
     said.append(
         f"{display_name(title)} is right on {_percent(own.accuracy)} of {own.n} test images; without a network, "
         f"{rival} is right on {_percent(best.accuracy)}."
@@ -51,17 +51,15 @@ def robustness_findings(
     Args:
         records: title -> worst case, see :func:`utils.reporting.robustness_figures.worst_cases`.
         baselines: name -> metrics on images without attack, see :func:`training_findings`.
-        eps: radius to tell of, pixels in [0, 1].
+        eps: radius to tell of, pixels in [0, 1]; where it was not measured, the nearest that all models share.
         note: what must be said of the data first.
 
     Raises:
-        ValueError: no model, no baseline, or a radius that was not measured.
+        ValueError: no model, no baseline, or no radius that all models were measured at.
     """
     if not records or not baselines:
         raise ValueError("a finding needs a model that was attacked and a baseline beside it; one of them is missing")
-    for title, record in records.items():
-        if not {0.0, eps} <= set(record.curve.epsilons):
-            raise ValueError(f"{title} was not measured without attack and at {radius_label(eps)}; attack it again")
+    eps = _nearest(records, eps)
     kept = {title: record.curve.at(eps) for title, record in records.items()}
     first = max(kept, key=kept.__getitem__)
     shown = "; ".join(
@@ -82,6 +80,14 @@ def robustness_findings(
         f"Without a network, {rival} is right on {_percent(best.accuracy)}; without attack, above that: {names}.",
         f"Gradient checks that were passed, so that a number is not owed to hidden gradients: {checks}.",
     ]
+
+
+def _nearest(records: Mapping[str, SuiteRecord], eps: float) -> float:
+    """Of the radii at which all models were attacked, the one next to ``eps``."""
+    shared = set.intersection(*(set(record.curve.epsilons) for record in records.values())) - {0.0}
+    if not shared:
+        raise ValueError(f"{', '.join(records)} have no radius in common; attack them at the same ones")
+    return min(shared, key=lambda radius: (abs(radius - eps), radius))
 
 
 def _against(answers: Metrics, baselines: Mapping[str, Metrics]) -> list[str]:
