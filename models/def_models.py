@@ -166,6 +166,18 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+def _undecided(head: nn.Module, num_classes: int) -> None:
+    """Start the last layer near zero, so that a new model gives all classes about the same probability.
+
+    torchvision draws the head of EfficientNet from a range that fits a thousand classes; with four the logits of a new
+    model spread over seven units, and a short fine-tuning spends its steps on undoing that.
+    """
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear) and layer.out_features == num_classes:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+
+
 class MRIClassifier(nn.Module):
     """Grey or three-channel images in [0, 1] of any size to logits.
 
@@ -199,6 +211,7 @@ class MRIClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         self.backbone = BACKBONES[backbone].build(num_classes, self.image_size)
+        _undecided(self.backbone.get_submodule(BACKBONES[backbone].head), num_classes)
         self.backbone.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from torch import nn
 
 from models import def_models
 from utils.evaluation.metrics import Levels, Scores
+from utils.evaluation.probe import fit_head
 from utils.experiments.records import check_against_record, save_trained, update_record
 from utils.experiments.search_space import SEARCH_SPACE
 from utils.training.augment import NO_AUGMENTATION, Augmentation
@@ -81,7 +82,7 @@ def test_adversarial_training_makes_a_model_more_robust(splits) -> None:
     from utils.attacks.attack import Attack
     from utils.evaluation.worst_case import robustness_curve
 
-    config = replace(FAST, num_epochs=20, batch_size=16, augmentation=NO_AUGMENTATION)
+    config = replace(FAST, num_epochs=20, batch_size=16, augmentation=NO_AUGMENTATION, fit_head=True)
     plain, hardened = small_model(), small_model()
     train(plain, splits, config=config)
     objective = Adversarial(eps=4 / 255, steps=3, adv_weight=1.0, ramp=0.3)
@@ -181,6 +182,16 @@ def test_only_trainable_parameters_change(splits) -> None:
         train(model.requires_grad_(False), splits, config=FAST)
 
 
+def test_training_starts_from_a_fitted_head_where_that_is_asked(splits) -> None:
+    fitted, trained = fit_head(small_model(), splits.train), small_model()
+    train(trained, splits, config=replace(FAST, fit_head=True, learning_rate=1e-12))
+    weight = fitted.backbone.out.weight
+    assert torch.allclose(trained.backbone.out.weight, weight, atol=float(weight.detach().abs().max()) / 500)
+    assert (weight - small_model().backbone.out.weight).abs().max() > 0.01
+    with pytest.raises(ValueError, match="fit_head"):
+        TrainConfig(fit_head="yes")
+
+
 def test_diverging_loss_is_reported(splits) -> None:
     model = small_model()
     model.backbone.out.weight.data.fill_(torch.nan)
@@ -212,7 +223,7 @@ raw = make_phantoms(PhantomConfig(n_subjects=16, n_levels=2))
 splits = splits_in_memory(raw, group_by_subject(raw), "patient")
 torch.manual_seed(0)
 model = build_model("efficientnet_b0", image_size=32)
-config = TrainConfig(num_epochs=3, batch_size=4, validation_images=4)
+config = TrainConfig(num_epochs=3, batch_size=4, validation_images=4, fit_head=True)
 objective = Adversarial(eps=4 / 255, steps=1)
 print("ready", flush=True)
 result = train(model, splits, objective=objective, config=config, folder=sys.argv[1], save_every=0.0)
@@ -387,7 +398,7 @@ def test_bf16_computes_in_bf16_and_leaves_a_float32_model(splits) -> None:
 def test_bf16_does_not_hide_the_weight_perturbation(splits) -> None:
     weights = {}
     for awp in (0.0, 0.5):
-        config = TrainConfig(num_epochs=1, precision="bf16", awp=awp)
+        config = TrainConfig(num_epochs=1, precision="bf16", awp=awp, fit_head=True)
         model = small_model()
         result = train(model, splits, objective=Adversarial(eps=2 / 255, steps=1, ramp=0), config=config)
         weights[awp] = result.history[0]["train_loss"]

@@ -23,6 +23,14 @@ def test_any_image_gives_logits(backbone: str, shape: tuple[int, ...]) -> None:
     assert model(torch.rand(shape)).shape == (shape[0], 3)
 
 
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+@pytest.mark.parametrize("num_classes", [2, 4, 10])
+def test_a_new_model_is_undecided(backbone: str, num_classes: int) -> None:
+    model = build_model(backbone, num_classes=num_classes, image_size=64).train()
+    probabilities = model(torch.rand(8, 1, 64, 64)).softmax(1)
+    assert 0.5 / num_classes < probabilities.min() and probabilities.max() < 2 / num_classes
+
+
 def test_grey_and_its_three_equal_channels_agree(resnet: nn.Module) -> None:
     grey = torch.rand(2, 1, 48, 48)
     assert torch.allclose(resnet(grey), resnet(grey.expand(-1, 3, -1, -1)), atol=1e-5)
@@ -209,6 +217,10 @@ def test_adding_a_backbone_takes_one_entry(monkeypatch: pytest.MonkeyPatch) -> N
 def test_grad_cam(backbone: str, trainable: str, splits) -> None:
     torch.manual_seed(0)
     model = build_model(backbone, image_size=64, trainable=trainable).train()
+    # the answers of a new model hardly depend on its image
+    for layer in model.backbone.get_submodule(model.head_name).modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight)
     images = splits.test.pixels(slice(0, 3))
     maps = grad_cam(model, images, torch.tensor([0, 1, 2]))
     assert maps.shape == (3, 128, 128) and maps.min() >= 0 and maps.max() <= 1 and maps.std() > 0

@@ -39,6 +39,8 @@ class Budget:
         trainable: what is trained, in the clean model and in hardening: all, head, or the head and the last N blocks.
         slices_per_patient: so many random slices of each patient an epoch; 0 takes all.
         label_smoothing: of both trainings, 0..1.
+        fit_head: before the clean model's first step its last layer is fitted to what it sees of the training images;
+            for published weights, whose head is new.
         keep: which epoch of both trainings: the best on the validation patients, or the last.
         suite: which attacks score the models in the end: smoke, quick, brief, targeted, standard or full.
         precision: of both trainings: auto, fp32 or bf16; attacks that score a model compute in float32.
@@ -59,6 +61,7 @@ class Budget:
     slices_per_patient: int = 0
     label_smoothing: float = 0.0
     keep: str = "best"
+    fit_head: bool = False
     suite: str = SUITE
     precision: str = "auto"
 

@@ -11,6 +11,9 @@ from utils.data.sets import DataFacts, ImageSet
 from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.experiments.budget import BudgetPart
 
+#: The baseline of published weights, of which nothing but the last layer is fitted; see :mod:`utils.evaluation.probe`.
+FROZEN = "frozen features"
+
 
 class FoldData(DataFacts):
     """The data of one fold."""

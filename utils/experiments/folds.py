@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.def_models import build_model
 from utils.attacks.attack import describe
 from utils.attacks.suites import SUITES
 from utils.core.checks import number
 from utils.core.parts import read_part
 from utils.core.paths import write_json
-from utils.core.reproducibility import environment_facts
+from utils.core.reproducibility import environment_facts, seed_everything
 from utils.data.classes import healthy_class
 from utils.data.sets import DataSplits, ImageSet, resplit
 from utils.data.splits import SPLITS, fold_sides
@@ -30,9 +31,11 @@ from utils.data.workspace import pick_device
 from utils.evaluation.baselines import baseline_answers
 from utils.evaluation.intervals import report, with_intervals
 from utils.evaluation.metrics import Scores, best_threshold, illness_by_patient, predict, scores
+from utils.evaluation.probe import fit_head
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.budget import Budget, weights_name
 from utils.experiments.fold_records import (
+    FROZEN,
     Counts,
     FoldModel,
     FoldRecord,
@@ -203,7 +206,7 @@ def run_fold(
         "validation": Whose.of(splits.validation).plain(),
         "test": Whose.of(splits.test).plain(),
         "attacked": Whose.of(few).plain(),
-        "baselines": {name: _rounded(logits) for name, logits in baseline_answers(splits).items()},
+        "baselines": {name: _rounded(logits) for name, logits in _baselines(splits, backbone, seed, budget).items()},
         "models": {},
         "environment": environment_facts(),
     }
@@ -228,6 +231,25 @@ def run_fold(
             "attacked": [_rounded(logits) for logits in curve.logits],
         }
     write_json(target, record)
+
+
+def _baselines(splits: DataSplits, backbone: str, seed: int, budget: Budget) -> dict[str, torch.Tensor]:
+    """Name -> logits of all test images; published weights are also a baseline as they are, with a fitted head."""
+    found = baseline_answers(splits)
+    if budget.weights != "scratch":
+        seed_everything(seed)
+        device = pick_device()
+        model = build_model(
+            backbone,
+            num_classes=len(splits.classes),
+            image_size=budget.image_size,
+            weights=budget.weights,
+            classes=splits.classes,
+            say=None,
+        ).to(device)
+        fit_head(model, splits.train.join(splits.validation), device=device)
+        found[FROZEN] = predict(model, splits.test, device=device)
+    return found
 
 
 def _rounded(logits: torch.Tensor) -> list[list[float]]:

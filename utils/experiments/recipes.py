@@ -198,6 +198,7 @@ def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, fo
         learning_rate=budget.clean_rate,
         label_smoothing=budget.label_smoothing,
         keep=budget.keep,
+        fit_head=budget.fit_head,
         slices_per_patient=budget.slices_per_patient,
         precision=budget.precision,
         seed=seed,

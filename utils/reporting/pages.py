@@ -21,7 +21,7 @@ from utils.evaluation.metrics import Metrics, Scores
 from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.atlas.chapters import read_chapter
 from utils.experiments.budget import ENCODERS, describe_start
-from utils.experiments.fold_records import FoldsRow, FoldsSummary, binary_by_patient
+from utils.experiments.fold_records import FROZEN, FoldsRow, FoldsSummary, binary_by_patient
 from utils.experiments.recipe_records import RecipesSummary
 from utils.experiments.recipes import COLUMNS
 from utils.experiments.recipes import summary_table as recipes_summary
@@ -123,12 +123,16 @@ def _attacked(row: FoldsRow, summary: FoldsSummary) -> list[Metrics | None]:
 
 
 def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
-    """AUROC of two classes by patient, each patient tested once, of several models and the baselines of the first."""
+    """AUROC of two classes by patient, each patient tested once, of several models and their baselines.
+
+    Those without a network are the same for all folds and told once.
+    """
     rows = []
     for summary in summaries:
         for name, row in summary.rows.items():
-            if row.attacked or summary is summaries[0]:
-                title = f"{describe_start(summary)}, {name}" if row.attacked else name
+            own = row.attacked is not None or name == FROZEN
+            if own or summary is summaries[0]:
+                title = f"{describe_start(summary)}, {name}" if own else name
                 steps = [row.metrics[0], *_attacked(row, summary)]
                 found: list[Scores | None] = [binary_by_patient(one) if one else None for one in steps]
                 cells = map(_auroc, row.at_threshold or found)

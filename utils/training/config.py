@@ -58,6 +58,8 @@ class TrainConfig:
         validation_images: at most so many validation images are attacked an epoch when hardening.
         keep: ``best`` keeps the epoch with the best validation score, ``last`` the last one, for where few validation
             patients make that score a matter of chance.
+        fit_head: before the first step the last layer is fitted to what the model sees of the training images, see
+            :func:`utils.evaluation.probe.fit_head`; for published weights, whose head is new.
         precision: see :mod:`utils.core.precision`; validation always judges in float32.
         seed: of initial weights, order, augmentation and random starts.
         augmentation: see :class:`utils.training.augment.Augmentation`.
@@ -83,6 +85,7 @@ class TrainConfig:
     patience: int = 0
     validation_images: int = 512
     keep: str = "best"
+    fit_head: bool = False
     precision: str = "auto"
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -107,6 +110,8 @@ class TrainConfig:
         for name in ("ema_decay", "label_smoothing"):
             number(name, getattr(self, name), least=0, below=1)
         number("layer_decay", self.layer_decay, above=0, most=1)
+        if not isinstance(self.fit_head, bool):
+            raise ValueError(f"fit_head must be True or False, not {self.fit_head!r}")
         for name, known in (
             ("optimizer", OPTIMIZERS),
             ("scheduler", SCHEDULERS),

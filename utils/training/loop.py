@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from models.def_models import MRIClassifier
 from utils.core.processes import join_others, rank, shared_batchnorm, world_size
 from utils.core.reproducibility import generator
 from utils.data.sets import DataSplits
+from utils.evaluation.probe import fit_head
 from utils.training.checkpoints import hold, load_resume_state, rounded_to_half, save_resume_state
 from utils.training.config import TrainConfig
 from utils.training.objectives import Standard
@@ -129,7 +131,6 @@ class _Run:
         self.save_every = save_every
         self.data = splits.train
         self.validation = splits.validation
-        self.steps = Steps(model, splits.train, objective, config, Accelerator())
         self.settings = {
             **config.as_dict(),
             "objective": objective.as_dict(),
@@ -139,9 +140,16 @@ class _Run:
             "trainable": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
             "start": _digest(model),
         }
+        saved = load_resume_state(self.folder, self.settings) if self.folder else None
+        self.start = copied_weights(model)
+        accelerator = Accelerator()
+        if config.fit_head and not saved:
+            fit_head(model.to(accelerator.device), splits.train, device=accelerator.device)
+        self.steps = Steps(model, splits.train, objective, config, accelerator)
         self.state = TrainState()
-        self.start = self.best = copied_weights(self.steps.plain)
-        self._restore()
+        self.best = copied_weights(self.steps.plain)
+        if saved:
+            self._go_on_from(saved)
 
     @property
     def steps_an_epoch(self) -> int:
@@ -275,17 +283,15 @@ class _Run:
             }
             save_resume_state(content, self.folder)
 
-    def _restore(self) -> None:
-        saved = load_resume_state(self.folder, self.settings) if self.folder else None
-        if saved:
-            self.state = TrainState(**saved["progress"])
-            self.steps.plain.load_state_dict(saved["model"])
-            self.steps.optimizer.load_state_dict(saved["optimizer"])
-            self.best = saved["best"]
-            if self.steps.average:
-                self.steps.average.load_state_dict(saved["average"])
-            if self.state.collapsed_at >= 0:
-                self.steps.objective = self.steps.objective.multi_step()
+    def _go_on_from(self, saved: dict[str, Any]) -> None:
+        self.state = TrainState(**saved["progress"])
+        self.steps.plain.load_state_dict(saved["model"])
+        self.steps.optimizer.load_state_dict(saved["optimizer"])
+        self.best = saved["best"]
+        if self.steps.average:
+            self.steps.average.load_state_dict(saved["average"])
+        if self.state.collapsed_at >= 0:
+            self.steps.objective = self.steps.objective.multi_step()
 
 
 def _digest(model: nn.Module) -> str:
