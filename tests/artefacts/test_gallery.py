@@ -5,21 +5,32 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
-from utils.core.paths import write_json
+from utils.core.paths import read_json, write_json
 from utils.reporting.gallery import CAPTIONS, gallery, write_gallery
 
 
 def test_the_committed_page_shows_every_committed_figure_with_words() -> None:
     page = (ROOT / "assets" / "index.html").read_text(encoding="utf-8")
     shown = re.findall(r'<img src="([^"]+)" alt="([^"]+)"', page)
-    assert {name for name, _ in shown} == {
-        path.relative_to(ROOT / "assets").as_posix() for path in (ROOT / "assets").rglob("*.png")
-    }
+    figures = [*(ROOT / "assets").rglob("*.png"), *(ROOT / "assets").rglob("*.gif")]
+    figures += (ROOT / "benchmarks" / "cross_validation").glob("*/*.png")
+    assert {(ROOT / "assets" / name).resolve() for name, _ in shown} == {path.resolve() for path in figures}
     assert all(Path(name).stem in CAPTIONS for name, _ in shown)
     assert page == gallery(ROOT) and "not for clinical use" in page
+
+
+def test_the_committed_animation_is_small_and_its_record_tells_its_answers() -> None:
+    path, record = ROOT / "assets" / "attack_sweep.gif", read_json(ROOT / "assets" / "hero.json")
+    with Image.open(path) as animation:
+        assert path.stat().st_size < 2_000_000 and animation.n_frames == len(record["sweep"]["epsilons"])
+    chances = np.array(record["sweep"][record["model"]["title"]])
+    assert chances.sum(1) == pytest.approx(1, abs=1e-4)
+    assert chances[0] == pytest.approx(record["probabilities"][0], abs=1e-4)
 
 
 def test_a_folder_of_ones_own_gets_a_page_with_its_notes(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def test_each_patient_is_tested_once_and_folds_are_not_done_again(
     assert [one["4 classes"]["image"]["n"] for one in row["attacked"]["metrics"]] == [24] * 3
     right = [one["4 classes"]["image"]["accuracy"] for one in row["attacked"]["metrics"]]
     assert right == sorted(right, reverse=True)
-    assert (tmp_path / "out" / "summary.png").is_file()
+    drawn = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert drawn == {"summary", "roc", "each_patient", "recall"}
     again = [str(tmp_path / "elsewhere" / "out") if text == str(tmp_path / "out") else text for text in command]
     assert main([*again, "--image-size", "48"]) == 1 and not (tmp_path / "elsewhere").exists()
 

@@ -10,10 +10,13 @@ from utils.commands.options import Radius
 from utils.core.paths import ROOT
 from utils.data.sets import load_splits
 from utils.data.workspace import Workspace
+from utils.experiments.folds import SUMMARY
 from utils.experiments.records import known_titles
 from utils.reporting.atlas import redraw_atlas
+from utils.reporting.embedding import EMBEDDING, redraw_embedding
 from utils.reporting.figures import redraw
 from utils.reporting.hero import save_hero
+from utils.reporting.patient_figures import save_fold_figures
 from utils.reporting.robustness_figures import NOTEBOOKS, draw_all
 from utils.reporting.style import save_figure
 from utils.training.checkpoints import RECORD
@@ -28,13 +31,13 @@ def main(
     hero: str | None = None,
     eps: Radius = 2 / 255,
 ) -> None:
-    """Draw the figures of the models and of the atlas again, from their records.
+    """Draw the figures of the models, of the atlas and of the folds again, from their records.
 
     Args:
         root: holds checkpoints/ and assets/.
         data: folder of prepared *_set.pt; without it pictures of slices stay as they are.
         models: titles, such as ResNet34_atk; without it all that have a record.
-        hero: only draw assets/hero.png, with the model of this title and its hardened twin.
+        hero: only draw assets/hero.png and attack_sweep.gif, with the model of this title and its hardened twin.
         eps: radius for --hero, such as 2/255 or 0.005.
     """
     if hero and not data:
@@ -56,3 +59,7 @@ def main(
             print(save_figure(figure, path))
     if not models:
         print(*redraw_atlas(workspace, splits), sep="\n")
+        for path in sorted(workspace.root.glob(f"assets/*/{EMBEDDING}")):
+            print(redraw_embedding(path))
+        for path in sorted(workspace.root.glob(f"benchmarks/cross_validation/*/{SUMMARY}")):
+            print(*save_fold_figures(path.parent), sep="\n")

@@ -20,8 +20,7 @@ from utils.experiments.folds import (
     summarise,
 )
 from utils.experiments.recipes import VARIANTS
-from utils.reporting.experiment_figures import folds_figure
-from utils.reporting.style import save_figure
+from utils.reporting.patient_figures import save_fold_figures
 
 
 @command("python -m utils folds")
@@ -68,6 +67,5 @@ def main(
             own = fold_of(splits, fold, n_folds, seed, validation_share)
             place = work / out.name / f"fold{fold}"
             run_fold(own, backbone=backbone, seed=seed, budget=budget, target=target, work=place, shared=shared)
-    summary = summarise(out)
-    write_json(out / SUMMARY, summary.plain())
-    print(save_figure(folds_figure(summary), (out / SUMMARY).with_suffix(".png")))
+    write_json(out / SUMMARY, summarise(out).plain())
+    print(*save_fold_figures(out), sep="\n")

@@ -15,6 +15,7 @@ from utils.data.sets import data_note
 from utils.data.sources import load_source
 from utils.data.splits import check_ratios
 from utils.evaluation.leak_audit import audit, audit_table
+from utils.reporting.embedding import save_embedding
 from utils.reporting.leak import save_audit
 
 
@@ -67,6 +68,7 @@ def main(
     if audit_folder:
         found = audit(raw, patients, seed=seed)
         save_audit(found, audit_folder, note=data_note(splits.info))
+        print(save_embedding(splits.test, audit_folder, note=data_note(splits.info)))
         print(audit_table(found["audits"]).to_string())
         print(f"1-NN in patient-grouped five-fold: {found['cross_validation']:.1%}")
     print(splits.table().to_string())

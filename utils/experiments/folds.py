@@ -24,20 +24,18 @@ from utils.core.checks import number
 from utils.core.parts import read_part
 from utils.core.paths import write_json
 from utils.core.reproducibility import environment_facts, seed_everything
-from utils.data.classes import healthy_class
 from utils.data.sets import DataSplits, ImageSet, resplit
 from utils.data.splits import SPLITS, fold_sides
 from utils.data.workspace import pick_device
 from utils.evaluation.baselines import baseline_answers
-from utils.evaluation.intervals import report, with_intervals
-from utils.evaluation.metrics import Scores, best_threshold, illness_by_patient, predict, scores
+from utils.evaluation.intervals import report
+from utils.evaluation.metrics import predict
 from utils.evaluation.probe import fit_head
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.budget import Budget, weights_name
 from utils.experiments.fold_records import (
     FROZEN,
     Counts,
-    FoldModel,
     FoldRecord,
     FoldsData,
     FoldsRow,
@@ -45,6 +43,7 @@ from utils.experiments.fold_records import (
     Whose,
     binary_by_patient,
 )
+from utils.experiments.patient_odds import decided, threshold_of
 from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, specification, train_clean
 from utils.experiments.specification import differing, images_fingerprint, refuse_other
 from utils.training.checkpoints import is_trained, load_checkpoint
@@ -316,39 +315,13 @@ def _rows(folds: Sequence[FoldRecord]) -> dict[str, FoldsRow]:
         steps = [[one.attacked[step] for one in own] for step in range(len(first.epsilons))]
         found = _pooled(test, [[one.logits for one in own]])
         update: dict[str, Any] = {"attacked": _pooled(attacked, steps)}
-        thresholds = [cut for fold, one in zip(folds, own) if (cut := _threshold_of(fold, one)) is not None]
+        thresholds = [cut for fold, one in zip(folds, own) if (cut := threshold_of(fold, one)) is not None]
         if len(thresholds) == len(folds):
             clean = (test, [one.logits for one in own])
             sides = [clean, *((attacked, step) for step in steps[1:])]
-            update["at_threshold"] = [_decided(part, logits, thresholds) for part, logits in sides]
+            update["at_threshold"] = [decided(part, logits, thresholds) for part, logits in sides]
         rows[name] = found.model_copy(update=update)
     return rows
-
-
-def _threshold_of(fold: FoldRecord, model: FoldModel) -> float | None:
-    """Chosen on the fold's validation patients; None where their answers were not kept or only one kind is there."""
-    if fold.validation is None or not model.validation or healthy_class(fold.classes) is None:
-        return None
-    chances, ill = illness_by_patient(torch.tensor(model.validation), fold.validation.bare(fold.classes))
-    return best_threshold(chances, ill) if ill.any() and not ill.all() else None
-
-
-def _decided(sets: Sequence[ImageSet], logits: Sequence[list], thresholds: Sequence[float]) -> Scores:
-    """Scores of two classes by patient, with 95 % intervals over patients, each fold deciding at its own threshold.
-
-    Log-odds are counted from that threshold, so that answers of different folds, which come from different models, are
-    on one scale; within a fold their order stays.
-    """
-    chances, ill = [], []
-    for images, own, threshold in zip(sets, logits, thresholds):
-        chance, truth = illness_by_patient(torch.tensor(own), images)
-        cut = torch.tensor(threshold).logit(eps=1e-6)
-        chances.append((chance.logit(eps=1e-6) - cut).sigmoid())
-        ill.append(truth)
-    ones = torch.cat(chances)
-    probabilities, labels = torch.stack([1 - ones, ones], 1), torch.cat(ill).long()
-    found = scores(probabilities, labels, ["healthy", "ill"])
-    return with_intervals(found, probabilities, labels, torch.arange(len(labels)))
 
 
 def _pooled(sets: Sequence[ImageSet], steps: Sequence[Sequence[list]]) -> FoldsRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 from pathlib import Path
 
 from utils.core.paths import atomic_write, read_json
@@ -46,8 +47,14 @@ CAPTIONS = {
     "detectors": "Detectors of foreign images, before and after they are attacked themselves.",
     "detectors_fooled": "Slices that are misclassified and still accepted by a detector.",
     "brackets": "For each patient what its answer is certified to bear, and where an attack turned it.",
+    "summary": "AUROC by patient of models and baselines, without and under attack, each patient tested once.",
+    "roc": "Who is told from the healthy, without and under attack, each patient tested once.",
+    "each_patient": "How ill each patient is called, without and under attack, each tested once.",
+    "attack_sweep": "One slice of a patient that no model has seen, attacked ever harder, and two models' answers.",
+    "embedding": "All test slices by how alike their pixels are: by class, and by patient.",
     "names": "What each attack leaves alone, ours and those of torchattacks.",
 }
+_FOLDS = Path("benchmarks") / "cross_validation"
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -69,20 +76,22 @@ RESULTS.md, beside this page where the repository itself is shown.</p>
 
 
 def gallery(root: Path) -> str:
-    """The page for all PNG files below ``root / "assets"``, models in the order of all tables.
+    """The page for all pictures below ``root / "assets"``, models in the order of all tables, and of cross-validation.
 
     Raises:
         FileNotFoundError: there is no figure.
     """
     assets = root / "assets"
     groups: dict[str, list[Path]] = {}
-    for path in sorted(assets.rglob("*.png")):
+    for path in sorted([*assets.rglob("*.png"), *assets.rglob("*.gif")]):
         groups.setdefault(path.parent.relative_to(assets).as_posix(), []).append(path)
+    for path in sorted((root / _FOLDS).glob("*/*.png")):
+        groups.setdefault(f"folds of {path.parent.name}", []).append(path)
     if not groups:
         raise FileNotFoundError(f"no figures in {assets}; run the notebooks first")
     order = known_titles()
     names = sorted(groups, key=lambda name: (order.index(name) if name in order else -1, name))
-    contents = "".join(f'<li><a href="#{html.escape(name)}">{_title(name)}</a></li>' for name in names)
+    contents = "".join(f'<li><a href="#{_id(name)}">{_title(name)}</a></li>' for name in names)
     sections = "\n".join(_section(root, name, groups[name]) for name in names)
     return _PAGE.format(contents=f"<ul>{contents}</ul>", sections=sections)
 
@@ -94,6 +103,10 @@ def write_gallery(root: Path) -> Path:
     return target
 
 
+def _id(name: str) -> str:
+    return html.escape(name.replace(" ", "-"))
+
+
 def _title(name: str) -> str:
     return html.escape("The finding" if name == "." else display_name(name))
 
@@ -103,10 +116,10 @@ def _section(root: Path, name: str, paths: list[Path]) -> str:
     note = read_json(record).get("note", "") if record.is_file() else ""
     said = f'<p class="note">{html.escape(note)}</p>' if note else ""
     figures = "\n".join(_figure(root / "assets", path) for path in paths)
-    return f'<h2 id="{html.escape(name)}">{_title(name)}</h2>\n{said}\n{figures}'
+    return f'<h2 id="{_id(name)}">{_title(name)}</h2>\n{said}\n{figures}'
 
 
 def _figure(assets: Path, path: Path) -> str:
     caption = html.escape(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
-    source = html.escape(path.relative_to(assets).as_posix())
+    source = html.escape(Path(os.path.relpath(path, assets)).as_posix())
     return f'<figure><img src="{source}" alt="{caption}" loading="lazy">\n<figcaption>{caption}</figcaption></figure>'

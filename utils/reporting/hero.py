@@ -19,6 +19,7 @@ from utils.evaluation.attacker import predict_batch
 from utils.experiments.records import HARDENED, display_name, title_of
 from utils.reporting.slices import plot_hero
 from utils.reporting.style import save_figure
+from utils.reporting.sweep import EPSILONS, frame, save_animation, sweep
 from utils.training.checkpoints import WEIGHTS, load_checkpoint
 from utils.training.record import Record
 
@@ -89,12 +90,10 @@ def hero_figure(image: ImageSet, shown: Mapping[str, Any], record: Record) -> Fi
         display_name(title).replace(", ", ",\n"): (shown["attacked"][title], chances)
         for title, chances in shown["probabilities"].items()
     }
-    unseen = record.data is not None and record.data.protocol == "patient" and record.data.verified
-    told = "a slice of a patient that no model has seen" if unseen else ""
     eps = shown["attack"]["eps"]
     whose = " and its hardened twin, each" if len(rows) > 1 else ""
     title = f"{display_name(title_of(record))}{whose} attacked by {shown['attack']['title']} at {radius_label(eps)}"
-    note = "; ".join(filter(None, [told, record.note]))
+    note = "; ".join(filter(None, [_unseen(record), record.note]))
     return plot_hero(
         image.pixels(slice(None), "cpu")[0],
         rows,
@@ -109,7 +108,7 @@ def hero_figure(image: ImageSet, shown: Mapping[str, Any], record: Record) -> Fi
 def save_hero(workspace: Workspace, title: str, splits: DataSplits, eps: float) -> list[Path]:
     """Draw :func:`hero` with a trained model, beside its hardened twin where there is one.
 
-    Writes ``assets/hero.png`` and ``assets/hero.json``.
+    Writes ``assets/hero.png`` and ``assets/hero.json``, and ``assets/attack_sweep.gif``, the same slice at other radii.
     """
     titles = [title, f"{title}{HARDENED}"]
     titles = titles if (workspace.checkpoint(titles[1]) / WEIGHTS).is_file() else titles[:1]
@@ -137,5 +136,25 @@ def save_hero(workspace: Workspace, title: str, splits: DataSplits, eps: float) 
     facts |= {key: shown[key] for key in ("rule", "attack", "image", "label")}
     facts |= {"classes": record.classes, "data": splits.info, "note": record.note, "environment": environment_facts()}
     target = workspace.root / "assets" / "hero.json"
+    swept = sweep({name: model for name, (model, _) in loaded.items()}, image)
+    facts["sweep"] = {"epsilons": EPSILONS} | {name: chances.tolist() for name, (_, chances) in swept.items()}
     write_json(target, facts)
-    return [save_figure(figure, target.with_suffix(".png")), target]
+    animation = target.with_name("attack_sweep.gif")
+    return [save_figure(figure, target.with_suffix(".png")), target, _animate(swept, record, shown, animation)]
+
+
+def _animate(
+    swept: Mapping[str, tuple[torch.Tensor, torch.Tensor]], record: Record, shown: Mapping[str, Any], target: Path
+) -> Path:
+    notes = [
+        "; ".join(filter(None, [f"each model attacked by {shown['attack']['title']}", _unseen(record)])),
+        record.note,
+    ]
+    options: dict[str, Any] = {"label": shown["label"], "notes": notes}
+    frames = [frame(swept, step, record.classes, eps=eps, **options) for step, eps in enumerate(EPSILONS)]
+    return save_animation(frames, target)
+
+
+def _unseen(record: Record) -> str:
+    unseen = record.data is not None and record.data.protocol == "patient" and record.data.verified
+    return "a slice of a patient that no model has seen" if unseen else ""

@@ -1,0 +1,97 @@
+"""Figures of the patients of all folds: what is drawn is what the records tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from utils.core.paths import write_json
+from utils.experiments.fold_records import FoldRecord
+from utils.experiments.folds import read_fold, summarise
+from utils.experiments.patient_odds import patient_odds
+from utils.reporting.patient_figures import patient_figures, roc_band
+
+CLASSES = ["Non", "VeryMild", "Mild", "Moderate"]
+
+
+def write_fold(folder: Path, fold: int, *, shift: float, validation: bool = True) -> None:
+    """Twelve patients of two slices; ``shift`` is added to the logit of the healthy class, as a fold's own scale."""
+    draws = np.random.default_rng(fold)
+    labels = np.repeat(np.arange(12) % 4, 2)
+    logits = draws.normal(size=(24, 4)) + 2 * np.eye(4)[labels] + [shift, 0, 0, 0]
+    attacked = logits - 3 * np.eye(4)[labels]
+    whose = {"labels": labels.tolist(), "subjects": (100 * fold + np.arange(24) // 2).tolist()}
+    own = {"training": {}, "logits": logits.tolist(), "attacked": [logits.tolist(), attacked.tolist()]}
+    if validation:
+        own["validation"] = logits.tolist()
+    record = {
+        "data": {"source": "x", "protocol": "patient", "fold": fold, "n_folds": 2, "fold_seed": 0},
+        "budget": {"clean_epochs": 1, "epochs": 1, "weights": "scratch"},
+        "model": {"backbone": "resnet34", "image_size": 64},
+        "seed": 0,
+        "epsilons": [0, 1 / 255],
+        "attacks": ["FGSM"],
+        "classes": CLASSES,
+        "baselines": {},
+        "test": whose,
+        "attacked": whose,
+        "validation": whose,
+        "models": {"not hardened": own, "hardened": own},
+    }
+    write_json(folder / f"fold{fold}.json", record)
+
+
+def folds_of(folder: Path) -> list[FoldRecord]:
+    return [read_fold(path) for path in sorted(folder.glob("fold*.json"))]
+
+
+def test_the_scale_of_a_fold_moves_no_patient_across_its_threshold(tmp_path: Path) -> None:
+    for name, shift in (("same", 0.0), ("moved", 6.0)):
+        (tmp_path / name).mkdir()
+        write_fold(tmp_path / name, 0, shift=0.0)
+        write_fold(tmp_path / name, 1, shift=shift)
+    same, moved = (patient_odds(folds_of(tmp_path / name), "hardened") for name in ("same", "moved"))
+    assert len(moved.odds[0]) == 24 and moved.ill.sum() == 18
+    assert torch.equal(moved.labels != 0, moved.ill)
+    areas = [roc_auc_score(model.ill, model.odds[0]) for model in (same, moved)]
+    assert areas[1] == pytest.approx(areas[0], abs=0.05) and areas[0] > 0.8
+    assert (moved.odds[1] < moved.odds[0])[moved.ill].float().mean() > 0.8  # attacked, the ill look healthier
+
+
+def test_figures_show_the_numbers_of_the_records(tmp_path: Path) -> None:
+    for fold in range(2):
+        write_fold(tmp_path, fold, shift=0.0)
+    folds, summary = folds_of(tmp_path), summarise(tmp_path)
+    figures = patient_figures(folds, summary)
+    assert set(figures) == {"roc", "each_patient", "recall"}
+    left = figures["each_patient"].axes[0]
+    odds = patient_odds(folds, "not hardened").odds
+    for step, marks in enumerate(left.collections):
+        assert np.asarray(marks.get_offsets())[:, 1] == pytest.approx(odds[step].numpy())
+    assert left.get_xticklabels()[0].get_text() == "Non\n(6)"
+    bars = figures["recall"].axes[0].containers
+    metrics = summary.rows["hardened"].attacked.metrics[1]["4 classes"].patient
+    assert [bar.get_height() for bar in bars[3]] == pytest.approx([100 * metrics.recall[name] for name in CLASSES])
+    assert all("24 patients" in figure.get_suptitle() for figure in figures.values())
+
+
+def test_without_validation_answers_there_is_no_threshold_and_no_figure(tmp_path: Path) -> None:
+    write_fold(tmp_path, 0, shift=0.0, validation=False)
+    write_fold(tmp_path, 1, shift=0.0)
+    assert patient_figures(folds_of(tmp_path), summarise(tmp_path)) == {}
+    with pytest.raises(ValueError, match="no threshold"):
+        patient_odds(folds_of(tmp_path), "hardened")
+
+
+def test_the_band_of_a_roc_holds_its_curve() -> None:
+    draws = np.random.default_rng(0)
+    ill = np.arange(60) % 2 == 0
+    odds = draws.normal(size=60) + ill
+    middle, low, high = roc_band(odds, ill)
+    assert middle.mean() == pytest.approx(roc_auc_score(ill, odds), abs=0.02)
+    assert (low <= middle + 1e-9).all() and (middle <= high + 1e-9).all() and (high - low).max() > 0.1
+    assert roc_band(ill.astype(float), ill)[0].min() == 1.0  # told apart perfectly

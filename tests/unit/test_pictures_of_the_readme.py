@@ -1,0 +1,55 @@
+"""The animation of an attack, and the map of all slices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.toy import toy_images, train_toy
+from utils.reporting.embedding import embed, embedding_figure, redraw_embedding, save_embedding
+from utils.reporting.sweep import EPSILONS, frame, save_animation, sweep
+
+
+def test_a_sweep_stays_in_its_radii_and_says_what_the_models_answer() -> None:
+    models, image = {"Toy": train_toy(), "Toy_atk": train_toy(hardened=True)}, toy_images(8, seed=3)
+    image = image.subset(torch.tensor([0]))
+    found = sweep(models, image, EPSILONS[:9:4])
+    for title, (images, probabilities) in found.items():
+        assert ((images - image.pixels(slice(None))).abs().amax((1, 2, 3)) <= torch.tensor(EPSILONS[:9:4]) + 1e-6).all()
+        assert torch.allclose(probabilities, models[title](images).softmax(1), atol=1e-5)
+    figure = frame(found, 2, image.classes, label=int(image.labels[0]), eps=EPSILONS[8], notes=["a note"])
+    answers = [image.classes[int(own[2].argmax())] for _, own in found.values()]
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[::2] == ["Toy", "Toy, hardened"] and [title.split(":")[0] for title in titles[1::2]] == answers
+    assert "2/255" in figure.get_suptitle() and "a note" in figure.get_suptitle()
+
+
+def test_an_animation_has_all_its_frames(tmp_path: Path) -> None:
+    models, image = {"Toy": train_toy()}, toy_images(1, seed=3)
+    found = sweep(models, image, EPSILONS[:3])
+    figures = [frame(found, step, image.classes, label=0, eps=EPSILONS[step], notes=[]) for step in range(3)]
+    with Image.open(save_animation(figures, tmp_path / "sweep.gif")) as animation:
+        assert animation.n_frames == 3 and animation.info["loop"] == 0
+    with pytest.raises(ValueError, match="one frame"):
+        save_animation([], tmp_path / "sweep.gif")
+
+
+def test_slices_of_one_prototype_lie_together(tmp_path: Path) -> None:
+    images = toy_images(96, seed=1)
+    found = embed(images)
+    places, labels = np.array(found.places), np.array(found.labels)
+    distance = np.linalg.norm(places[:, None] - places[None], axis=-1) + 1e9 * np.eye(96)
+    assert (labels[distance.argmin(1)] == labels).mean() > 0.9
+    figure = embedding_figure(found)
+    assert (
+        len(figure.axes[1].lines) == len(set(found.subjects)) and f"{found.same_patient:.1%}" in figure.get_suptitle()
+    )
+    drawn = save_embedding(images, tmp_path)
+    drawn.unlink()
+    assert redraw_embedding(tmp_path / "embedding.json") == drawn and drawn.is_file()
+    with pytest.raises(ValueError, match="at least three"):
+        embed(images.subset(torch.tensor([0, 1])))
