@@ -16,6 +16,7 @@ from conftest import ROOT, small_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from utils.commands import predict as predict_command
 from utils.commands import train as train_command
 from utils.core.paths import atomic_write, file_digest, read_json, write_json
 from utils.data.preparation import group_by_subject, split_and_save
@@ -237,6 +238,17 @@ def test_a_diverging_training_ends_in_one_line(
     )
     error = capsys.readouterr().err
     assert error == "error: the training loss became nan in epoch 1; lower learning_rate\n"
+
+
+def test_what_train_leaves_answers_at_once_about_a_scan(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["--backbone", "small", "--data", str(data), "--out", str(tmp_path / "own"), "--image-size", "32"]
+    assert train_command.main([*arguments, "--set", "num_epochs=1"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].removeprefix("ready for python -m utils ").split()
+    command[command.index("SCAN")] = "phantom"
+    assert predict_command.main([*command[1:], "--out", str(tmp_path / "answers")]) == 0
+    assert list((tmp_path / "answers").rglob("*.json"))
 
 
 def test_weights_of_our_own_with_other_classes_are_refused(data: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from models.def_models import default_size
 from utils.commands.boundary import command
 from utils.commands.options import Trainable
 from utils.core.paths import DATASET_VARIABLES
-from utils.data.workspace import pick_device
-from utils.experiments.fit import fit
+from utils.data.sets import load_splits
+from utils.data.workspace import Workspace, pick_device
+from utils.experiments.calibrate import calibrate
+from utils.experiments.fit import fit, folder_of
 from utils.training.config import parse_assignment
 
 
@@ -27,7 +29,7 @@ def main(
     set: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> None:
-    """Train or harden one model.
+    """Train or harden one model, and make it ready for scans of one's own.
 
     Args:
         backbone: dino_v2, resnet34, efficientnet_b0, or one of your own in models/def_models.py.
@@ -55,3 +57,6 @@ def main(
     )
     if record:
         print(f"test accuracy {record.accuracy:.1%}, {record.trained.seconds / 60:.1f} min")
+        folder = out or folder_of(backbone, hardened=start is not None)
+        calibrate(Workspace.open(), folder, load_splits(data))
+        print(f"ready for python -m utils predict SCAN --model {folder}")

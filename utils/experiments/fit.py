@@ -84,8 +84,7 @@ def fit(
         raise ValueError(f"backbone {backbone!r} is not one of {', '.join(BACKBONES)}; see models/def_models.py")
     join_others()
     settings = dict(settings or {})
-    title = BACKBONES[backbone].title + (HARDENED if start else "")
-    folder = Path(folder) if folder else CHECKPOINTS / title
+    folder = Path(folder) if folder else folder_of(backbone, hardened=start is not None)
     objective = _objective(recipe if start else "", settings)
     config = apply_hyperparams(TrainConfig(), settings)
     if (folder / RECORD).is_file() and not overwrite:
@@ -119,6 +118,11 @@ def fit(
             update_record(folder, test=metrics)
         wait_for_all()
     return read_model_record(folder) if is_main() else None
+
+
+def folder_of(backbone: str, *, hardened: bool) -> Path:
+    """Where a model lies unless another folder is asked for."""
+    return CHECKPOINTS / (BACKBONES[backbone].title + (HARDENED if hardened else ""))
 
 
 def _refuse_finished(folder: Path) -> None:
