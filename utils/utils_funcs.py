@@ -51,8 +51,9 @@ from utils.grad_cam import explain_rows, grad_cam
 from utils.optuna_search import load_hyperparams, optuna_search
 from utils.reporting.answers import answers_table, plot_answer, told
 from utils.reporting.atlas import ATLAS, Atlas, atlas_budget, atlas_models, atlas_splits
+from utils.reporting.embedding import save_embedding
 from utils.reporting.figures import hardening_cams, member_cams, recipe, show, show_search
-from utils.reporting.findings import robustness_findings, training_findings
+from utils.reporting.findings import leak_findings, robustness_findings, training_findings
 from utils.reporting.leak import save_audit
 from utils.reporting.price import price_sentences
 from utils.reporting.robustness_figures import (
@@ -126,6 +127,7 @@ __all__ = [
     "headline_table",
     "judge",
     "late_fusion",
+    "leak_findings",
     "load_checkpoint",
     "load_hyperparams",
     "load_manifest",
@@ -163,6 +165,7 @@ __all__ = [
     "robustness_table",
     "save_audit",
     "save_checkpoint",
+    "save_embedding",
     "save_figure",
     "save_trained",
     "save_vote",

@@ -62,10 +62,10 @@ patients = uf.group_by_subject(raw, subjects or None, subject_pattern=subject_pa
 print(uf.describe(raw, patients))
 
 # %% [markdown]
-# Eight slices of one patient of each class, from the base upwards, in the order that was found.
+# Six slices of one patient of each class, from the base upwards, in the order that was found.
 
 # %%
-pictures, captions = uf.slices_of_patients(raw, patients, columns=8)
+pictures, captions = uf.slices_of_patients(raw, patients, columns=6)
 sheet = uf.plot_contact_sheet(
     pictures, captions, title=f"{raw.name}: one patient a class", note=uf.patients_note(patients)
 )
@@ -111,12 +111,22 @@ uf.audit_table(found["audits"])
 uf.save_audit(found, assets, note=note)
 
 # %% [markdown]
+# The test slices, placed by how alike their pixels are, without any label. Where the lines on the right are short, a
+# slice lies beside the others of the same person: whoever has seen one of them knows the next.
+
+# %%
+uf.save_embedding(splits.test, assets, note=note)
+
+# %% [markdown]
 # ## Saved files
+#
+# `models/resnet_model.ipynb` trains a classifier on them.
 
 # %%
 print(*sorted(path.name for path in [*workspace.data_dir.glob("*_set.pt"), *assets.iterdir()]), sep="\n")
 
 # %% [markdown]
-# ## Next
-#
-# Open `models/resnet_model.ipynb` to train a classifier on these files.
+# ## What we found
+
+# %%
+print(*uf.leak_findings(found["audits"], note), sep="\n")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from models.def_models import BACKBONES, default_size
+from utils.evaluation.leak_audit import LeakAudit
 from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.evaluation.robustness import SuiteRecord
-from utils.reporting.findings import robustness_findings, training_findings
+from utils.reporting.findings import leak_findings, robustness_findings, training_findings
 
 
 def _scores(accuracy: float, auroc: float | None, bounds: list[float] | None = None, **recall: float | None) -> Scores:
@@ -34,6 +36,20 @@ def test_a_model_stands_beside_the_best_baseline_of_each_question() -> None:
     assert "By patient (40), CN against the rest" in said[2] and "AUROC is 70.0 %" in said[2]
     assert "that of two sizes is 75.0 %: no difference is shown" in said[2]
     assert said[3] == "Of the classes it finds MCI least often: recall 12.5 %."
+
+
+def test_what_a_split_gives_away_is_the_difference_of_two_audits() -> None:
+    def audited(protocol: str, accuracy: float, same: float | None, expected: float | None) -> LeakAudit:
+        return LeakAudit(protocol, 100, 40, accuracy, 0.5, same, 0.99, np.zeros(40), expected=expected)
+
+    published, patient = audited("published", 0.975, None, 0.55), audited("patient", 0.5, 0.0, None)
+    said = leak_findings([published, patient], "phantom demo")
+    assert said[0] == "phantom demo" and "97.5 % of 40 test images; the classes alone give 55.0 %." in said[1]
+    assert "is right on 50.0 % of 40 test images. It is of the same patient for 0.0 %." in said[2]
+    assert said[3].startswith("So 47.5 points of a score on the published split")
+    assert len(leak_findings([patient, patient])) == 2
+    with pytest.raises(ValueError, match="audit"):
+        leak_findings([])
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def test_slices_of_one_prototype_lie_together(tmp_path: Path) -> None:
     assert (
         len(figure.axes[1].lines) == len(set(found.subjects)) and f"{found.same_patient:.1%}" in figure.get_suptitle()
     )
-    drawn = save_embedding(images, tmp_path)
-    drawn.unlink()
-    assert redraw_embedding(tmp_path / "embedding.json") == drawn and drawn.is_file()
+    assert len(save_embedding(images, tmp_path).axes) == 2
+    first = (tmp_path / "embedding.png").read_bytes()
+    assert redraw_embedding(tmp_path / "embedding.json").read_bytes() == first
     with pytest.raises(ValueError, match="at least three"):
         embed(images.subset(torch.tensor([0, 1])))

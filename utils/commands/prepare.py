@@ -68,7 +68,7 @@ def main(
     if audit_folder:
         found = audit(raw, patients, seed=seed)
         save_audit(found, audit_folder, note=data_note(splits.info))
-        print(save_embedding(splits.test, audit_folder, note=data_note(splits.info)))
+        save_embedding(splits.test, audit_folder, note=data_note(splits.info))
         print(audit_table(found["audits"]).to_string())
         print(f"1-NN in patient-grouped five-fold: {found['cross_validation']:.1%}")
     print(splits.table().to_string())

@@ -93,13 +93,16 @@ def embedding_figure(found: Embedding) -> Figure:
     return finish(figure, message, f"{len(places)} slices; {found.method}", found.note)
 
 
-def save_embedding(images: ImageSet, folder: Path, *, note: str = "") -> Path:
-    """Write ``embedding.json`` and its figure into ``folder``, and return the figure's path."""
-    write_json(folder / EMBEDDING, embed(images, note=note).plain())
-    return redraw_embedding(folder / EMBEDDING)
+def save_embedding(images: ImageSet, folder: Path, *, note: str = "") -> Figure:
+    """Write ``embedding.json`` and ``embedding.png`` into ``folder``, and return the figure."""
+    found = embed(images, note=note)
+    write_json(folder / EMBEDDING, found.plain())
+    figure = embedding_figure(found)
+    save_figure(figure, (folder / EMBEDDING).with_suffix(".png"))
+    return figure
 
 
 def redraw_embedding(record: Path) -> Path:
-    """Draw the figure of a stored :class:`Embedding` beside it."""
+    """Draw the figure of a stored :class:`Embedding` beside it, and return its path."""
     found = read_part(Embedding, record, "it is made by python -m utils prepare with --audit")
     return save_figure(embedding_figure(found), record.with_suffix(".png"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from utils.core.radii import radius_label
 from utils.evaluation.intervals import binary_caption
+from utils.evaluation.leak_audit import LeakAudit
 from utils.evaluation.metrics import Metrics, Scores
 from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.records import display_name
@@ -109,6 +110,35 @@ def _against(answers: Metrics, baselines: Mapping[str, Metrics]) -> list[str]:
         f"By patient ({own.n}), {binary_caption(answers)}, its AUROC is {_percent(own.auroc)}; that of {rival} is "
         f"{_percent(best)}: {told}."
     ]
+
+
+def leak_findings(audits: Sequence[LeakAudit], note: str = "") -> list[str]:
+    """How much of a score on each split is owed to patients who are on both of its sides.
+
+    Args:
+        audits: of splits of the same images.
+        note: what must be said of the data first.
+
+    Raises:
+        ValueError: no audit.
+    """
+    if not audits:
+        raise ValueError("nothing was audited; give the audits of uf.audit")
+    said = [note] if note else []
+    for one in audits:
+        alone = "" if one.expected is None else f"; the classes alone give {_percent(one.expected)}"
+        found = "" if one.same_patient is None else f". It is of the same patient for {_percent(one.same_patient)}"
+        said.append(
+            f"On the {one.protocol} split the nearest training image, which learns nothing, is right on "
+            f"{_percent(one.accuracy)} of {one.n_test} test images{alone}{found}."
+        )
+    high, low = (choose(audits, key=lambda one: one.accuracy) for choose in (max, min))
+    if high.accuracy > low.accuracy:
+        said.append(
+            f"So {100 * (high.accuracy - low.accuracy):.1f} points of a score on the {high.protocol} split need no "
+            f"knowledge of the disease that the {low.protocol} split asks for."
+        )
+    return said
 
 
 def _image_scores(metrics: Metrics) -> Scores | None:

@@ -217,7 +217,7 @@ def plot_contact_sheet(
     """
     pictures = np.asarray(images).reshape(len(images), *images.shape[-2:])
     rows = -(-len(pictures) // columns)
-    figure, axes = axes_of(rows, columns, size=(1.45 * columns, 1.7 * rows + 0.5))
+    figure, axes = axes_of(rows, columns, size=(1.3 * columns, 1.5 * rows + 0.5))
     for ax in axes.flat[len(pictures) :]:
         ax.axis("off")
     for ax, picture, caption in zip(axes.flat, pictures, captions):
