@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from conftest import small_model
 
 from utils.commands.folds import main
 from utils.core.paths import read_json, write_json
@@ -17,12 +18,13 @@ from utils.data.raw_images import RawImages
 from utils.data.sets import load_splits
 from utils.data.splits import fold_sides
 from utils.evaluation.intervals import report
-from utils.evaluation.metrics import Levels
+from utils.evaluation.metrics import Levels, predict
+from utils.evaluation.probe import fit_head
 from utils.experiments.budget import weights_name
-from utils.experiments.fold_records import Counts, Whose
-from utils.experiments.folds import fold_of, summarise
+from utils.experiments.fold_records import FROZEN, Counts, Whose
+from utils.experiments.folds import fold_of, read_fold, summarise
 from utils.reporting.experiment_figures import folds_figure
-from utils.reporting.pages import folds_table
+from utils.reporting.pages import by_patient_table, folds_table
 
 SIZES = {"trainable": "head", "clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
 
@@ -61,6 +63,22 @@ def test_each_patient_is_tested_once_and_folds_are_not_done_again(
     assert drawn == {"summary", "roc", "each_patient", "recall"}
     again = [str(tmp_path / "elsewhere" / "out") if text == str(tmp_path / "out") else text for text in command]
     assert main([*again, "--image-size", "48"]) == 1 and not (tmp_path / "elsewhere").exists()
+
+
+def test_published_weights_are_a_baseline_of_the_same_folds(command: list[str], tmp_path: Path) -> None:
+    start = small_model(seed=3)
+    body = {name: value for name, value in start.backbone.state_dict().items() if not name.startswith("out")}
+    torch.save(body, tmp_path / "published.pth")
+    command = [*command, "--weights", str(tmp_path / "published.pth"), "--fit-head", "--folds", "0"]
+    assert main(command) == 0
+    fold = read_fold(tmp_path / "out" / "fold0.json")
+    own = fold_of(load_splits(tmp_path / "data"), 0, 3, 0)
+    model = small_model()
+    model.backbone.load_state_dict(body, strict=False)
+    wanted = predict(fit_head(model, own.train.join(own.validation)), own.test)
+    assert torch.allclose(torch.tensor(fold.baselines[FROZEN]), wanted, atol=1e-3)
+    assert fold.models["not hardened"].training["config"]["fit_head"] is True
+    assert FROZEN in by_patient_table([summarise(tmp_path / "out")])
 
 
 def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> None:
