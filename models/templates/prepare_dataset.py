@@ -67,7 +67,7 @@ print(uf.describe(raw, patients))
 # %%
 pictures, captions = uf.slices_of_patients(raw, patients, columns=6)
 sheet = uf.plot_contact_sheet(
-    pictures, captions, title=f"{raw.name}: one patient a class", note=uf.patients_note(patients)
+    pictures, captions, columns=6, title=f"{raw.name}: one patient a class", note=uf.patients_note(patients)
 )
 uf.save_figure(sheet, assets / "contact_sheet.png")
 sheet
