@@ -19,10 +19,12 @@ from benchmarks.whole_processes import WATCH
 from utils.core.paths import file_digest
 from utils.data.archives import DATA_SOURCES
 from utils.data.preparation import group_by_subject, split_and_save, splits_in_memory
+from utils.data.raw_images import RawImages
 from utils.data.scans.standard import Stripping, correlation, standardise
 from utils.data.scans.volume import read_volume
 from utils.data.sets import load_splits
 from utils.data.sources import load_source
+from utils.data.subjects import Subjects
 from utils.evaluation.gate import ACCEPTED, GATE, REFUSED, TURNS, Gate
 from utils.evaluation.leak_audit import audit_splits
 from utils.experiments.spot_check import IMAGES, check
@@ -40,7 +42,13 @@ PUBLISHED = sorted(
 
 @pytest.fixture(scope="module", params=sorted(DATA_SOURCES))
 def real(request, mri_root: Path):
-    raw = load_source(mri_root / f"{request.param}.tar.xz")
+    return _loaded(mri_root / f"{request.param}.tar.xz")
+
+
+@cache
+def _loaded(archive: Path) -> tuple[RawImages, Subjects]:
+    """Unpacking and grouping take half a minute; no test changes what they give."""
+    raw = load_source(archive)
     return raw, group_by_subject(raw)
 
 
@@ -62,8 +70,7 @@ def test_patient_split_of_the_real_images(real) -> None:
 
 
 def test_leak_of_the_published_split(mri_root: Path) -> None:
-    raw = load_source(mri_root / "best_alzheimer_mri.tar.xz")
-    subjects = group_by_subject(raw)
+    raw, subjects = _loaded(mri_root / "best_alzheimer_mri.tar.xz")
     published, patient = (splits_in_memory(raw, subjects, name) for name in ("published", "patient"))
     assert [len(part) for _, part in published] == [8192, 2048, 1279]
     leaky, clean = audit_splits(published, patient)
@@ -96,8 +103,7 @@ def test_command_line_and_its_memory(mri_root: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def prepared(mri_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    raw = load_source(mri_root / "best_alzheimer_mri.tar.xz")
-    subjects = group_by_subject(raw)
+    raw, subjects = _loaded(mri_root / "best_alzheimer_mri.tar.xz")
 
     @cache
     def prepare(protocol: str) -> Path:
