@@ -191,8 +191,7 @@ def test_ids_in_the_names_are_the_patients_of_the_pixels(real) -> None:
 
 
 def test_the_same_people_scanned_twice_are_refused(mri_root: Path, tmp_path: Path) -> None:
-    raw = load_source(mri_root / "alzheimer_mri.tar.xz")
-    subjects = group_by_subject(raw)
+    raw, subjects = _loaded(mri_root / "alzheimer_mri.tar.xz")
     some = np.flatnonzero(subjects.subject % 4 == 0)
     again = np.roll(raw.pixels[some], (2, -3), (1, 2))
     twice = replace(
