@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,5 +52,26 @@ def test_slices_of_one_prototype_lie_together(tmp_path: Path) -> None:
     assert len(save_embedding(images, tmp_path).axes) == 2
     first = (tmp_path / "embedding.png").read_bytes()
     assert redraw_embedding(tmp_path / "embedding.json").read_bytes() == first
+    few = images.subset(torch.tensor([0, 1]))
+    assert save_embedding(few, tmp_path / "few") is None
     with pytest.raises(ValueError, match="at least three"):
-        embed(images.subset(torch.tensor([0, 1])))
+        embed(few)
+
+
+def test_of_many_slices_whole_patients_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.reporting.embedding._MOST", 30)
+    found = embed(toy_images(96, seed=1))
+    assert len(found.places) == 24 and len(set(found.subjects)) == 3
+
+
+def test_where_patients_are_in_doubt_no_share_is_told_and_nobody_unknown_is_joined() -> None:
+    images = toy_images(48, seed=1)
+    unknown = replace(images, subjects=torch.where(images.subjects < 3, -1, images.subjects))
+    found = embed(unknown)
+    assert found.same_patient is not None and len(embedding_figure(found).axes[1].lines) == 3
+    doubtful = replace(images, info=images.info | {"patients": {"verified": False}})
+    found = embed(doubtful, note="patients unverified")
+    title = embedding_figure(found).get_suptitle()
+    assert found.same_patient is None and "same person" not in title and "patients unverified" in title
+    nobody = embed(replace(images, subjects=torch.full_like(images.subjects, -1)))
+    assert nobody.same_patient is None and not embedding_figure(nobody).axes[1].lines
