@@ -17,6 +17,7 @@ from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.raw_images import RawImages
 from utils.data.sets import load_splits
 from utils.data.splits import fold_sides
+from utils.evaluation.baselines import BASELINES
 from utils.evaluation.intervals import report
 from utils.evaluation.metrics import Levels, predict
 from utils.evaluation.probe import fit_head
@@ -79,6 +80,17 @@ def test_published_weights_are_a_baseline_of_the_same_folds(command: list[str], 
     assert torch.allclose(torch.tensor(fold.baselines[FROZEN]), wanted, atol=1e-3)
     assert fold.models["not hardened"].training["config"]["fit_head"] is True
     assert FROZEN in by_patient_table([summarise(tmp_path / "out")])
+
+
+def test_each_baseline_is_told_once_also_where_the_first_experiment_lacks_it(
+    command: list[str], tmp_path: Path
+) -> None:
+    assert main([*command, "--folds", "0"]) == 0
+    full = summarise(tmp_path / "out")
+    rows = {name: row for name, row in full.rows.items() if name != "fluid of each slice"}
+    table = by_patient_table([full.model_copy(update={"rows": rows}), full])
+    for name in BASELINES:
+        assert table.count(f"| {name} |") == 1
 
 
 def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> None:

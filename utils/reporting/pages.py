@@ -127,11 +127,12 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
 
     Those without a network are the same for all folds and told once.
     """
-    rows = []
+    rows, known = [], set[str]()
     for summary in summaries:
         for name, row in summary.rows.items():
             own = row.attacked is not None or name == FROZEN
-            if own or summary is summaries[0]:
+            if own or name not in known:
+                known.add(name)
                 title = f"{describe_start(summary)}, {name}" if own else name
                 steps = [row.metrics[0], *_attacked(row, summary)]
                 found: list[Scores | None] = [binary_by_patient(one) if one else None for one in steps]
