@@ -448,7 +448,11 @@ def test_quick_run_makes_every_figure_and_record(quick: Path) -> None:
         assert clean == pytest.approx(record["test"]["image"]["accuracy"])
         assert record["worst_case"]["panel"]["verdict"].startswith("gradient checks ")
     assert {path.stem for path in (quick / "assets" / "Robustness").glob("*.png")} == {"worst_case_all", "attacks"}
-    assert {path.stem for path in (quick / "assets" / "Dataset").glob("*.png")} == {"contact_sheet", "embedding", "leak_audit"}
+    assert {path.stem for path in (quick / "assets" / "Dataset").glob("*.png")} == {
+        "contact_sheet",
+        "embedding",
+        "leak_audit",
+    }
     assert (quick / "assets" / "DINOv2" / "optuna_history.png").is_file()
     atlas = {path.stem for path in (quick / "assets" / "Atlas").glob("*.png")}
     assert atlas == {*atlas_figures.FIGURES, "corruptions"}
