@@ -185,10 +185,12 @@ def test_every_recipe_runs_with_every_option(splits, recipe: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_makes_a_model_more_robust(recipe: str) -> None:
+def test_every_recipe_makes_a_model_more_robust(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from utils.attacks.attack import Attack
     from utils.evaluation.worst_case import robustness_curve
 
+    # so small a net, in so few steps, learns the toy task from a start that is already decided
+    monkeypatch.setattr(def_models, "_undecided", lambda *_: None)
     splits = DataSplits(toy_images(256, seed=1), toy_images(64, seed=3), toy_images(160, seed=4))
     config = replace(FAST, num_epochs=12, batch_size=64, augmentation=NO_AUGMENTATION)
     plain, hardened = small_model(), small_model()
