@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.def_models import build_model
 from utils.attacks.attack import describe
 from utils.attacks.suites import SUITES
 from utils.core.checks import number
 from utils.core.parts import read_part
 from utils.core.paths import write_json
-from utils.core.reproducibility import environment_facts, seed_everything
+from utils.core.reproducibility import environment_facts
 from utils.data.sets import DataSplits, ImageSet, resplit
 from utils.data.splits import SPLITS, fold_sides
 from utils.data.workspace import pick_device
@@ -44,7 +43,7 @@ from utils.experiments.fold_records import (
     binary_by_patient,
 )
 from utils.experiments.patient_odds import decided, threshold_of
-from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, specification, train_clean
+from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, new_model, specification, train_clean
 from utils.experiments.specification import differing, images_fingerprint, refuse_other
 from utils.training.checkpoints import is_trained, load_checkpoint
 
@@ -236,16 +235,8 @@ def _baselines(splits: DataSplits, backbone: str, seed: int, budget: Budget) -> 
     """Name -> logits of all test images; published weights are also a baseline as they are, with a fitted head."""
     found = baseline_answers(splits)
     if budget.weights != "scratch":
-        seed_everything(seed)
         device = pick_device()
-        model = build_model(
-            backbone,
-            num_classes=len(splits.classes),
-            image_size=budget.image_size,
-            weights=budget.weights,
-            classes=splits.classes,
-            say=None,
-        ).to(device)
+        model = new_model(splits, backbone, seed, budget).to(device)
         fit_head(model, splits.train.join(splits.validation), device=device)
         found[FROZEN] = predict(model, splits.test, device=device)
     return found

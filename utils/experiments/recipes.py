@@ -181,10 +181,10 @@ def claim(work: Path, wanted: Mapping[str, Any]) -> None:
     write_json(path, settings)
 
 
-def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
-    """Train without attack and save in ``folder``; an interrupted training goes on."""
+def new_model(splits: DataSplits, backbone: str, seed: int, budget: Budget) -> MRIClassifier:
+    """What a training of this budget starts from."""
     seed_everything(seed)
-    model = build_model(
+    return build_model(
         backbone,
         num_classes=len(splits.classes),
         image_size=budget.image_size,
@@ -192,6 +192,11 @@ def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, fo
         trainable=budget.trainable,
         classes=splits.classes,
     )
+
+
+def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
+    """Train without attack and save in ``folder``; an interrupted training goes on."""
+    model = new_model(splits, backbone, seed, budget)
     config = TrainConfig(
         num_epochs=budget.clean_epochs,
         batch_size=budget.batch_size,
