@@ -42,7 +42,7 @@ from utils.experiments.fold_records import (
     Whose,
     binary_by_patient,
 )
-from utils.experiments.patient_odds import decided, threshold_of
+from utils.experiments.patient_odds import scores_at_thresholds, threshold_of
 from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, new_model, specification, train_clean
 from utils.experiments.specification import differing, images_fingerprint, refuse_other
 from utils.training.checkpoints import is_trained, load_checkpoint
@@ -310,7 +310,7 @@ def _rows(folds: Sequence[FoldRecord]) -> dict[str, FoldsRow]:
         if len(thresholds) == len(folds):
             clean = (test, [one.logits for one in own])
             sides = [clean, *((attacked, step) for step in steps[1:])]
-            update["at_threshold"] = [decided(part, logits, thresholds) for part, logits in sides]
+            update["at_threshold"] = [scores_at_thresholds(part, logits, thresholds) for part, logits in sides]
         rows[name] = found.model_copy(update=update)
     return rows
 

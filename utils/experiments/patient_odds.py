@@ -61,7 +61,7 @@ def threshold_of(fold: FoldRecord, model: FoldModel) -> float | None:
     return best_threshold(chances, ill) if ill.any() and not ill.all() else None
 
 
-def decided(sets: Sequence[ImageSet], logits: Sequence[list], thresholds: Sequence[float]) -> Scores:
+def scores_at_thresholds(sets: Sequence[ImageSet], logits: Sequence[list], thresholds: Sequence[float]) -> Scores:
     """Scores of two classes by patient, with 95 % intervals over patients, each fold deciding at its own threshold."""
     found = [_odds(torch.tensor(own), part, cut) for own, part, cut in zip(logits, sets, thresholds)]
     ones = torch.cat([odds for odds, _ in found]).sigmoid()
