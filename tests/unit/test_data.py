@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, write_class_folders
 
 from utils.commands.prepare import main
-from utils.core.paths import atomic_write_all
+from utils.core.paths import atomic_write_all, read_json, write_json
 from utils.data.preparation import prepare_dataset
 from utils.data.sets import MANIFEST, check_no_leak, load_manifest, load_splits
 from utils.data.subject_ids import read_subjects_csv
@@ -193,3 +193,14 @@ def test_patients_from_a_csv(tmp_path: Path) -> None:
 def test_balanced_subset_spreads_over_patients(splits) -> None:
     part = splits.train.balanced_subset(len(splits.train.subjects.unique()))
     assert len(part.subjects.unique()) == len(part) and part.paths == splits.train.balanced_subset(len(part)).paths
+
+
+def test_records_hold_a_list_of_numbers_on_one_line_and_every_other_value_as_it_was(tmp_path: Path) -> None:
+    content = {"a": ["[\n 1,\n 2\n]", 1, [1, 2.5, -3e-9], [], [[1.5, 2], [3, 4]], [True, None, 1]], "b": {}}
+    write_json(tmp_path / "record.json", content)
+    assert read_json(tmp_path / "record.json") == content
+    lines = (tmp_path / "record.json").read_text().splitlines()
+    assert "    [1, 2.5, -3e-09]," in lines and "      [1.5, 2]," in lines
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "record.json", [float("nan")])
+    assert read_json(tmp_path / "record.json") == content

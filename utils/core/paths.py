@@ -28,6 +28,8 @@ Writer = Callable[[Path], Any]
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 #: An unfinished file is named after its target, the machine and the process that writes it.
 _UNFINISHED = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)\.[^.]+\.tmp")
+#: A list of numbers as ``json`` indents it; a string has no line breaks, so none is taken for one.
+_NUMBERS = re.compile(r"\[\n\s*((?:[-+.\deE]+,?\s+)+)\]")
 #: Seconds after which an unfinished file of another machine, or of an older version, is nobody's any more.
 _ABANDONED = 24 * 3600.0
 
@@ -128,8 +130,9 @@ def check_writable(target: Path) -> None:
 
 
 def write_json(target: Path, content: Any) -> None:
-    """Write ``content`` as readable JSON, atomically. NaN and infinity are refused."""
+    """Write ``content`` as readable JSON, atomically, a list of numbers on one line. NaN and infinity are refused."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    text = _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
     atomic_write(Path(target), lambda path: path.write_text(text, encoding="utf-8"))
 
 
