@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import sklearn.metrics as sk
@@ -8,6 +10,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tests.toy import toy_images
 from utils.attacks.attack import Attack
 from utils.evaluation.examples import AdversarialExample, adversarial_examples
 from utils.evaluation.leak_audit import audit_splits
@@ -43,6 +46,18 @@ def test_scores_equal_scikit_learn(missing: bool) -> None:
     assert found.auroc == pytest.approx(np.mean(aurocs), abs=1e-5)
     assert found.confusion == sk.confusion_matrix(labels, predicted, labels=range(4)).tolist()
     assert (found.recall["Moderate"] is None) == missing
+
+
+def test_patients_with_the_same_votes_tie_whatever_the_order_of_their_slices() -> None:
+    draws = torch.Generator().manual_seed(0)
+    right = torch.arange(32) < 20
+    votes = torch.stack([right[torch.randperm(32, generator=draws)] for _ in range(40)])
+    # sure, but not quite: sums of such numbers depend on their order
+    chances = torch.where(votes.flatten(), 0.9998, 0.0001).float()
+    images = toy_images(40 * 32, seed=0)
+    images = replace(images, subjects=torch.arange(40).repeat_interleave(32))
+    means, _ = merge_by_patient(torch.stack([chances, 1 - chances], 1), images)
+    assert (means == means[0]).all() and torch.allclose(means[0, 0], chances[:32].mean())
 
 
 def test_patient_level_averages_probabilities(splits) -> None:

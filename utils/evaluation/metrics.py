@@ -63,7 +63,10 @@ def predict(
 
 
 def merge_by_patient(probabilities: torch.Tensor, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean probability over the slices of each patient.
+    """Mean probability over the slices of each patient, to six digits.
+
+    Patients with the same slices right and wrong, as of a nearest neighbour, then have the same mean whatever the order
+    of their slices, and count as ties in an AUROC.
 
     Args:
         probabilities: N x K, rows sum to 1.
@@ -76,8 +79,8 @@ def merge_by_patient(probabilities: torch.Tensor, images: ImageSet) -> tuple[tor
     groups = [images.subjects == patient for patient in patients]
     if not groups:
         return probabilities[:0], images.labels[:0]
-    means = torch.stack([probabilities[group].mean(0) for group in groups])
-    return means, torch.stack([images.labels[group].mode().values for group in groups])
+    means = torch.stack([probabilities[group].double().mean(0).round(decimals=6) for group in groups])
+    return means.to(probabilities.dtype), torch.stack([images.labels[group].mode().values for group in groups])
 
 
 def scores(probabilities: torch.Tensor, labels: torch.Tensor, classes: list[str]) -> Scores:
