@@ -6,16 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
+from sklearn.metrics import roc_auc_score
 
 from utils.core.parts import Part, plain, read_part
 from utils.core.paths import read_json, write_json
 from utils.evaluation.calibration import Calibration
 from utils.evaluation.curve import RobustnessCurve
+from utils.evaluation.metrics import illness_by_patient
 from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.answer_records import Answer
 from utils.experiments.atlas.chapters import CHAPTERS, ChapterRecord, read_chapter
 from utils.experiments.fold_records import FoldRecord, FoldsSummary
+from utils.experiments.folds import read_fold
+from utils.experiments.paired import paired_gains
 from utils.experiments.recipe_records import RecipesSummary, RunRecord
 from utils.training.record import SCHEMA, ModelRecord, VoteRecord, parse_record, read_record_file
 
@@ -30,6 +35,7 @@ OTHERS: list[tuple[type[Part], Path]] = [
     *((ChapterRecord, path) for path in sorted(ROOT.glob("assets/Atlas/*.json"))),
     *((RecipesSummary, path) for path in sorted(ROOT.glob("benchmarks/recipes/*/summary.json"))),
 ]
+FOLDS = sorted(path.parent for path in ROOT.glob("benchmarks/cross_validation/*/summary.json"))
 #: Names that had blanks in older files.
 RENAMED = {"best member": "best_member", "transfer only": "transfer_only"}
 
@@ -55,6 +61,20 @@ def test_committed_records_of_models_read_and_lose_nothing(path: Path) -> None:
 def test_all_other_committed_records_read_and_lose_nothing(kind: type[Part], path: Path) -> None:
     record = read_part(kind, path, "")
     assert _comparable(json.loads(json.dumps(record.plain()))) == _comparable(read_json(path))
+
+
+@pytest.mark.parametrize("folder", FOLDS, ids=lambda path: path.name)
+def test_a_summary_of_folds_tells_what_its_folds_answered(folder: Path) -> None:
+    summary = read_part(FoldsSummary, folder / "summary.json", "")
+    folds = [read_fold(path) for path in sorted(folder.glob("fold*.json"))]
+    assert summary.n_subjects == sum(len(set(fold.test.subjects)) for fold in folds)
+    for name, row in summary.rows.items():
+        assert row.gains == (paired_gains(folds, name) if name in folds[0].models else {})
+        answers = [fold.models[name].logits if name in fold.models else fold.baselines[name] for fold in folds]
+        sets = [fold.test.bare(fold.classes) for fold in folds]
+        asked = [illness_by_patient(torch.tensor(own), images) for own, images in zip(answers, sets)]
+        areas = [roc_auc_score(ill, chances) for chances, ill in asked]
+        assert row.auroc_by_fold[0] == pytest.approx(areas, abs=1e-5)
 
 
 def test_there_are_records_of_each_kind() -> None:

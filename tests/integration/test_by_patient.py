@@ -17,14 +17,15 @@ from utils.commands.folds import main as folds_command
 from utils.core.paths import read_json
 from utils.data.classes import CLASSES
 from utils.data.preparation import group_by_subject, split_and_save
-from utils.data.sets import ImageSet
+from utils.data.sets import ImageSet, load_splits
 from utils.data.stacks import patient_stacks
 from utils.data.subject_ids import UNKNOWN
+from utils.evaluation.baselines import BASELINES, baseline_answers
 from utils.evaluation.by_patient import Blend, MeanOfSlices, PooledFeatures, Stacked, Tempered
-from utils.evaluation.metrics import merge_by_patient, predict
+from utils.evaluation.metrics import illness_by_patient, merge_by_patient, predict
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.combine import ill_or_not, verdict_of
-from utils.experiments.folds import read_fold
+from utils.experiments.folds import fold_of, read_fold
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature, slice_features
 
 
@@ -188,6 +189,11 @@ def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, 
     n = len(record.test.subjects)
     assert len(set(record.test.subjects)) == n and all(len(model.attacked[2]) == n for model in record.models.values())
     assert all(model.temperature > 0 for model in record.models.values())
+    own_fold = fold_of(load_splits(tmp_path / "data"), 1, 3, 0)
+    assert set(record.baselines) == set(BASELINES)
+    for name, logits in baseline_answers(own_fold).items():
+        told = torch.tensor(record.baselines[name]).softmax(1)[:, 1]
+        assert torch.allclose(told, illness_by_patient(logits, own_fold.test)[0], atol=1e-4)
     summary = read_json(tmp_path / "both" / "summary.json")
     assert summary["n_subjects"] == n and (tmp_path / "both" / "summary.png").is_file()
     before = (tmp_path / "both" / "fold1.json").stat().st_mtime_ns

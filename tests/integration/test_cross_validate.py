@@ -25,7 +25,7 @@ from utils.experiments.budget import weights_name
 from utils.experiments.fold_records import FROZEN, Counts, Whose
 from utils.experiments.folds import fold_of, read_fold, summarise
 from utils.reporting.experiment_figures import folds_figure
-from utils.reporting.pages import by_patient_table, folds_table
+from utils.reporting.fold_tables import by_patient_table, folds_table
 
 SIZES = {"trainable": "head", "clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
 

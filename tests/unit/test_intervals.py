@@ -13,6 +13,7 @@ from utils.evaluation.intervals import (
     binary_caption,
     bootstrap_counts,
     compare,
+    compare_auroc,
     merge_classes,
     patient_groups,
     questions,
@@ -95,6 +96,28 @@ def test_paired_comparison() -> None:
     assert same.difference == 0 and same.interval == [0, 0] and same.mcnemar_p == 1
     with pytest.raises(ValueError, match="same images"):
         compare(first, second[:3], subjects)
+
+
+def test_rankings_are_compared_in_pairs_within_folds() -> None:
+    draws = torch.Generator().manual_seed(0)
+    ill = [torch.arange(40) % 2 == 0, torch.arange(30) % 3 == 0]
+    good, poor = ([strength * kinds + torch.randn(len(kinds), generator=draws) for kinds in ill] for strength in (2, 1))
+    found = compare_auroc(good, poor, ill)
+    areas = [np.mean([sk.roc_auc_score(kinds, own) for kinds, own in zip(ill, model)]) for model in (good, poor)]
+    assert found.difference == pytest.approx(areas[0] - areas[1])
+    assert found.interval[0] < found.difference < found.interval[1]
+    # a fold's own scale says nothing
+    assert compare_auroc([good[0], 5 + 3 * good[1]], poor, ill) == found
+    turned = compare_auroc(poor, good, ill)
+    assert turned.difference == pytest.approx(-found.difference)
+    assert turned.interval == pytest.approx([-bound for bound in reversed(found.interval)])
+    same = compare_auroc(good, good, ill)
+    assert same.difference == 0 and same.interval == [0, 0]
+    # what both get wrong together widens nothing
+    noisy = [own + 1e-3 * torch.randn(len(own), generator=draws) for own in poor]
+    close = compare_auroc(poor, noisy, ill)
+    assert close.interval[1] - close.interval[0] < 0.2 * (found.interval[1] - found.interval[0])
+    assert compare_auroc(good, poor, [ill[0], torch.ones(30, dtype=torch.bool)]) is None
 
 
 def test_merged_classes_add_their_probabilities() -> None:

@@ -10,9 +10,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from utils.core.paths import write_json
+from utils.evaluation.metrics import illness_by_patient
 from utils.experiments.fold_records import FoldRecord
 from utils.experiments.folds import read_fold, summarise
+from utils.experiments.paired import paired_gains
 from utils.experiments.patient_odds import patient_odds
+from utils.reporting.fold_tables import gains_table, hardening_gains_table
 from utils.reporting.patient_figures import patient_figures, roc_band
 
 CLASSES = ["Non", "VeryMild", "Mild", "Moderate"]
@@ -24,10 +27,12 @@ def write_fold(folder: Path, fold: int, *, shift: float, validation: bool = True
     labels = np.repeat(np.arange(12) % 4, 2)
     logits = draws.normal(size=(24, 4)) + 2 * np.eye(4)[labels] + [shift, 0, 0, 0]
     attacked = logits - 3 * np.eye(4)[labels]
+    simple = draws.normal(size=(24, 4)) + np.eye(4)[labels]
     whose = {"labels": labels.tolist(), "subjects": (100 * fold + np.arange(24) // 2).tolist()}
     own = {"training": {}, "logits": logits.tolist(), "attacked": [logits.tolist(), attacked.tolist()]}
     if validation:
         own["validation"] = logits.tolist()
+    hard = own | {"attacked": [logits.tolist(), (logits - np.eye(4)[labels]).tolist()]}
     record = {
         "data": {"source": "x", "protocol": "patient", "fold": fold, "n_folds": 2, "fold_seed": 0},
         "budget": {"clean_epochs": 1, "epochs": 1, "weights": "scratch"},
@@ -36,11 +41,11 @@ def write_fold(folder: Path, fold: int, *, shift: float, validation: bool = True
         "epsilons": [0, 1 / 255],
         "attacks": ["FGSM"],
         "classes": CLASSES,
-        "baselines": {},
+        "baselines": {"simple": simple.tolist()},
         "test": whose,
         "attacked": whose,
         "validation": whose,
-        "models": {"not hardened": own, "hardened": own},
+        "models": {"not hardened": own, "hardened": hard},
     }
     write_json(folder / f"fold{fold}.json", record)
 
@@ -95,3 +100,30 @@ def test_the_band_of_a_roc_holds_its_curve() -> None:
     assert middle.mean() == pytest.approx(roc_auc_score(ill, odds), abs=0.02)
     assert (low <= middle + 1e-9).all() and (middle <= high + 1e-9).all() and (high - low).max() > 0.1
     assert roc_band(ill.astype(float), ill)[0].min() == 1.0  # told apart perfectly
+
+
+def test_models_are_compared_with_baselines_and_each_other_on_the_same_patients(tmp_path: Path) -> None:
+    for fold in (0, 1):
+        write_fold(tmp_path, fold, shift=0.0)
+    folds, summary = folds_of(tmp_path), summarise(tmp_path)
+
+    def mean_area(pick) -> float:
+        found = [illness_by_patient(torch.tensor(pick(fold)), fold.test.bare(CLASSES)) for fold in folds]
+        return float(np.mean([roc_auc_score(ill, chances) for chances, ill in found]))
+
+    gains = summary.rows["hardened"].gains
+    assert {name: len(found) for name, found in gains.items()} == {"simple": 1, "not hardened": 2}
+    simple = mean_area(lambda fold: fold.baselines["simple"])
+    clean, plain, hard = (
+        mean_area(lambda fold, name=name, step=step: fold.models[name].attacked[step])
+        for name, step in (("hardened", 0), ("not hardened", 1), ("hardened", 1))
+    )
+    assert gains["simple"][0].difference == pytest.approx(clean - simple)
+    assert [one.difference for one in gains["not hardened"]] == pytest.approx([0, hard - plain]) and hard > plain
+    assert summary.rows["simple"].gains == {}
+    table, hardening = gains_table([summary]), hardening_gains_table([summary])
+    assert "| model minus | simple |" in table
+    assert f"| ResNet34, 64 px, hardened | {100 * (clean - simple):+.1f} [" in table
+    assert f"| ResNet34, 64 px | +0.0 [+0.0, +0.0] | {100 * (hard - plain):+.1f} [" in hardening
+    nobody = [fold.model_copy(update={"classes": ["a", "b", "c", "d"]}) for fold in folds]
+    assert paired_gains(nobody, "hardened") == {}

@@ -85,9 +85,10 @@ def _regression(
     return logits
 
 
+MAJORITY = "always the majority"
 #: By the name under which it stands in tables.
 BASELINES: dict[str, Callable[[ImageSet, ImageSet], torch.Tensor]] = {
-    "always the majority": majority,
+    MAJORITY: majority,
     "1-NN, raw pixels": nearest_neighbour,
     "ventricles and sulci": anatomy,
     "fluid of each slice": fluid_by_slice,

@@ -27,10 +27,10 @@ from utils.data.classes import healthy_place
 from utils.data.sets import DataSplits, ImageSet
 from utils.data.stacks import patient_stacks
 from utils.data.workspace import pick_device
-from utils.evaluation.baselines import majority
+from utils.evaluation.baselines import baseline_answers
 from utils.evaluation.by_patient import Blend, MeanOfSlices, Stacked, Verdict
 from utils.evaluation.ensemble import fit_weights
-from utils.evaluation.metrics import best_threshold, predict
+from utils.evaluation.metrics import best_threshold, merge_by_patient, predict
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.budget import Budget
 from utils.experiments.fold_records import FoldData, FoldModel, FoldRecord, Whose
@@ -176,7 +176,7 @@ def combine_fold(
     models = combinations(members, train, validation, seed=seed, device=device)
     if question == "ill":
         models = {name: verdict_of(model, validation) for name, model in models.items()}
-        train, validation, test = (ill_or_not(side) for side in (train, validation, test))
+        validation, test = ill_or_not(validation), ill_or_not(test)
     found = {}
     for name, model in models.items():
         print(f"fold {splits.info['fold']}: {name}", flush=True)
@@ -197,11 +197,27 @@ def combine_fold(
         validation=Whose.of(validation),
         test=Whose.of(test),
         attacked=Whose.of(test),
-        baselines={"always the majority": majority(train, test).tolist()},
+        baselines=patient_baselines(splits, ill=question == "ill"),
         models=found,
         environment=environment_facts(),
     )
     write_json(target, record.plain())
+
+
+def patient_baselines(splits: DataSplits, *, ill: bool) -> dict[str, list[list[float]]]:
+    """Name -> log-probabilities of each test patient, in the order of the stacks; a baseline reads all slices.
+
+    Args:
+        ill: of healthy and ill, else of all classes.
+    """
+    found = {}
+    for name, logits in baseline_answers(splits).items():
+        chances, _ = merge_by_patient(logits.softmax(1), splits.test)
+        if ill:
+            healthy = chances[:, healthy_place(splits.classes)]
+            chances = torch.stack([healthy, 1 - healthy], 1)
+        found[name] = chances.clamp_min(1e-9).log().tolist()
+    return found
 
 
 def _attacked(

@@ -8,6 +8,7 @@ import torch
 
 from utils.core.parts import Part
 from utils.data.sets import DataFacts, ImageSet
+from utils.evaluation.intervals import AurocGain
 from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.experiments.budget import BudgetPart
 
@@ -100,12 +101,15 @@ class FoldsRow(Part):
         at_threshold: at each radius, scores of two classes by patient where each fold decides at the threshold that is
             best on its validation patients, and its log-odds are counted from there; None where these answers were not
             kept.
+        gains: name of another row -> how much better this one ranks patients by illness, at each radius at which both
+            were asked about the same images.
     """
 
     metrics: list[Metrics]
     auroc_by_fold: list[list[float | None]]
     attacked: FoldsRow | None = None
     at_threshold: list[Scores] | None = None
+    gains: dict[str, list[AurocGain]] = {}
 
 
 class Counts(Part):

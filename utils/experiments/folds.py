@@ -42,6 +42,7 @@ from utils.experiments.fold_records import (
     Whose,
     binary_by_patient,
 )
+from utils.experiments.paired import paired_gains
 from utils.experiments.patient_odds import scores_at_thresholds, threshold_of
 from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, new_model, specification, train_clean
 from utils.experiments.specification import differing, images_fingerprint, refuse_other
@@ -305,7 +306,7 @@ def _rows(folds: Sequence[FoldRecord]) -> dict[str, FoldsRow]:
         own = [fold.models[name] for fold in folds]
         steps = [[one.attacked[step] for one in own] for step in range(len(first.epsilons))]
         found = _pooled(test, [[one.logits for one in own]])
-        update: dict[str, Any] = {"attacked": _pooled(attacked, steps)}
+        update: dict[str, Any] = {"attacked": _pooled(attacked, steps), "gains": paired_gains(folds, name)}
         thresholds = [cut for fold, one in zip(folds, own) if (cut := threshold_of(fold, one)) is not None]
         if len(thresholds) == len(folds):
             clean = (test, [one.logits for one in own])

@@ -10,18 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pandas as pd
 
 from utils.core.parts import read_part
 from utils.core.paths import ROOT, read_json
 from utils.core.radii import radius_label
 from utils.evaluation.intervals import binary_caption
-from utils.evaluation.metrics import Metrics, Scores
 from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.atlas.chapters import read_chapter
 from utils.experiments.budget import ENCODERS, describe_start
-from utils.experiments.fold_records import FROZEN, FoldsRow, FoldsSummary, binary_by_patient
+from utils.experiments.fold_records import FoldsSummary
 from utils.experiments.recipe_records import RecipesSummary
 from utils.experiments.recipes import COLUMNS
 from utils.experiments.recipes import summary_table as recipes_summary
@@ -39,10 +37,10 @@ from utils.reporting.benchmark_tables import (
     signal_table,
     training_speed_table,
 )
+from utils.reporting.fold_tables import by_patient_table, folds_table, gains_table, hardening_gains_table
 from utils.reporting.markdown import data_and_protocol, markdown
 from utils.reporting.price import price_sentences
 from utils.reporting.robustness_figures import (
-    headline_cells,
     headline_table,
     question_table,
     recall_table,
@@ -97,87 +95,6 @@ def trainable_table(summaries: Sequence[RecipesSummary]) -> str:
         cells = [[title.removesuffix(" *"), *map(str, row)] for title, row in zip(table.index, table.to_numpy())]
         rows += [[names.get(part, f"the last {part} blocks"), *own] for own in cells]
     return markdown(["trained", "hardening", *columns], rows) + f"\n{_budget(summaries[0])}.\n"
-
-
-def folds_table(summary: FoldsSummary) -> str:
-    """What :mod:`utils.experiments.folds` found over all folds, beside the baselines."""
-    epsilons, rows = summary.epsilons, []
-    for name, row in summary.rows.items():
-        cells = headline_cells([row.metrics[0], *_attacked(row, summary)], epsilons)
-        by_fold = np.array(row.auroc_by_fold[0], dtype=float) * 100
-        rows.append([name, *cells.values(), f"{by_fold.mean():.1f} ± {by_fold.std():.1f}"])
-    budget = summary.budget
-    said = (
-        f"\n{describe_start(summary)}, {len(summary.folds)} of {summary.data.n_folds} "
-        f"folds, {summary.n_subjects} patients each tested once: {summary.n_images.test} images without "
-        f"attack, {summary.n_images.attacked} under the worst case of {', '.join(summary.attacks)}; "
-        f"{budget.clean_epochs} epochs without attack, then {budget.epochs} of hardening; %, 95 % intervals over "
-        f"patients.{_clean_on_attacked(summary)}\n"
-    )
-    return markdown(["model", *cells, "clean AUROC by fold"], rows) + said
-
-
-def _attacked(row: FoldsRow, summary: FoldsSummary) -> list[Metrics | None]:
-    """Metrics at each radius above 0; None for a baseline, which nothing attacks."""
-    return [*row.attacked.metrics[1:]] if row.attacked else [None] * len(summary.epsilons[1:])
-
-
-def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
-    """AUROC of two classes by patient, each patient tested once, of several models and their baselines.
-
-    Those without a network are the same for all folds and told once.
-    """
-    rows, known = [], set[str]()
-    for summary in summaries:
-        for name, row in summary.rows.items():
-            own = row.attacked is not None or name == FROZEN
-            if own or name not in known:
-                known.add(name)
-                title = f"{describe_start(summary)}, {name}" if own else name
-                steps = [row.metrics[0], *_attacked(row, summary)]
-                found: list[Scores | None] = [binary_by_patient(one) if one else None for one in steps]
-                cells = map(_auroc, row.at_threshold or found)
-                rows.append([title, *cells, _at_threshold(row)])
-    first = summaries[0]
-    rows.sort(key=lambda row: "-" not in row[:-1])
-    header = ["model", "no attack", *(radius_label(eps) for eps in first.epsilons[1:]), "balanced accuracy"]
-    told = any(row[-1] != "-" for row in rows)
-    if not told:
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    said = (
-        f"AUROC by patient, {binary_caption(next(iter(first.rows.values())).metrics[0])}, %, with 95 % intervals "
-        f"over patients; {first.n_subjects} patients, each tested once in {len(first.folds)} folds; "
-        f"{first.n_images.test} images without attack, {first.n_images.attacked} under the worst case of "
-        f"{', '.join(first.attacks)}"
-    )
-    said += (
-        "; where a balanced accuracy is told, without attack and at each radius, each fold decides at the threshold "
-        "that is best on its validation patients, and patients of different folds are ranked by the distance from it"
-        if told
-        else ""
-    )
-    return markdown(header, rows) + f"\n{said}.\n"
-
-
-def _at_threshold(row: FoldsRow) -> str:
-    return " / ".join(f"{100 * one.balanced_accuracy:.1f}" for one in row.at_threshold) if row.at_threshold else "-"
-
-
-def _auroc(found: Scores | None) -> str:
-    if found is None or found.auroc is None:
-        return "-"
-    low, high = found.interval["auroc"] or (float("nan"),) * 2
-    return f"{100 * found.auroc:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
-
-
-def _clean_on_attacked(summary: FoldsSummary) -> str:
-    """What the attacked images alone give without attack, to set beside the columns under attack."""
-    rows = {name: row.attacked.metrics[:1] for name, row in summary.rows.items() if row.attacked}
-    cells = {name: headline_cells(found, [0.0]) for name, found in rows.items()}
-    shown = "; ".join(
-        f"{name}: " + ", ".join(f"{column} {value}" for column, value in own.items()) for name, own in cells.items()
-    )
-    return f" The attacked {summary.n_images.attacked} without attack: {shown}." if shown else ""
 
 
 def headline(records: Sequence[AnyRecord]) -> str:
@@ -334,6 +251,8 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "recipes": recipes_table,
     "folds": folds_table,
     "by_patient": by_patient_table,
+    "gains": gains_table,
+    "hardening_gains": hardening_gains_table,
     "signal": signal_table,
     "trainable": trainable_table,
     "attack_speed": attack_speed_table,
@@ -351,7 +270,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
 
 def _read(kind: str, path: Path) -> Any:
     """A record as the type that a kind of table takes."""
-    if kind in ("folds", "by_patient"):
+    if kind in ("folds", "by_patient", "gains", "hardening_gains"):
         return read_part(FoldsSummary, path, "make it again from its folds")
     if kind in ("recipes", "trainable"):
         return read_part(RecipesSummary, path, "make it again from its runs")

@@ -1,0 +1,139 @@
+"""Tables of cross-validation by patient, from its summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from utils.core.radii import radius_label
+from utils.evaluation.baselines import MAJORITY
+from utils.evaluation.intervals import AurocGain, binary_caption
+from utils.evaluation.metrics import Metrics, Scores
+from utils.experiments.budget import describe_start
+from utils.experiments.fold_records import FROZEN, FoldsRow, FoldsSummary, binary_by_patient
+from utils.reporting.markdown import markdown
+from utils.reporting.robustness_figures import headline_cells
+
+
+def folds_table(summary: FoldsSummary) -> str:
+    """What :mod:`utils.experiments.folds` found over all folds, beside the baselines."""
+    epsilons, rows = summary.epsilons, []
+    for name, row in summary.rows.items():
+        cells = headline_cells([row.metrics[0], *_attacked(row, summary)], epsilons)
+        by_fold = np.array(row.auroc_by_fold[0], dtype=float) * 100
+        rows.append([name, *cells.values(), f"{by_fold.mean():.1f} ± {by_fold.std():.1f}"])
+    budget = summary.budget
+    said = (
+        f"\n{describe_start(summary)}, {len(summary.folds)} of {summary.data.n_folds} "
+        f"folds, {summary.n_subjects} patients each tested once: {summary.n_images.test} images without "
+        f"attack, {summary.n_images.attacked} under the worst case of {', '.join(summary.attacks)}; "
+        f"{budget.clean_epochs} epochs without attack, then {budget.epochs} of hardening; %, 95 % intervals over "
+        f"patients.{_clean_on_attacked(summary)}\n"
+    )
+    return markdown(["model", *cells, "clean AUROC by fold"], rows) + said
+
+
+def _attacked(row: FoldsRow, summary: FoldsSummary) -> list[Metrics | None]:
+    """Metrics at each radius above 0; None for a baseline, which nothing attacks."""
+    return [*row.attacked.metrics[1:]] if row.attacked else [None] * len(summary.epsilons[1:])
+
+
+def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
+    """AUROC of two classes by patient, each patient tested once, of several models and their baselines.
+
+    Those without a network are the same for all folds and told once.
+    """
+    rows, known = [], set[str]()
+    for summary in summaries:
+        for name, row in summary.rows.items():
+            own = row.attacked is not None or name == FROZEN
+            if own or name not in known:
+                known.add(name)
+                title = f"{describe_start(summary)}, {name}" if own else name
+                steps = [row.metrics[0], *_attacked(row, summary)]
+                found: list[Scores | None] = [binary_by_patient(one) if one else None for one in steps]
+                cells = map(_auroc, row.at_threshold or found)
+                rows.append([title, *cells, _at_threshold(row)])
+    first = summaries[0]
+    rows.sort(key=lambda row: "-" not in row[:-1])
+    header = ["model", "no attack", *(radius_label(eps) for eps in first.epsilons[1:]), "balanced accuracy"]
+    told = any(row[-1] != "-" for row in rows)
+    if not told:
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    said = (
+        f"AUROC by patient, {binary_caption(next(iter(first.rows.values())).metrics[0])}, %, with 95 % intervals "
+        f"over patients; {first.n_subjects} patients, each tested once in {len(first.folds)} folds; "
+        f"{first.n_images.test} images without attack, {first.n_images.attacked} under the worst case of "
+        f"{', '.join(first.attacks)}"
+    )
+    said += (
+        "; where a balanced accuracy is told, without attack and at each radius, each fold decides at the threshold "
+        "that is best on its validation patients, and patients of different folds are ranked by the distance from it"
+        if told
+        else ""
+    )
+    return markdown(header, rows) + f"\n{said}.\n"
+
+
+def _at_threshold(row: FoldsRow) -> str:
+    return " / ".join(f"{100 * one.balanced_accuracy:.1f}" for one in row.at_threshold) if row.at_threshold else "-"
+
+
+def _auroc(found: Scores | None) -> str:
+    if found is None or found.auroc is None:
+        return "-"
+    low, high = found.interval["auroc"] or (float("nan"),) * 2
+    return f"{100 * found.auroc:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def _clean_on_attacked(summary: FoldsSummary) -> str:
+    """What the attacked images alone give without attack, to set beside the columns under attack."""
+    rows = {name: row.attacked.metrics[:1] for name, row in summary.rows.items() if row.attacked}
+    cells = {name: headline_cells(found, [0.0]) for name, found in rows.items()}
+    shown = "; ".join(
+        f"{name}: " + ", ".join(f"{column} {value}" for column, value in own.items()) for name, own in cells.items()
+    )
+    return f" The attacked {summary.n_images.attacked} without attack: {shown}." if shown else ""
+
+
+def gains_table(summaries: Sequence[FoldsSummary]) -> str:
+    """How much better each model ranks patients by illness than each baseline does, without attack, in pairs."""
+    asked = list(dict.fromkeys(name for summary in summaries for name in _learnt_baselines(summary)))
+    rows = []
+    for summary in summaries:
+        for name, row in summary.rows.items():
+            if row.gains:
+                cells = [_gain_cell(row.gains.get(other, [])[:1]) for other in asked]
+                rows.append([f"{describe_start(summary)}, {name}", *cells])
+    return markdown(["model minus", *asked], rows) + f"\n{_pairs(summaries[0])}, without attack.\n"
+
+
+def hardening_gains_table(summaries: Sequence[FoldsSummary]) -> str:
+    """How much better each hardened model ranks patients by illness than the plain one, at each radius, in pairs."""
+    epsilons, rows = summaries[0].epsilons, []
+    for summary in summaries:
+        gains = summary.rows["hardened"].gains.get("not hardened", [])
+        rows.append([describe_start(summary), *(_gain_cell(gains[step : step + 1]) for step in range(len(epsilons)))])
+    header = ["hardened minus not hardened", "no attack", *map(radius_label, epsilons[1:])]
+    return markdown(header, rows) + f"\n{_pairs(summaries[0])}.\n"
+
+
+def _learnt_baselines(summary: FoldsSummary) -> list[str]:
+    """All but the majority, which ranks nobody."""
+    return [name for name, row in summary.rows.items() if row.attacked is None and name != MAJORITY]
+
+
+def _gain_cell(gains: Sequence[AurocGain]) -> str:
+    if not gains:
+        return "-"
+    told, bounds = f"{100 * gains[0].difference:+.1f}", gains[0].interval
+    return told + (f" [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]" if bounds else "")
+
+
+def _pairs(summary: FoldsSummary) -> str:
+    question = binary_caption(next(iter(summary.rows.values())).metrics[0])
+    return (
+        f"Difference of the mean AUROC by patient over {len(summary.folds)} folds, {question}, in percentage points, "
+        "with 95 % intervals: both meet the same patients in each draw, within their fold, ill and healthy ones apart"
+    )
