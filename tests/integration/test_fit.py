@@ -251,6 +251,13 @@ def test_what_train_leaves_answers_at_once_about_a_scan(
     assert list((tmp_path / "answers").rglob("*.json"))
 
 
+def test_an_epoch_takes_eight_slices_of_each_patient_unless_told_otherwise(data: Path, tmp_path: Path) -> None:
+    shared = ["--backbone", "small", "--data", str(data), "--image-size", "32", "--set", "num_epochs=1"]
+    for name, more, wanted in (("a", [], 8), ("b", ["--set", "slices_per_patient=2"], 2)):
+        assert train_command.main([*shared, *more, "--out", str(tmp_path / name)]) == 0
+        assert read_record(tmp_path / name).trained.config.slices_per_patient == wanted
+
+
 def test_weights_of_our_own_with_other_classes_are_refused(data: Path, tmp_path: Path) -> None:
     record = _fit(data, tmp_path / "first")
     model, _ = load_checkpoint(tmp_path / "first")

@@ -413,6 +413,15 @@ def test_notebooks_run_beside_each_other_and_after_what_they_need(tmp_path: Path
     assert len(list((tmp_path / "out" / "notebooks").glob("*.ipynb"))) == 4
 
 
+def test_no_notebook_has_its_turn_before_one_that_it_needs() -> None:
+    paths = [path for path, _ in plan(Order().filled())]
+    paths += [ROOT / "models" / f"own_model{suffix}.ipynb" for suffix in ("_atk", "")]
+    turns = sorted(paths, key=reproduce._turn)
+    assert {path.stem for path in paths} >= set(reproduce.TURNS) and turns[-1] == reproduce.RESULTS
+    for place, path in enumerate(turns):
+        assert not [later.stem for later in turns[place:] if reproduce._needs(path, later)]
+
+
 def test_a_failure_stops_what_runs_beside_it_and_what_needs_it(tmp_path: Path) -> None:
     slow = _notebook(tmp_path, "a_model", "import time\ntime.sleep(60)")
     broken = _notebook(tmp_path, "b_model", "1 / 0")
@@ -565,6 +574,7 @@ def test_every_combination_of_the_load_flags(
         "train_loaded_model": further,
         "out_dir": str(tmp_path),
         "seed": 5,
+        "panel_images": 0,  # gradient checks have nothing to do with what is loaded
     }
     end = "## Before and after" if suffix else "## Evaluate"
     space = _run_cells(f"efficientnet_model{suffix}", values | flags, until=end)

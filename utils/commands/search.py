@@ -16,6 +16,7 @@ from utils.data.workspace import pick_device
 from utils.experiments.search_space import pick_space
 from utils.optuna_search import optuna_search
 from utils.training.checkpoints import load_trainable
+from utils.training.config import SLICES_PER_PATIENT, TrainConfig
 from utils.training.objectives import make_objective
 
 
@@ -46,7 +47,7 @@ def main(
         backbone: dino_v2, resnet34, efficientnet_b0, or one of your own in models/def_models.py.
         n_trials: in all, over all workers.
         data: folder of prepared *_set.pt.
-        num_epochs: epochs a trial.
+        num_epochs: epochs a trial, each of 8 random slices of every patient.
         space: names of SEARCH_SPACE in utils/optuna_search.py; without it all that apply.
         weights: scratch, pretrained, or the path of a weights file.
         image_size: side in pixels of what the backbone sees; 0 takes 128 on a CPU (126 for DINOv2), 224 on a GPU.
@@ -68,6 +69,7 @@ def main(
     found = optuna_search(
         _model_maker(splits, backbone, image_size or default_size(backbone, pick_device()), weights, start),
         splits,
+        config=TrainConfig(slices_per_patient=SLICES_PER_PATIENT),
         num_epochs=num_epochs,
         n_trials=n_trials,
         out=out or CHECKPOINTS / "optuna_params" / f"{title}.json",

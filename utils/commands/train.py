@@ -12,7 +12,7 @@ from utils.data.sets import load_splits
 from utils.data.workspace import Workspace, pick_device
 from utils.experiments.calibrate import calibrate
 from utils.experiments.fit import fit, folder_of
-from utils.training.config import parse_assignment
+from utils.training.config import SLICES_PER_PATIENT, parse_assignment
 
 
 @command("python -m utils train")
@@ -40,7 +40,8 @@ def main(
         trainable: all, head, or the head and the last N blocks.
         start: folder of the model to harden; without it a new one is trained.
         recipe: how to harden: adversarial, trades, mart or n_fgsm.
-        set: settings of the training and of the recipe as NAME=VALUE, such as num_epochs=20 or eps=2/255.
+        set: settings of the training and of the recipe as NAME=VALUE, such as num_epochs=20 or eps=2/255; an epoch
+            takes 8 random slices of each patient unless slices_per_patient says otherwise.
         overwrite: replace a finished model.
     """
     record = fit(
@@ -52,7 +53,7 @@ def main(
         trainable=trainable,
         start=start,
         recipe=recipe,
-        settings=dict(map(parse_assignment, set)),
+        settings={"slices_per_patient": SLICES_PER_PATIENT} | dict(map(parse_assignment, set)),
         overwrite=overwrite,
     )
     if record:

@@ -66,36 +66,36 @@ QUICK: dict[str, Any] = {
     "weights": "scratch",
     "slices_per_patient": 0,
     "image_size": 48,
-    "num_epochs": 8,
+    "num_epochs": 5,
     "batch_size": 32,
     "search_epochs": 1,
     "search_space": ["weight_decay", "augmentation_strength"],
     "train_steps": 1,
     "validation_images": 16,
-    "max_test_images": 40,
+    "max_test_images": 24,
     "Epsilon": 3 / 255,
-    "num_iter": 5,
+    "num_iter": 3,
     "panel_images": 4,
-    "panel_queries": 50,
+    "panel_queries": 30,
     "epsilons": [0, 2 / 255, 3 / 255],
     "alphas": [0.0002, 0.001, 0.006],
     "profile": "quick",
 }
 #: What it sets beyond that in single notebooks; a vision transformer cuts patches of 14 pixels.
-_DINO = {"image_size": 56, "learning_rate": 0.001}
+_DINO = {"image_size": 42, "learning_rate": 0.001}
 _EFFICIENTNET = {"image_size": 56, "batch_size": 16, "augmentation_strength": 0.5}
-_HARDEN = {"num_epochs": 4}
+_HARDEN = {"num_epochs": 3}
 QUICK_NOTEBOOK: dict[str, dict[str, Any]] = {
-    "dino_v2_model": _DINO | {"num_epochs": 6, "n_trials": 2},
+    "dino_v2_model": _DINO | {"n_trials": 2},
     "dino_v2_model_atk": _HARDEN | _DINO | {"num_epochs": 2, "learning_rate": 0.0005},
     "resnet_model_atk": _HARDEN | {"learning_rate": 0.001},
-    "efficientnet_model": _EFFICIENTNET | {"num_epochs": 12, "learning_rate": 0.004},
+    "efficientnet_model": _EFFICIENTNET | {"num_epochs": 8, "learning_rate": 0.003},
     "efficientnet_model_atk": _HARDEN | _EFFICIENTNET | {"learning_rate": 0.002},
     "results": {
         "epsilons": [0, 3 / 255],
         "attacked_rules": [],
         "vote_suite": "smoke",
-        "vote_images": 8,
+        "vote_images": 4,
         "panel_images": 0,
     },
 }

@@ -40,8 +40,18 @@ FIGURE_BYTES, FIGURE_COLOURS, FIGURE_WIDTH = 80_000, 256, 720
 #: Seconds between two looks at the bar of a cell.
 BAR_EVERY = 2.0
 
-#: Where notebooks run beside each other, the longest first: a last one would have the machine to itself.
-LONGEST_FIRST = ("resnet", "dino_v2", "efficientnet")
+#: The order of notebooks that run beside each other: the long atlas waits for one model alone, the results for all.
+TURNS = (
+    "prepare_dataset",
+    "efficientnet_model",
+    "dino_v2_model",
+    "efficientnet_model_atk",
+    "resnet_model",
+    "attack_atlas",
+    "resnet_model_atk",
+    "dino_v2_model_atk",
+    "results",
+)
 
 
 def without_injected(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -168,7 +178,7 @@ def run(steps: list[tuple[Path, dict[str, Any]]], *, out: Path | None, jobs: int
         RuntimeError: the first failure; the notebooks that run beside it are stopped.
     """
     if jobs > 1:
-        steps = sorted(steps, key=lambda step: (_stage(step[0]), _turn(step[0])))
+        steps = sorted(steps, key=lambda step: _turn(step[0]))
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     futures: dict[Path, Future] = {}
     with ThreadPoolExecutor(jobs) as pool:
@@ -202,10 +212,11 @@ def _stage(path: Path) -> int:
     return 3 if path in (RESULTS, ATLAS) else 1 + path.stem.endswith("_atk")
 
 
-def _turn(path: Path) -> int:
-    """Place within a stage; models that are not known come first."""
-    name = path.stem.removesuffix("_atk").removesuffix("_model")
-    return LONGEST_FIRST.index(name) + 1 if name in LONGEST_FIRST else 0
+def _turn(path: Path) -> float:
+    """Place among all; models of one's own begin right after the data, and are hardened last."""
+    if path.stem in TURNS:
+        return TURNS.index(path.stem)
+    return len(TURNS) - 1.5 if _stage(path) == 2 else 0.5
 
 
 def _needs(path: Path, earlier: Path) -> bool:

@@ -30,6 +30,10 @@ _CONSTANT_NODES = (
 )
 
 
+#: Random slices of each patient an epoch, in the notebooks and commands unless they are told otherwise.
+SLICES_PER_PATIENT = 8
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of one training run.

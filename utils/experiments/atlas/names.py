@@ -18,8 +18,8 @@ from utils.experiments.atlas.bench import Bench
 EPS = {"linf": 2 / 255, "l2": 0.5, "l0": 16.0}
 #: Those that take minutes a batch on a CPU.
 _LEFT_OUT = ("AutoAttack", "SparseFool")
-#: Smaller than torchattacks' own, for the same reason.
-_OPTIONS = {"Pixle": {"restarts": 5}}
+#: Restarts of Pixle for each step of the others, fewer than torchattacks' own for the same reason.
+_PIXLE = 0.5
 #: At most so many steps and slices here; queries of Square for each step.
 _STEPS, _IMAGES, _QUERIES = 10, 48, 10
 
@@ -64,8 +64,9 @@ def attacks(steps: int, classes: int) -> list[tuple[Attack, str]]:
         (Attack("square", steps=_QUERIES * steps), "linf"),
         (Attack("pgd", steps=steps), "l2"),
     ]
+    fewer = {"Pixle": {"restarts": max(1, int(_PIXLE * steps))}}
     theirs = [
-        (Attack(name, steps=_QUERIES * steps if name == "Square" else steps, options=_OPTIONS.get(name, {})), norm)
+        (Attack(name, steps=_QUERIES * steps if name == "Square" else steps, options=fewer.get(name, {})), norm)
         for name, norms in LIBRARY.items()
         for norm in norms
         if name not in _LEFT_OUT
