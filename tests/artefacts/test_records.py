@@ -20,7 +20,7 @@ from utils.experiments.answer_records import Answer
 from utils.experiments.atlas.chapters import CHAPTERS, ChapterRecord, read_chapter
 from utils.experiments.fold_records import FoldRecord, FoldsSummary
 from utils.experiments.folds import read_fold
-from utils.experiments.paired import paired_gains
+from utils.experiments.paired import paired_gains, rankings
 from utils.experiments.recipe_records import RecipesSummary, RunRecord
 from utils.training.record import SCHEMA, ModelRecord, VoteRecord, parse_record, read_record_file
 
@@ -69,6 +69,7 @@ def test_a_summary_of_folds_tells_what_its_folds_answered(folder: Path) -> None:
     folds = [read_fold(path) for path in sorted(folder.glob("fold*.json"))]
     assert summary.n_subjects == sum(len(set(fold.test.subjects)) for fold in folds)
     for name, row in summary.rows.items():
+        assert row.ranking == rankings(folds, name)
         assert row.gains == (paired_gains(folds, name) if name in folds[0].models else {})
         answers = [fold.models[name].logits if name in fold.models else fold.baselines[name] for fold in folds]
         sets = [fold.test.bare(fold.classes) for fold in folds]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_model
+from sklearn.metrics import roc_auc_score
 
 from utils.commands.folds import main
 from utils.core.paths import read_json, write_json
@@ -19,7 +20,7 @@ from utils.data.sets import load_splits
 from utils.data.splits import fold_sides
 from utils.evaluation.baselines import BASELINES
 from utils.evaluation.intervals import report
-from utils.evaluation.metrics import Levels, predict
+from utils.evaluation.metrics import predict
 from utils.evaluation.probe import fit_head
 from utils.experiments.budget import weights_name
 from utils.experiments.fold_records import FROZEN, Counts, Whose
@@ -93,6 +94,15 @@ def test_each_baseline_is_told_once_also_where_the_first_experiment_lacks_it(
         assert table.count(f"| {name} |") == 1
 
 
+def _by_patient(fold: tuple[dict, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Chances of each of a fold's patients, P x 4, and whether they are ill."""
+    whose, logits = fold
+    subjects, chances = np.array(whose["subjects"]), torch.tensor(logits).softmax(1).numpy()
+    of_each = [subjects == one for one in np.unique(subjects)]
+    ill = [np.bincount(np.array(whose["labels"])[own]).argmax() > 0 for own in of_each]
+    return np.array([chances[own].mean(0) for own in of_each]), np.array(ill)
+
+
 def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
     classes = ["Non", "VeryMild", "Mild", "Moderate"]
@@ -121,14 +131,13 @@ def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> Non
     assert row.metrics == [expected] and len(row.auroc_by_fold[0]) == 2
     cells = folds_table(summary).splitlines()[2].split(" | ")
     assert cells[0] == "| hardened" and cells[1].startswith(f"{100 * expected['4 classes'].image.accuracy:.1f} [")
-    other = expected["binary"].patient.model_copy(update={"auroc": 0.1, "interval": {"auroc": [0.0, 0.2]}})
-    row.attacked.metrics[0]["binary"] = Levels(image=None, patient=other)  # clean, the table takes all images
+    areas = [roc_auc_score(ill, 1 - chances[:, 0]) for chances, ill in map(_by_patient, everything)]
+    assert row.ranking[0].value == pytest.approx(np.mean(areas)) and f"{100 * np.mean(areas):.1f} [" in cells[3]
     summary = summary.model_copy(update={"n_images": Counts(test=48, attacked=12)})
     figure = folds_figure(summary)
     assert figure.axes[0].get_legend_handles_labels()[1] == ["hardened"]
     drawn = [value for line in figure.axes[0].containers for value in line[0].get_ydata()]
-    shown = [row.metrics[0], *row.attacked.metrics[1:]]
-    assert drawn == pytest.approx([100 * one["binary"].patient.auroc for one in shown])
+    assert drawn == pytest.approx([100 * one.value for one in row.ranking])
     assert "48 images without attack, 12 of them attacked" in figure.get_suptitle().replace("\n", " ")
     plt.close(figure)
     write_json(tmp_path / "fold2.json", read_json(tmp_path / "fold1.json"))

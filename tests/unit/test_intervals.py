@@ -14,6 +14,7 @@ from utils.evaluation.intervals import (
     bootstrap_counts,
     compare,
     compare_auroc,
+    mean_auroc,
     merge_classes,
     patient_groups,
     questions,
@@ -104,15 +105,20 @@ def test_rankings_are_compared_in_pairs_within_folds() -> None:
     good, poor = ([strength * kinds + torch.randn(len(kinds), generator=draws) for kinds in ill] for strength in (2, 1))
     found = compare_auroc(good, poor, ill)
     areas = [np.mean([sk.roc_auc_score(kinds, own) for kinds, own in zip(ill, model)]) for model in (good, poor)]
-    assert found.difference == pytest.approx(areas[0] - areas[1])
-    assert found.interval[0] < found.difference < found.interval[1]
+    assert found.value == pytest.approx(areas[0] - areas[1])
+    assert found.interval[0] < found.value < found.interval[1]
+    alone = mean_auroc(good, ill)
+    assert alone.value == pytest.approx(areas[0]) and alone.interval[0] < areas[0] < alone.interval[1]
+    assert mean_auroc([-good[0], good[1]], ill).value == pytest.approx(
+        (1 - sk.roc_auc_score(ill[0], good[0]) + sk.roc_auc_score(ill[1], good[1])) / 2
+    )
     # a fold's own scale says nothing
     assert compare_auroc([good[0], 5 + 3 * good[1]], poor, ill) == found
     turned = compare_auroc(poor, good, ill)
-    assert turned.difference == pytest.approx(-found.difference)
+    assert turned.value == pytest.approx(-found.value)
     assert turned.interval == pytest.approx([-bound for bound in reversed(found.interval)])
     same = compare_auroc(good, good, ill)
-    assert same.difference == 0 and same.interval == [0, 0]
+    assert same.value == 0 and same.interval == [0, 0]
     # what both get wrong together widens nothing
     noisy = [own + 1e-3 * torch.randn(len(own), generator=draws) for own in poor]
     close = compare_auroc(poor, noisy, ill)

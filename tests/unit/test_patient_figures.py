@@ -13,7 +13,7 @@ from utils.core.paths import write_json
 from utils.evaluation.metrics import illness_by_patient
 from utils.experiments.fold_records import FoldRecord
 from utils.experiments.folds import read_fold, summarise
-from utils.experiments.paired import paired_gains
+from utils.experiments.paired import paired_gains, rankings
 from utils.experiments.patient_odds import patient_odds
 from utils.reporting.fold_tables import gains_table, hardening_gains_table
 from utils.reporting.patient_figures import patient_figures, roc_band
@@ -118,12 +118,13 @@ def test_models_are_compared_with_baselines_and_each_other_on_the_same_patients(
         mean_area(lambda fold, name=name, step=step: fold.models[name].attacked[step])
         for name, step in (("hardened", 0), ("not hardened", 1), ("hardened", 1))
     )
-    assert gains["simple"][0].difference == pytest.approx(clean - simple)
-    assert [one.difference for one in gains["not hardened"]] == pytest.approx([0, hard - plain]) and hard > plain
-    assert summary.rows["simple"].gains == {}
+    assert gains["simple"][0].value == pytest.approx(clean - simple)
+    assert [one.value for one in gains["not hardened"]] == pytest.approx([0, hard - plain]) and hard > plain
+    assert summary.rows["simple"].gains == {} and len(summary.rows["simple"].ranking) == 1
+    assert [one.value for one in summary.rows["hardened"].ranking] == pytest.approx([clean, hard])
     table, hardening = gains_table([summary]), hardening_gains_table([summary])
     assert "| model minus | simple |" in table
     assert f"| ResNet34, 64 px, hardened | {100 * (clean - simple):+.1f} [" in table
     assert f"| ResNet34, 64 px | +0.0 [+0.0, +0.0] | {100 * (hard - plain):+.1f} [" in hardening
     nobody = [fold.model_copy(update={"classes": ["a", "b", "c", "d"]}) for fold in folds]
-    assert paired_gains(nobody, "hardened") == {}
+    assert paired_gains(nobody, "hardened") == {} and rankings(nobody, "hardened") == []

@@ -187,25 +187,34 @@ def compare(first: torch.Tensor, second: torch.Tensor, subjects: torch.Tensor, *
     )
 
 
-class AurocGain(Part):
-    """How much better one model ranks the same patients than another.
+class MeanAuroc(Part):
+    """Mean over folds of the AUROC, or of a difference of two, with its 95 % ``interval`` over patients."""
 
-    Attributes:
-        difference: of the mean AUROC over folds, first minus second.
-        interval: 95 % over patients.
-    """
-
-    difference: float
+    value: float
     interval: list[float] | None
+
+
+def mean_auroc(chances: Sequence[torch.Tensor], ill: Sequence[torch.Tensor], *, seed: int = 0) -> MeanAuroc | None:
+    """How well each fold's model ranks its own patients, on average.
+
+    Answers of different folds come from different models and are never ranked against each other. Patients are drawn
+    within their fold, ill and healthy ones apart, so that no draw loses a kind.
+
+    Args:
+        chances: of each fold the model's scores of illness, P.
+        ill: of each fold, bool P.
+
+    Returns:
+        None where a fold holds ill or healthy patients alone.
+    """
+    drawn = _areas_over_draws([chances], ill, seed)
+    return None if drawn is None else MeanAuroc(value=float(drawn[0][0]), interval=interval(drawn[0]))
 
 
 def compare_auroc(
     first: Sequence[torch.Tensor], second: Sequence[torch.Tensor], ill: Sequence[torch.Tensor], *, seed: int = 0
-) -> AurocGain | None:
-    """Two models on the patients of the same folds; both meet the same patients in each draw.
-
-    Patients are drawn within their fold, ill and healthy ones apart, so that no draw loses a kind and answers of
-    different folds, which come from different models, are never ranked against each other.
+) -> MeanAuroc | None:
+    """Difference of the :func:`mean_auroc` of two models, first minus second; both meet the same patients in each draw.
 
     Args:
         first, second: of each fold the models' scores of illness, P.
@@ -214,18 +223,28 @@ def compare_auroc(
     Returns:
         None where a fold holds ill or healthy patients alone.
     """
+    drawn = _areas_over_draws([first, second], ill, seed)
+    if drawn is None:
+        return None
+    gain = drawn[0] - drawn[1]
+    return MeanAuroc(value=float(gain[0]), interval=interval(gain))
+
+
+def _areas_over_draws(
+    models: Sequence[Sequence[torch.Tensor]], ill: Sequence[torch.Tensor], seed: int
+) -> list[np.ndarray] | None:
+    """Of each model the mean AUROC over folds in each draw; the first draws every patient once."""
     if any(kinds.all() or not kinds.any() for kinds in ill):
         return None
-    rng, gains = np.random.default_rng(seed), []
-    for ours, theirs, kinds in zip(first, second, ill):
+    rng, areas = np.random.default_rng(seed), []
+    for fold, kinds in enumerate(ill):
         counts = np.ones((1 + DRAWS, len(kinds)))
         for kind in (kinds, ~kinds):
             n = int(kind.sum())
             counts[1:, kind.numpy()] = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS)
-        own = [auroc_over_draws(one.numpy(), kinds.numpy(), np.arange(len(kinds)), counts) for one in (ours, theirs)]
-        gains.append(own[0] - own[1])
-    drawn = np.mean(gains, axis=0)
-    return AurocGain(difference=float(drawn[0]), interval=interval(drawn))
+        asked = (kinds.numpy(), np.arange(len(kinds)), counts)
+        areas.append([auroc_over_draws(chances[fold].numpy(), *asked) for chances in models])
+    return list(np.mean(areas, axis=0))
 
 
 def questions(classes: Sequence[str]) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:

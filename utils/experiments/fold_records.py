@@ -8,7 +8,7 @@ import torch
 
 from utils.core.parts import Part
 from utils.data.sets import DataFacts, ImageSet
-from utils.evaluation.intervals import AurocGain
+from utils.evaluation.intervals import MeanAuroc
 from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.experiments.budget import BudgetPart
 
@@ -97,19 +97,20 @@ class FoldsRow(Part):
     Attributes:
         metrics: at each radius, over the patients of all folds.
         auroc_by_fold: at each radius, of two classes by patient, of each fold by itself.
-        attacked: the same on the attacked images alone.
+        attacked: the same on the attacked images alone, also without attack.
         at_threshold: at each radius, scores of two classes by patient where each fold decides at the threshold that is
-            best on its validation patients, and its log-odds are counted from there; None where these answers were not
-            kept.
-        gains: name of another row -> how much better this one ranks patients by illness, at each radius at which both
-            were asked about the same images.
+            best on its validation patients; None where these answers were not kept.
+        ranking: at each radius, the mean over folds of the AUROC by patient, ill against healthy; without attack on all
+            test images, else on the attacked ones. Empty where no class is known to mean healthy.
+        gains: name of another row -> the difference of ``ranking``, this one minus that one, in pairs.
     """
 
     metrics: list[Metrics]
     auroc_by_fold: list[list[float | None]]
     attacked: FoldsRow | None = None
     at_threshold: list[Scores] | None = None
-    gains: dict[str, list[AurocGain]] = {}
+    ranking: list[MeanAuroc] = []
+    gains: dict[str, list[MeanAuroc]] = {}
 
 
 class Counts(Part):

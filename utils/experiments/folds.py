@@ -42,7 +42,7 @@ from utils.experiments.fold_records import (
     Whose,
     binary_by_patient,
 )
-from utils.experiments.paired import paired_gains
+from utils.experiments.paired import paired_gains, rankings
 from utils.experiments.patient_odds import scores_at_thresholds, threshold_of
 from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, new_model, specification, train_clean
 from utils.experiments.specification import differing, images_fingerprint, refuse_other
@@ -251,7 +251,7 @@ def summarise(out: Path) -> FoldsSummary:
     """All metrics over the patients of all folds in ``out``, and AUROC by fold.
 
     Answers of different folds come from different models, so a ranking over all patients also asks that their scales
-    agree; the mean over folds does not.
+    agree; the mean over folds, which tables and figures show, does not.
 
     Raises:
         FileNotFoundError: no folds there.
@@ -301,12 +301,19 @@ def _rows(folds: Sequence[FoldRecord]) -> dict[str, FoldsRow]:
     test = [fold.test.bare(fold.classes) for fold in folds]
     attacked = [fold.attacked.bare(fold.classes) for fold in folds]
     first = folds[0]
-    rows = {name: _pooled(test, [[fold.baselines[name] for fold in folds]]) for name in first.baselines}
+    rows = {
+        name: _pooled(test, [[fold.baselines[name] for fold in folds]]).model_copy(
+            update={"ranking": rankings(folds, name)}
+        )
+        for name in first.baselines
+    }
     for name in first.models:
         own = [fold.models[name] for fold in folds]
         steps = [[one.attacked[step] for one in own] for step in range(len(first.epsilons))]
         found = _pooled(test, [[one.logits for one in own]])
-        update: dict[str, Any] = {"attacked": _pooled(attacked, steps), "gains": paired_gains(folds, name)}
+        same = {"ranking": rankings(folds, name, attacked=True)}
+        update: dict[str, Any] = {"attacked": _pooled(attacked, steps).model_copy(update=same)}
+        update |= {"ranking": rankings(folds, name), "gains": paired_gains(folds, name)}
         thresholds = [cut for fold, one in zip(folds, own) if (cut := threshold_of(fold, one)) is not None]
         if len(thresholds) == len(folds):
             clean = (test, [one.logits for one in own])

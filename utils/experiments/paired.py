@@ -1,4 +1,4 @@
-"""Models and baselines of the same folds, compared on the same patients."""
+"""How well models and baselines of the same folds rank patients by illness, alone and in pairs."""
 
 from __future__ import annotations
 
@@ -7,41 +7,63 @@ from collections.abc import Sequence
 import torch
 
 from utils.data.classes import healthy_class
-from utils.evaluation.intervals import AurocGain, compare_auroc
+from utils.evaluation.intervals import MeanAuroc, compare_auroc, mean_auroc
 from utils.evaluation.metrics import illness_by_patient
-from utils.experiments.fold_records import FoldRecord, Whose
+from utils.experiments.fold_records import FoldRecord
 
 
-def paired_gains(folds: Sequence[FoldRecord], name: str) -> dict[str, list[AurocGain]]:
-    """How much better the model ``name`` tells ill patients from healthy ones than each baseline and each other model.
+def rankings(folds: Sequence[FoldRecord], name: str, *, attacked: bool = False) -> list[MeanAuroc]:
+    """Mean AUROC over folds of a model at each radius, or of a baseline without attack.
+
+    Args:
+        attacked: on the attacked images alone, also without attack.
 
     Returns:
-        name of the other -> a gain at each radius at which both were asked, without attack on all test images, else on
-        the attacked ones; a baseline is not attacked. Empty where no class is known to mean healthy.
+        empty where no class is known to mean healthy, or a fold tests ill or healthy patients alone.
     """
-    first = folds[0]
-    if healthy_class(first.classes) is None:
-        return {}
-    others = [other for other in (*first.baselines, *first.models) if other != name]
-    found = {}
-    for other in others:
-        radii = range(len(first.epsilons)) if other in first.models else (0,)
-        gains = [_gain(folds, name, other, step) for step in radii]
-        found[other] = [gain for gain in gains if gain is not None]
+    found = [mean_auroc(*_illness(folds, name, step, attacked=attacked)) for step in _steps(folds, name)]
+    return [one for one in found if one is not None]
+
+
+def paired_gains(folds: Sequence[FoldRecord], name: str) -> dict[str, list[MeanAuroc]]:
+    """How much better the model ``name`` ranks patients than each baseline and each other model.
+
+    Returns:
+        name of the other -> a difference at each radius at which both were asked; a baseline is not attacked.
+    """
+    first, found = folds[0], {}
+    for other in (*first.baselines, *first.models):
+        if other != name and _steps(folds, name):
+            gains = [_gain(folds, name, other, step) for step in _steps(folds, other)]
+            found[other] = [gain for gain in gains if gain is not None]
     return found
 
 
-def _gain(folds: Sequence[FoldRecord], name: str, other: str, step: int) -> AurocGain | None:
-    ours, ill = zip(*(_illness(fold, name, step) for fold in folds))
-    theirs, _ = zip(*(_illness(fold, other, step) for fold in folds))
-    return compare_auroc(ours, theirs, ill)
+def _steps(folds: Sequence[FoldRecord], name: str) -> range:
+    """Places of the radii at which a row can be asked who is ill."""
+    if healthy_class(folds[0].classes) is None:
+        return range(0)
+    return range(len(folds[0].epsilons) if name in folds[0].models else 1)
 
 
-def _illness(fold: FoldRecord, name: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Chances of illness of the patients of a fold at a radius, and whether they are ill."""
-    whose: Whose = fold.attacked if step else fold.test
-    if name not in fold.models:
-        logits = fold.baselines[name]
-    else:
-        logits = fold.models[name].attacked[step] if step else fold.models[name].logits
-    return illness_by_patient(torch.tensor(logits), whose.bare(fold.classes))
+def _gain(folds: Sequence[FoldRecord], name: str, other: str, step: int) -> MeanAuroc | None:
+    ours, ill = _illness(folds, name, step)
+    return compare_auroc(ours, _illness(folds, other, step)[0], ill)
+
+
+def _illness(
+    folds: Sequence[FoldRecord], name: str, step: int, *, attacked: bool = False
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of each fold, chances of illness of its patients at a radius, and whether they are ill."""
+    chances, ill = [], []
+    for fold in folds:
+        few = step > 0 or attacked
+        whose = fold.attacked if few else fold.test
+        if name not in fold.models:
+            logits = fold.baselines[name]
+        else:
+            logits = fold.models[name].attacked[step] if few else fold.models[name].logits
+        own, kinds = illness_by_patient(torch.tensor(logits), whose.bare(fold.classes))
+        chances.append(own)
+        ill.append(kinds)
+    return chances, ill

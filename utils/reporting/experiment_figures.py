@@ -8,10 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from utils.evaluation.intervals import binary_caption
-from utils.evaluation.metrics import Scores
+from utils.evaluation.intervals import MeanAuroc, binary_caption
 from utils.experiments.budget import describe_start
-from utils.experiments.fold_records import FoldsSummary, binary_by_patient
+from utils.experiments.fold_records import FoldsSummary
 from utils.experiments.recipe_records import RecipesSummary
 from utils.reporting.style import COLOURS, axes_of, finish
 
@@ -35,26 +34,29 @@ def recipes_figure(summary: RecipesSummary) -> Figure:
 
 
 def folds_figure(summary: FoldsSummary) -> Figure:
-    """Binary AUROC by patient with its interval, beside the baselines: the numbers of the table, on the same images.
+    """Mean AUROC by patient over folds with its interval, beside the baselines: the numbers of the table.
 
-    Without attack these are all images; under attack fewer, to which no line leads from there. Where a row tells scores
-    at the thresholds of its folds, these are drawn.
+    Without attack these are all images; under attack fewer, to which no line leads from there.
     """
     figure, axes = axes_of(size=(8.4, 4.4))
     ax, levels, counts = axes[0, 0], [255 * eps for eps in summary.epsilons], summary.n_images
     for number, (name, row) in enumerate(summary.rows.items()):
-        colour, clean = COLOURS[number % len(COLOURS)], binary_by_patient(row.metrics[0])
+        colour = COLOURS[number % len(COLOURS)]
+        if not row.ranking:
+            continue
+        clean, *attacked = row.ranking
         if row.attacked is None:
-            ax.axhline(100 * clean.auroc, color=colour, linestyle=":", label=f"{name} (no attack)")
+            ax.axhline(100 * clean.value, color=colour, linestyle=":", label=f"{name} (no attack)")
             continue
         aside = 0.02 * (number - len(summary.rows) + 1.5)
-        attacked = [binary_by_patient(one) for one in row.attacked.metrics[1:]]
-        if row.at_threshold:
-            clean, *attacked = row.at_threshold
         style = {"color": colour, "marker": "os^Dv<>P"[number % 8], "capsize": 3}
         _draw_auroc(ax, [levels[0] + aside], [clean], style)
         _draw_auroc(ax, [level + aside for level in levels[1:]], attacked, style | {"label": name})
-    ax.set(xlabel="eps (/255, L-infinity)", ylabel=f"AUROC by patient, {_question(summary)} (%)", xticks=levels)
+    ax.set(
+        xlabel="eps (/255, L-infinity)",
+        ylabel=f"AUROC by patient, mean over folds,\n{_question(summary)} (%)",
+        xticks=levels,
+    )
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     folds = f"{len(summary.folds)} of {summary.data.n_folds} folds, {summary.n_subjects} patients"
     images = f"{counts.test} images without attack, {counts.attacked} of them attacked"
@@ -62,9 +64,9 @@ def folds_figure(summary: FoldsSummary) -> Figure:
     return finish(figure, title, f"{folds}; bars: 95 % over patients", images)
 
 
-def _draw_auroc(ax: Axes, x: list[float], found: list[Scores], style: dict[str, Any]) -> None:
-    middle = 100 * np.array([one.auroc for one in found], dtype=float)
-    low, high = 100 * np.array([one.interval["auroc"] or [np.nan, np.nan] for one in found], dtype=float).T
+def _draw_auroc(ax: Axes, x: list[float], found: list[MeanAuroc], style: dict[str, Any]) -> None:
+    middle = 100 * np.array([one.value for one in found])
+    low, high = 100 * np.array([one.interval or [np.nan, np.nan] for one in found]).T
     ax.errorbar(x, middle, yerr=[middle - low, high - middle], **style)
 
 

@@ -8,12 +8,15 @@ import numpy as np
 
 from utils.core.radii import radius_label
 from utils.evaluation.baselines import MAJORITY
-from utils.evaluation.intervals import AurocGain, binary_caption
-from utils.evaluation.metrics import Metrics, Scores
+from utils.evaluation.intervals import MeanAuroc, binary_caption
+from utils.evaluation.metrics import Metrics
 from utils.experiments.budget import describe_start
-from utils.experiments.fold_records import FROZEN, FoldsRow, FoldsSummary, binary_by_patient
+from utils.experiments.fold_records import FROZEN, FoldsRow, FoldsSummary
 from utils.reporting.markdown import markdown
-from utils.reporting.robustness_figures import headline_cells
+from utils.reporting.robustness_figures import column_of, headline_cells
+
+#: End of the heading of the columns that tell of patients.
+_AUROC = ", AUROC"
 
 
 def folds_table(summary: FoldsSummary) -> str:
@@ -21,17 +24,19 @@ def folds_table(summary: FoldsSummary) -> str:
     epsilons, rows = summary.epsilons, []
     for name, row in summary.rows.items():
         cells = headline_cells([row.metrics[0], *_attacked(row, summary)], epsilons)
-        by_fold = np.array(row.auroc_by_fold[0], dtype=float) * 100
-        rows.append([name, *cells.values(), f"{by_fold.mean():.1f} ± {by_fold.std():.1f}"])
+        for eps, found in zip(epsilons, row.ranking):
+            cells[column_of(eps) + _AUROC] = _auroc(found)
+        by_fold = 100 * np.array(row.auroc_by_fold[0], dtype=float)
+        rows.append([name, *cells.values(), f"{by_fold.min():.0f} to {by_fold.max():.0f}"])
     budget = summary.budget
     said = (
         f"\n{describe_start(summary)}, {len(summary.folds)} of {summary.data.n_folds} "
         f"folds, {summary.n_subjects} patients each tested once: {summary.n_images.test} images without "
         f"attack, {summary.n_images.attacked} under the worst case of {', '.join(summary.attacks)}; "
-        f"{budget.clean_epochs} epochs without attack, then {budget.epochs} of hardening; %, 95 % intervals over "
-        f"patients.{_clean_on_attacked(summary)}\n"
+        f"{budget.clean_epochs} epochs without attack, then {budget.epochs} of hardening; accuracy by slice, AUROC by "
+        f"patient as the mean over folds; %, 95 % intervals over patients.{_clean_on_attacked(summary)}\n"
     )
-    return markdown(["model", *cells, "clean AUROC by fold"], rows) + said
+    return markdown(["model", *cells, "clean AUROC, lowest to highest fold"], rows) + said
 
 
 def _attacked(row: FoldsRow, summary: FoldsSummary) -> list[Metrics | None]:
@@ -51,26 +56,27 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
             if own or name not in known:
                 known.add(name)
                 title = f"{describe_start(summary)}, {name}" if own else name
-                steps = [row.metrics[0], *_attacked(row, summary)]
-                found: list[Scores | None] = [binary_by_patient(one) if one else None for one in steps]
-                cells = map(_auroc, row.at_threshold or found)
+                told = [*row.ranking[:1], *(row.attacked.ranking if row.attacked else [])]
+                cells = [_auroc(one) for one in told]
+                cells += ["-"] * (1 + len(summary.epsilons) - len(cells))
                 rows.append([title, *cells, _at_threshold(row)])
     first = summaries[0]
     rows.sort(key=lambda row: "-" not in row[:-1])
-    header = ["model", "no attack", *(radius_label(eps) for eps in first.epsilons[1:]), "balanced accuracy"]
-    told = any(row[-1] != "-" for row in rows)
-    if not told:
+    radii = [radius_label(eps) for eps in first.epsilons[1:]]
+    header = ["model", "no attack, all slices", "no attack", *radii, "balanced accuracy"]
+    balanced = any(row[-1] != "-" for row in rows)
+    if not balanced:
         header, rows = header[:-1], [row[:-1] for row in rows]
     said = (
-        f"AUROC by patient, {binary_caption(next(iter(first.rows.values())).metrics[0])}, %, with 95 % intervals "
-        f"over patients; {first.n_subjects} patients, each tested once in {len(first.folds)} folds; "
-        f"{first.n_images.test} images without attack, {first.n_images.attacked} under the worst case of "
+        f"AUROC by patient, {binary_caption(next(iter(first.rows.values())).metrics[0])}, mean over {len(first.folds)} "
+        f"folds, %, with 95 % intervals over patients; {first.n_subjects} patients, each tested once; "
+        f"{first.n_images.test} slices, and {first.n_images.attacked} of them without and under the worst case of "
         f"{', '.join(first.attacks)}"
     )
     said += (
-        "; where a balanced accuracy is told, without attack and at each radius, each fold decides at the threshold "
-        "that is best on its validation patients, and patients of different folds are ranked by the distance from it"
-        if told
+        "; balanced accuracy on all slices without attack, then at each radius, each fold at the threshold that is "
+        "best on its validation patients"
+        if balanced
         else ""
     )
     return markdown(header, rows) + f"\n{said}.\n"
@@ -80,21 +86,20 @@ def _at_threshold(row: FoldsRow) -> str:
     return " / ".join(f"{100 * one.balanced_accuracy:.1f}" for one in row.at_threshold) if row.at_threshold else "-"
 
 
-def _auroc(found: Scores | None) -> str:
-    if found is None or found.auroc is None:
-        return "-"
-    low, high = found.interval["auroc"] or (float("nan"),) * 2
-    return f"{100 * found.auroc:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+def _auroc(found: MeanAuroc) -> str:
+    bounds = found.interval
+    return f"{100 * found.value:.1f}" + (f" [{100 * bounds[0]:.0f}, {100 * bounds[1]:.0f}]" if bounds else "")
 
 
 def _clean_on_attacked(summary: FoldsSummary) -> str:
     """What the attacked images alone give without attack, to set beside the columns under attack."""
-    rows = {name: row.attacked.metrics[:1] for name, row in summary.rows.items() if row.attacked}
-    cells = {name: headline_cells(found, [0.0]) for name, found in rows.items()}
-    shown = "; ".join(
-        f"{name}: " + ", ".join(f"{column} {value}" for column, value in own.items()) for name, own in cells.items()
-    )
-    return f" The attacked {summary.n_images.attacked} without attack: {shown}." if shown else ""
+    told = []
+    for name, row in summary.rows.items():
+        if row.attacked:
+            cells = headline_cells(row.attacked.metrics[:1], [0.0])
+            cells |= {column_of(0.0) + _AUROC: _auroc(one) for one in row.attacked.ranking[:1]}
+            told.append(f"{name}: " + ", ".join(f"{column} {value}" for column, value in cells.items()))
+    return f" The attacked {summary.n_images.attacked} without attack: {'; '.join(told)}." if told else ""
 
 
 def gains_table(summaries: Sequence[FoldsSummary]) -> str:
@@ -124,10 +129,10 @@ def _learnt_baselines(summary: FoldsSummary) -> list[str]:
     return [name for name, row in summary.rows.items() if row.attacked is None and name != MAJORITY]
 
 
-def _gain_cell(gains: Sequence[AurocGain]) -> str:
+def _gain_cell(gains: Sequence[MeanAuroc]) -> str:
     if not gains:
         return "-"
-    told, bounds = f"{100 * gains[0].difference:+.1f}", gains[0].interval
+    told, bounds = f"{100 * gains[0].value:+.1f}", gains[0].interval
     return told + (f" [{100 * bounds[0]:+.1f}, {100 * bounds[1]:+.1f}]" if bounds else "")
 
 
