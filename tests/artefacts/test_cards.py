@@ -6,6 +6,7 @@ import re
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -14,6 +15,9 @@ from utils.data.archives import DATA_SOURCES
 from utils.data.classes import CLASSES
 
 SLICES = 32
+ATLAS = Path("/usr/share/mricron/templates/aal.nii.gz")
+#: Numbers of both sides in the AAL atlas.
+REGIONS = {"hippocampus": (37, 38), "parahippocampal gyrus": (39, 40), "amygdala": (41, 42), "thalamus": (77, 78)}
 PAGES = [path for pattern in ("*.md", "*/*.md") for path in sorted(ROOT.glob(pattern))]
 
 
@@ -47,3 +51,20 @@ def test_the_model_card_counts_parameters_as_the_models_do() -> None:
         millions = sum(p.numel() for p in build_model(name, image_size=64).parameters()) / 1e6
         row = next(line for line in text.splitlines() if line.startswith(f"| `{backbone.title}`, "))
         assert row.split(" | ")[2] == f"{millions:.0f} M"
+
+
+@pytest.mark.skipif(not ATLAS.is_file(), reason="needs Debian's mricron-data, an atlas of the brain")
+def test_the_data_card_says_how_much_of_each_region_the_slices_show() -> None:
+    nibabel = pytest.importorskip("nibabel", reason="needs env/requirements-scans.txt")
+    text = " ".join((ROOT / "dataset" / "DATA_CARD.md").read_text(encoding="utf-8").split())
+    low, high = (int(bound.replace("−", "-")) for bound in re.findall(r"about z (−?\d+) to \+(\d+) mm", text)[0])
+    image = nibabel.load(ATLAS)
+    labels = np.asarray(image.dataobj)
+    heights = image.affine[2, 2] * np.arange(labels.shape[2]) + image.affine[2, 3]
+    assert not image.affine[2, :2].any() and high - low + 1 == SLICES
+    seen = (heights >= low) & (heights <= high)
+    found = {name: np.isin(labels, own) for name, own in REGIONS.items()}
+    shares = {name: round(100 * own[:, :, seen].sum() / own.sum()) for name, own in found.items()}
+    told = [f"{shares[name]} % of the {name}" for name in ("hippocampus", "parahippocampal gyrus")]
+    assert ", ".join(told) in text and "none of the amygdala, and all of the thalamus" in text
+    assert shares["amygdala"] == 0 and shares["thalamus"] == 100

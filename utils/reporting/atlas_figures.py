@@ -24,14 +24,24 @@ from utils.reporting.style import COLOURS, axes_of, finish, legend_of_curves, li
 #: Colour of each model in every figure.
 HUES = {PLAIN: COLOURS[1], HARDENED: COLOURS[0]}
 _MARKS = {PLAIN: "o", HARDENED: "s"}
+#: Chapters that take :meth:`utils.experiments.atlas.bench.Bench.few` slices.
+_OF_FEW_SLICES = ("regions", "survival", "foreign")
 
 
 def caption(record: ChapterRecord) -> str:
     """On whom a chapter was measured, and what must be said of its numbers."""
-    found = record.found.get("whom")
     data = f"{record.data.source}, {protocol_name(record.data.plain())}"
-    whose = f"{found['patients']} test patients, {found['slices']} slices" if found else ""
+    whose = _whose(record) if "whom" in record.found else ""
     return "; ".join(filter(None, [data, whose, record.note]))
+
+
+def _whose(record: ChapterRecord) -> str:
+    """How many patients and slices a chapter took of those that the atlas has."""
+    whom, section, budget = record.found["whom"], record.facts["section"], record.facts["budget"]
+    if section == "bracket":
+        return f"{len(record.found['patients'])} test patients"
+    slices = min(whom["slices"], budget["images"]) if section in _OF_FEW_SLICES else whom["slices"]
+    return f"{whom['patients']} test patients, {slices} slices"
 
 
 def _shares_by_radius(ax: Axes, levels: Sequence[float]) -> None:

@@ -113,8 +113,12 @@ def regions_table(chapter: Chapter) -> str:
         own = [found.regions[name][part] for name in found.regions]
         area = " / ".join(dict.fromkeys(f"{100 * one.area:.0f}" for one in own))
         rows.append([part, area, *(_percent(value) for one in own for value in one.misclassified[1:4])])
-    halves = {name: float(np.median(own.shares)) for name, own in found.sufficient.items() if own.shares}
-    half = "; ".join(f"{name}: half need at most {_percent(value)} % of the pixels" for name, value in halves.items())
+    half = "; ".join(
+        f"{name}: half of the {len(own.shares)} that change at all need at most "
+        f"{_percent(float(np.median(own.shares)))} % of the pixels"
+        for name, own in found.sufficient.items()
+        if own.shares
+    )
     said = f"right slices that are misclassified, %; smallest sufficient regions at {radius_label(regions.EPS)}: {half}"
     return markdown(header, rows) + _said(record, said)
 
@@ -326,23 +330,23 @@ def _on_scans(found: scans.ScansFound) -> str:
     lower = sum(own.difference < 0 for own in found.corruptions.values())
     worst = found.worst["motion"]
     return (
-        f"Of {len(told)} kinds of scans that go wrong by themselves hardening lowers the error in {lower}, which is "
-        f"certain for {told.count('helps')}, and certainly raises it in {told.count('hurts')}; the worst of "
-        f"{found.draws} plausible motions turns {worst[PLAIN].worst.count} of {worst[PLAIN].worst.of} patients, and "
+        f"Of {len(told)} kinds of scans that go wrong by themselves hardening lowers the error in {lower}, in "
+        f"{told.count('helps')} with an interval that excludes 0, and raises it so in {told.count('hurts')}; the worst "
+        f"of {found.draws} plausible motions turns {worst[PLAIN].worst.count} of {worst[PLAIN].worst.of} patients, and "
         f"{worst[HARDENED].worst.count} of {worst[HARDENED].worst.of} with hardening."
     )
 
 
 def _on_detectors(found: foreign.ForeignFound) -> str:
     step = found.radii.index(2 / 255) + 1
-    best = {
-        name: min((own.fooled[step], title) for title, own in detectors.items())
-        for name, detectors in found.detectors.items()
-    }
-    parts = [f"{_percent(share)} % of the right slices ({name}; {title})" for name, (share, title) in best.items()]
+    parts = []
+    for name, detectors in found.detectors.items():
+        shares = sorted(100 * own.fooled[step] for own in detectors.values())
+        told = f"{shares[0]:.0f}" if round(shares[0]) == round(shares[-1]) else f"{shares[0]:.0f} to {shares[-1]:.0f}"
+        parts.append(f"{told} % of the right slices ({name})")
     return (
-        "A detector that is attacked too is no defence: within 2/255 somebody who knows the best of them has accepted "
-        f"and misclassified {' and '.join(parts)}."
+        "A detector that is attacked too is no defence: within 2/255 somebody who knows it has misclassified and "
+        f"accepted {' and '.join(parts)}, whichever of {len(detectors)} is used."
     )
 
 
