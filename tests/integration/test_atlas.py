@@ -21,7 +21,7 @@ from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.metrics import predict
 from utils.evaluation.robustness import SuiteRecord
 from utils.evaluation.vote import VoteAttack
-from utils.experiments.atlas import chapters
+from utils.experiments.atlas import chapters, targets
 from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, AtlasBudget, Bench, flat, open_bench
 from utils.experiments.atlas.bracket import _upper
 from utils.experiments.atlas.chapters import CHAPTERS, measure_chapter, read_chapter
@@ -107,6 +107,22 @@ def test_no_attack_leaves_more_than_none_and_all_names_are_there(bench: Bench, f
         assert all(0 <= value <= names.clean[model] for model, value in row.robust.items()) and row.seconds > 0
     best = {row.title: row.robust[PLAIN] for row in names.rows if row.norm == "linf"}
     assert best["APGD-T-5"] <= best["FGSM"] <= best["Noise"]
+
+
+def test_a_target_counts_as_reached_only_by_slices_that_were_elsewhere(bench: Bench, monkeypatch) -> None:
+    labels = bench.slices.labels
+    before = torch.nn.functional.one_hot((labels + torch.arange(len(labels)) % 2) % 4, 4).float()
+    monkeypatch.setattr(targets, "_answers_towards", lambda *_: (before, before))
+    table = targets._reached(bench, PLAIN)
+    for place, own in enumerate(bench.classes):
+        right = float((before[labels == place].argmax(1) == place).float().mean())
+        assert table[own] == {wanted: right if wanted == own else 0.0 for wanted in bench.classes}
+    assert set(targets._asked(bench, PLAIN).values()) <= {0.0, None}
+    there = torch.nn.functional.one_hot(torch.ones_like(labels), 4).float()
+    monkeypatch.setattr(targets, "_answers_towards", lambda *_: (there, before))
+    row = {own: cells[bench.classes[1]] for own, cells in targets._reached(bench, PLAIN).items()}
+    # half of the first class is there already, and of the second, which is not attacked, all are told as they are
+    assert row == dict.fromkeys(bench.classes, 1.0)
 
 
 def test_directions_grow_with_the_radius_and_are_of_those_found_right(bench: Bench, found) -> None:

@@ -117,8 +117,9 @@ def plot_reached(found: targets.TargetsFound, note: str = "") -> Figure:
         ax.set_yticks(range(len(classes)), classes)
         ax.set(xlabel="wanted answer", ylabel="true class", title=name)
         ax.grid(False)
-    figure.colorbar(picture, ax=list(axes[0]), label="slices that get the wanted answer (%)", shrink=0.8)
-    diagonal = "on the diagonal nothing is changed"
+    label = "slices that get the wanted answer,\nof those that had another (%)"
+    figure.colorbar(picture, ax=list(axes[0]), label=label, shrink=0.8)
+    diagonal = "on the diagonal: right without attack"
     return finish(figure, f"Targeted attacks within {radius_label(targets.EPS)}", diagonal, note)
 
 

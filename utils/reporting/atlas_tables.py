@@ -94,7 +94,10 @@ def asked_table(chapter: Chapter) -> str:
     words = list(next(iter(found.asked.values())))
     header = ["model", *(targets_label(word) for word in words)]
     rows = [[name, *(_percent(own[word]) for word in words)] for name, own in found.asked.items()]
-    return markdown(header, rows) + _said(record, f"slices that get the wanted answer, %, {radius_label(targets.EPS)}")
+    said = (
+        f"slices that get the wanted answer, of those that have another without attack, %, {radius_label(targets.EPS)}"
+    )
+    return markdown(header, rows) + _said(record, said)
 
 
 def targets_label(word: str) -> str:

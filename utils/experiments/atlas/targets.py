@@ -58,8 +58,10 @@ class TargetsFound(Part):
 
     Attributes:
         radii: of ``directions``.
-        reached: model -> true class -> wanted class -> share of slices that get that answer at ``EPS``.
-        asked: model -> word for the target -> share of slices with such a target that reach it.
+        reached: model -> true class -> wanted class -> share of slices that get that answer at ``EPS``, of those that
+            have another as they are; for its own class the share that is right as it is.
+        asked: model -> word for the target -> share of slices that reach it, of those that have such a target and
+            another answer as they are.
     """
 
     whom: Whom
@@ -128,9 +130,11 @@ def _reached(bench: Bench, name: str) -> dict[str, dict[str, float | None]]:
     labels, classes = bench.slices.labels, bench.classes
     table: dict[str, dict[str, float | None]] = {own: {} for own in classes}
     for place, wanted in enumerate(classes):
-        said = _answers_towards(bench, name, (place,))[0].argmax(1)
+        after, before = _answers_towards(bench, name, (place,))
+        said, there = after.argmax(1), before.argmax(1) == place
         for label, own in enumerate(classes):
-            mine = labels == label
+            # who is wanted where it belongs is not attacked: there stands what is right without attack
+            mine = (labels == label) & (~there | (place == label))
             table[own][wanted] = float((said[mine] == place).float().mean()) if mine.any() else None
     return table
 
@@ -142,7 +146,8 @@ def _asked(bench: Bench, name: str) -> dict[str, float | None]:
     for word in RELATIVE:
         after, before = _answers_towards(bench, name, word)
         wanted = target_mask(word, before, bench.slices.labels)
-        some = wanted.any(1)
-        hit = wanted[torch.arange(len(after)), after.argmax(1)]
+        every = torch.arange(len(after))
+        some = wanted.any(1) & ~wanted[every, before.argmax(1)]
+        hit = wanted[every, after.argmax(1)]
         found[word] = float(hit[some].float().mean()) if some.any() else None
     return found
