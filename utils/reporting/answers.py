@@ -180,11 +180,19 @@ def _attack(axes: np.ndarray, answer: Answer, seen: Seen) -> None:
         axes[0].text(0.5, 0.5, text, ha="center", va="center", fontsize=10, transform=axes[0].transAxes)
     if seen.attacked is None or seen.image is None or seen.eps is None or answer.fragility is None:
         return
-    _picture(axes[0], seen.attacked, f"attacked within {radius_label(seen.eps)}\nanswer: {answer.fragility.answer}")
+    _picture(axes[0], seen.attacked, f"attacked within {radius_label(seen.eps)}\n{_turned_into(answer)}")
     shown = axes[1].imshow(seen.attacked - seen.image, cmap="RdBu_r", vmin=-seen.eps, vmax=seen.eps)
     axes[1].set_title("what the attack changed", fontsize=10)
     bar = axes[1].figure.colorbar(shown, ax=axes[1], shrink=0.7, ticks=[-seen.eps, 0, seen.eps])
     bar.ax.set_yticklabels([f"-{radius_label(seen.eps)}", "0", radius_label(seen.eps)], fontsize=8)
+
+
+def _turned_into(answer: Answer) -> str:
+    """The attacked answer and, where a threshold makes it, by how much."""
+    found = answer.fragility
+    if found is None or found.probability is None or answer.threshold is None:
+        return f"answer: {found.answer if found else ''}"
+    return f"{found.answer}: {answer.question} {found.probability:.0%}, from {answer.threshold:.0%} on"
 
 
 def _around(ax: Axes, answer: Answer) -> None:
