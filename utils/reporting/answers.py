@@ -192,7 +192,7 @@ def _turned_into(answer: Answer) -> str:
     found = answer.fragility
     if found is None or found.probability is None or answer.threshold is None:
         return f"answer: {found.answer if found else ''}"
-    return f"{found.answer}: {answer.question} {found.probability:.0%}, from {answer.threshold:.0%} on"
+    return f"answer: {found.answer}\n({answer.question} {found.probability:.0%}, from {answer.threshold:.0%} on)"
 
 
 def _around(ax: Axes, answer: Answer) -> None:
