@@ -48,7 +48,8 @@ def names_table(chapter: Chapter) -> str:
         for row in _strongest_first(found)
     ]
     clean = [["no attack", "", *(_percent(found.clean[name]) for name in (PLAIN, HARDENED)), ""]]
-    said = f"{found.images} test slices; right without attack and under it, %; seconds a slice"
+    one = f"one slice is {100 / found.images:.1f} points"
+    said = f"{found.images} test slices, {one}; right without attack and under it, %; seconds a slice"
     return markdown(["attack", "radius", PLAIN, HARDENED, "seconds"], clean + rows) + _said(record, said)
 
 
