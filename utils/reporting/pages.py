@@ -41,6 +41,8 @@ from utils.reporting.fold_tables import by_patient_table, folds_table, gains_tab
 from utils.reporting.markdown import data_and_protocol, markdown
 from utils.reporting.price import price_sentences
 from utils.reporting.robustness_figures import (
+    HEADLINE_EPS,
+    column_of,
     headline_table,
     question_table,
     recall_table,
@@ -51,6 +53,12 @@ from utils.training.checkpoints import RECORD
 from utils.training.record import ModelRecord, Record, VoteRecord, read_record_file
 
 AnyRecord = Record | SuiteRecord
+_IN_WORDS = {
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "auroc": "AUROC",
+    "calibration_error": "calibration error (less is better)",
+}
 DOCUMENTS = tuple(
     ROOT / name
     for name in (
@@ -169,10 +177,11 @@ def recalls(records: Sequence[AnyRecord]) -> str:
 
 
 def questions(record: AnyRecord) -> str:
-    """Four, three and two classes, by image and by patient, at every radius, of one model."""
+    """Four, three and two classes, by image and by patient, of one model, at the radii of the headline."""
     worst = _worst([record])
     table = question_table(next(iter(worst.values()))).reset_index()
-    return markdown(list(table.columns), table.astype(str).to_numpy().tolist()) + _attacks(worst)
+    shown = table[table["eps"].isin([column_of(eps) for eps in HEADLINE_EPS])].rename(columns=_IN_WORDS)
+    return markdown(list(shown.columns), shown.astype(str).to_numpy().tolist()) + _attacks(worst)
 
 
 def sweeps(records: Sequence[Record]) -> str:
