@@ -177,10 +177,11 @@ def recalls(records: Sequence[AnyRecord]) -> str:
 
 
 def questions(record: AnyRecord) -> str:
-    """Four, three and two classes, by image and by patient, of one model, at the radii of the headline."""
+    """Four, three and two classes, by image and by patient, of one model, at the radii of the headline, or at all."""
     worst = _worst([record])
     table = question_table(next(iter(worst.values()))).reset_index()
-    shown = table[table["eps"].isin([column_of(eps) for eps in HEADLINE_EPS])].rename(columns=_IN_WORDS)
+    radii = {column_of(eps) for eps in HEADLINE_EPS}
+    shown = (table[table["eps"].isin(radii)] if radii <= set(table["eps"]) else table).rename(columns=_IN_WORDS)
     return markdown(list(shown.columns), shown.astype(str).to_numpy().tolist()) + _attacks(worst)
 
 
