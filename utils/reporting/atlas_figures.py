@@ -113,6 +113,8 @@ def plot_reached(found: targets.TargetsFound, note: str = "") -> Figure:
                 dark = shares[row, column] < 0.6
                 text = f"{100 * shares[row, column]:.0f}"
                 ax.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=9)
+            else:
+                ax.text(column, row, "none had\nanother", ha="center", va="center", fontsize=7)
         ax.set_xticks(range(len(classes)), classes)
         ax.set_yticks(range(len(classes)), classes)
         ax.set(xlabel="wanted answer", ylabel="true class", title=name)
