@@ -73,6 +73,8 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
         f"{first.n_images.test} slices, and {first.n_images.attacked} of them without and under the worst case of "
         f"{', '.join(first.attacks)}"
     )
+    hardened_at = dict.fromkeys(radius_label(one.budget.eps) for one in summaries)
+    said += f"; hardened at {' or '.join(hardened_at)}"
     said += (
         "; balanced accuracy on all slices without attack, then at each radius, each fold at the threshold that is "
         "best on its validation patients"
