@@ -29,15 +29,18 @@ def pytest_configure() -> None:
 
 #: Whole commands and notebooks, and what reads many committed files, take their time.
 SLOW_FOLDERS, SLOW_FILES = {"integration"}, {"test_readme.py", "test_real_images.py"}
+#: These begin: a process that took one of them last would work alone at the end.
+LONGEST = ("test_notebooks.py", "test_readme.py", "test_real_images.py", "test_browser.py", "test_processes.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test is of the kind that its folder says; ``-m "not slow"`` leaves out what takes minutes."""
+    """Each test is of the kind that its folder says; ``-m "not slow"`` leaves out what takes minutes. Long files first."""
     for item in items:
         kind = item.path.parent.name
         item.add_marker(getattr(pytest.mark, kind))
         if kind in SLOW_FOLDERS or item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
