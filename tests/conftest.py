@@ -34,7 +34,7 @@ LONGEST = ("test_notebooks.py", "test_readme.py", "test_real_images.py", "test_b
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test is of the kind that its folder says, ``-m "not slow"`` leaves out what takes minutes; long files first."""
+    """Each test is of the kind its folder says; ``-m "not slow"`` leaves out what takes minutes. Long files first."""
     for item in items:
         kind = item.path.parent.name
         item.add_marker(getattr(pytest.mark, kind))
