@@ -36,6 +36,7 @@ from utils.reporting import notebooks as reproduce
 from utils.reporting.notebook_plan import Order, parameters_of, plan
 from utils.reporting.notebooks import execute, inject, run, tidy
 from utils.reporting.style import COLOURS
+from utils.training.config import SLICES_PER_PATIENT
 
 COMMITTED = [ROOT / "dataset" / "prepare_dataset.ipynb", *sorted((ROOT / "models").glob("*.ipynb"))]
 PUBLISHED = sorted((ROOT / "benchmarks" / "published" / "notebooks").glob("*.ipynb"))
@@ -411,6 +412,11 @@ def test_notebooks_run_beside_each_other_and_after_what_they_need(tmp_path: Path
     order = (tmp_path / "order").read_text().split()
     assert sorted(order[:2]) == ["a", "b"] and order[2:] == ["a_atk", "results"]
     assert len(list((tmp_path / "out" / "notebooks").glob("*.ipynb"))) == 4
+
+
+def test_notebooks_and_commands_take_as_many_slices_of_each_patient() -> None:
+    for path in itertools.chain.from_iterable(notebook_plan.model_notebooks().values()):
+        assert parameters_of(nbformat.read(path, as_version=4))["slices_per_patient"] == SLICES_PER_PATIENT, path
 
 
 def test_no_notebook_has_its_turn_before_one_that_it_needs() -> None:

@@ -12,6 +12,7 @@ from utils.evaluation.intervals import MeanAuroc, binary_caption
 from utils.evaluation.metrics import Metrics
 from utils.experiments.budget import describe_start
 from utils.experiments.fold_records import FROZEN, FoldsRow, FoldsSummary
+from utils.experiments.folds import HARD, PLAIN
 from utils.reporting.markdown import markdown
 from utils.reporting.robustness_figures import column_of, headline_cells
 
@@ -120,9 +121,9 @@ def hardening_gains_table(summaries: Sequence[FoldsSummary]) -> str:
     """How much better each hardened model ranks patients by illness than the plain one, at each radius, in pairs."""
     epsilons, rows = summaries[0].epsilons, []
     for summary in summaries:
-        gains = summary.rows["hardened"].gains.get("not hardened", [])
+        gains = summary.rows[HARD].gains.get(PLAIN, [])
         rows.append([describe_start(summary), *(_gain_cell(gains[step : step + 1]) for step in range(len(epsilons)))])
-    header = ["hardened minus not hardened", "no attack", *map(radius_label, epsilons[1:])]
+    header = [f"{HARD} minus {PLAIN}", "no attack", *map(radius_label, epsilons[1:])]
     return markdown(header, rows) + f"\n{_pairs(summaries[0])}.\n"
 
 
