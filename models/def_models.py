@@ -235,14 +235,18 @@ class MRIClassifier(nn.Module):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """What the head would read, N x F, of images as :meth:`forward` takes them."""
+        return self.look(images)[0]
+
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`features` and the logits of :meth:`forward`, by one pass."""
         seen: list[torch.Tensor] = []
         head = self.backbone.get_submodule(self.head_name)
         handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         try:
-            self(images)
+            logits = self(images)
         finally:
             handle.remove()
-        return seen[0]
+        return seen[0], logits
 
     def train(self, mode: bool = True) -> MRIClassifier:
         """As in torch, but normalisation layers whose parameters are frozen keep their statistics."""

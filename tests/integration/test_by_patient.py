@@ -21,7 +21,7 @@ from utils.data.sets import ImageSet, load_splits
 from utils.data.stacks import patient_stacks
 from utils.data.subject_ids import UNKNOWN
 from utils.evaluation.baselines import BASELINES, baseline_answers
-from utils.evaluation.by_patient import Blend, MeanOfSlices, PooledFeatures, Stacked, Tempered
+from utils.evaluation.by_patient import Blend, MeanOfSlices, PooledFeatures, Stacked, Tempered, answers_of
 from utils.evaluation.metrics import illness_by_patient, merge_by_patient, predict
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.combine import ill_or_not, verdict_of
@@ -153,6 +153,22 @@ def test_combinations_are_models_of_patients() -> None:
             Blend(members, shares)
 
 
+def test_readings_of_one_network_look_at_each_slice_once(small_backbone) -> None:
+    model = small_model().eval()
+    pools = [PooledFeatures(model, pool, num_classes=4, n_features=128).eval() for pool in ("attention", "gru")]
+    members = [MeanOfSlices(model), *pools, MeanOfSlices(small_model().eval())]
+    pixels = torch.rand(3, 6, 32, 32, requires_grad=True)
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    said = answers_of(members, pixels)
+    assert passes == [18]
+    for member, own in zip(members, said, strict=True):
+        assert torch.allclose(own, member(pixels), atol=1e-6)
+    together = torch.autograd.grad(torch.stack(said).sum(), pixels)[0]
+    apart = torch.autograd.grad(sum(member(pixels).sum() for member in members), pixels)[0]
+    assert torch.allclose(together, apart, atol=1e-6)
+
+
 def test_a_temperature_undoes_what_makes_answers_too_sure() -> None:
     draws = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(4000, 4, generator=draws)
@@ -204,6 +220,7 @@ def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, 
         (["--state", "plain"], "other state (hardened, not plain)"),
         (["--question", "classes"], "other question (ill, not classes)"),
         (["--suite", "quick"], "other suite (smoke, not quick)"),
+        (["--precision", "bf16"], "other precision (fp32, not bf16)"),
         (["--out", str(tmp_path / "a")], "no fold of a combination"),
     ):
         assert combine_command([*words, *change]) == 1

@@ -30,6 +30,7 @@ def main(
     folds: tuple[int, ...] = (),
     n_slices: int = 8,
     suite: str = "brief",
+    precision: Literal["auto", "fp32", "bf16"] = "fp32",
     seed: int = 0,
     validation_share: float = VALIDATION_SHARE,
 ) -> None:
@@ -48,6 +49,7 @@ def main(
         folds: only these, counted from 0; without it all.
         n_slices: slices of each patient, evenly spaced.
         suite: which attacks: smoke, quick, brief, targeted, standard or full.
+        precision: of the attacks' passes; answers count in float32.
         seed: of the folds, of the heads and of the attacks.
         validation_share: as in the experiments.
     """
@@ -56,7 +58,7 @@ def main(
     splits = load_splits(data)
     if question == "ill":
         healthy_place(splits.classes, "; ask for them all, --question classes")
-    wanted = combination_specification(members, state, question, n_slices, suite, seed)
+    wanted = combination_specification(members, state, question, n_slices, suite, precision, seed)
     for path in sorted(out.glob("fold*.json")):
         stored = read_fold(path).data
         refuse_other_combination(path, fold_of(splits, stored.fold, n_folds, seed, validation_share), wanted)
@@ -72,6 +74,7 @@ def main(
                 question=question,
                 n_slices=n_slices,
                 suite=suite,
+                precision=precision,
                 seed=seed,
                 target=target,
             )

@@ -7,7 +7,7 @@ the patient's verdict is the target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -31,9 +31,11 @@ class MeanOfSlices(nn.Module):
 
     def forward(self, stacks: torch.Tensor) -> torch.Tensor:
         """Logarithm of the mean probability, P x K."""
-        patients, slices = stacks.shape[:2]
-        chances = self.model(stacks.flatten(0, 1)[:, None]).log_softmax(-1).unflatten(0, (patients, slices))
-        return chances.logsumexp(1) - torch.tensor(float(slices)).log()
+        return self.read(self.model(stacks.flatten(0, 1)[:, None]).unflatten(0, stacks.shape[:2]))
+
+    def read(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities P x K of logits P x S x K of the slices."""
+        return logits.log_softmax(-1).logsumexp(1) - torch.tensor(float(logits.shape[1])).log()
 
 
 class PooledFeatures(nn.Module):
@@ -63,9 +65,7 @@ class PooledFeatures(nn.Module):
 
     def forward(self, stacks: torch.Tensor) -> torch.Tensor:
         """Log-probabilities P x K."""
-        patients, slices = stacks.shape[:2]
-        features = self.model.features(stacks.flatten(0, 1)[:, None])
-        return self.read(features.unflatten(0, (patients, slices)))
+        return self.read(self.model.features(stacks.flatten(0, 1)[:, None]).unflatten(0, stacks.shape[:2]))
 
     def read(self, features: torch.Tensor) -> torch.Tensor:
         """Log-probabilities P x K of features P x S x F of the slices in order."""
@@ -75,6 +75,21 @@ class PooledFeatures(nn.Module):
         else:
             pooled = (self.score(narrow).softmax(1) * narrow).sum(1)
         return self.head(pooled).log_softmax(-1)
+
+
+def answers_of(members: Iterable[nn.Module], stacks: torch.Tensor) -> list[torch.Tensor]:
+    """Log-probabilities P x K of each member; a network that several of them read looks at each slice once."""
+    looks: dict[MRIClassifier, tuple[torch.Tensor, torch.Tensor]] = {}
+    said = []
+    for member in members:
+        if isinstance(member, (MeanOfSlices, PooledFeatures)) and isinstance(member.model, MRIClassifier):
+            if member.model not in looks:
+                looks[member.model] = member.model.look(stacks.flatten(0, 1)[:, None])
+            features, logits = (part.unflatten(0, stacks.shape[:2]) for part in looks[member.model])
+            said.append(member.read(logits if isinstance(member, MeanOfSlices) else features))
+        else:
+            said.append(member(stacks).log_softmax(-1))
+    return said
 
 
 class Blend(nn.Module):
@@ -96,7 +111,7 @@ class Blend(nn.Module):
 
     def forward(self, stacks: torch.Tensor) -> torch.Tensor:
         """Log-probabilities P x K."""
-        return mix(torch.stack([member(stacks).log_softmax(-1) for member in self.members]), self.shares)
+        return mix(torch.stack(answers_of(self.members, stacks)), self.shares)
 
 
 class Stacked(nn.Module):
@@ -119,7 +134,7 @@ class Stacked(nn.Module):
 
     def forward(self, stacks: torch.Tensor) -> torch.Tensor:
         """Log-probabilities P x K."""
-        said = torch.cat([member(stacks).log_softmax(-1) for member in self.members], dim=1)
+        said = torch.cat(answers_of(self.members, stacks), dim=1)
         return nn.functional.linear(said, self.weight, self.bias).log_softmax(-1)
 
 

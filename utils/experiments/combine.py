@@ -101,11 +101,11 @@ def _together(members: list[nn.Module], whose: str, validation: ImageSet, device
 
 
 def combination_specification(
-    names: Sequence[str], state: str, question: str, n_slices: int, suite: str, seed: int
+    names: Sequence[str], state: str, question: str, n_slices: int, suite: str, precision: str, seed: int
 ) -> dict[str, Any]:
     """Everything that the folds of one combination share, as plain values."""
     told: dict[str, Any] = {"members": list(names), "state": state, "question": question}
-    return told | {"n_slices": n_slices, "suite": suite, "seed": seed}
+    return told | {"n_slices": n_slices, "suite": suite, "precision": precision, "seed": seed}
 
 
 def verdict_of(model: nn.Module, validation: ImageSet) -> Verdict:
@@ -157,6 +157,7 @@ def combine_fold(
     question: str,
     n_slices: int,
     suite: str,
+    precision: str,
     seed: int,
     target: Path,
 ) -> None:
@@ -167,6 +168,7 @@ def combine_fold(
         question: ``ill``, or ``classes``: what is asked of a patient, and attacked.
         n_slices: of each patient.
         suite: key of :data:`utils.attacks.suites.SUITES`.
+        precision: of the attacks' passes, see :mod:`utils.core.precision`.
         target: JSON file to write.
         work, names, state: see :func:`members_of`.
     """
@@ -180,11 +182,11 @@ def combine_fold(
     found = {}
     for name, model in models.items():
         print(f"fold {splits.info['fold']}: {name}", flush=True)
-        found[f"{name}, {STATES[state]}"] = _attacked(model, validation, test, suite, seed, device, work)
+        found[f"{name}, {STATES[state]}"] = _attacked(model, validation, test, suite, precision, seed, device, work)
     first = next(iter(members.values()))
     record = FoldRecord(
         data=FoldData(**splits.info),
-        specification=combination_specification(names, state, question, n_slices, suite, seed),
+        specification=combination_specification(names, state, question, n_slices, suite, precision, seed),
         budget=replace(Budget(), image_size=first.image_size, max_images=len(test), suite=suite, weights="folds"),
         model={
             "backbone": "+".join(model.backbone_name for model in members.values()),
@@ -225,6 +227,7 @@ def _attacked(
     validation: ImageSet,
     test: ImageSet,
     suite: str,
+    precision: str,
     seed: int,
     device: torch.device,
     work: Path,
@@ -239,6 +242,7 @@ def _attacked(
         seed=seed,
         batch_size=4,
         device=device,
+        precision=precision,
         cache=work / "combine_cache",
     )
     told = {
