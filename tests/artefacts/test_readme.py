@@ -526,3 +526,16 @@ def test_a_changed_number_would_be_noticed() -> None:
     assert pages.rebuilt(README.replace("| 99.9 % |", "| 99.8 % |", 1)) == README
     with pytest.raises(ValueError, match="no table 'nothing'"):
         pages.rebuilt("<!-- table nothing assets/Dataset/leak_audit.json -->\n<!-- end -->")
+    here = "benchmarks/cross_validation/resnet34_64px/summary.json"
+    with pytest.raises(FileNotFoundError, match="no record benchmarks/none/"):
+        pages.rebuilt(f"<!-- table by_patient {here} benchmarks/none/*.json -->\n<!-- end -->")
+
+
+def test_experiments_that_begin_alike_are_told_apart() -> None:
+    folder = "benchmarks/cross_validation"
+    alike = pages.rebuilt(f"<!-- table hardening_gains {folder}/resnet34*/summary.json -->\n<!-- end -->")
+    assert "| ResNet34, 64 px, 12 + 6 epochs |" in alike
+    assert "| ResNet34, 64 px, 30 + 24 epochs of 8 slices a patient |" in alike
+    two = f"{folder}/resnet34_64px/summary.json {folder}/dinov2*/summary.json"
+    apart = pages.rebuilt(f"<!-- table hardening_gains {two} -->\n<!-- end -->")
+    assert "| ResNet34, 64 px | " in apart and apart.index("| ResNet34") < apart.index("| DINOv2")

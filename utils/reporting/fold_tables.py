@@ -45,18 +45,33 @@ def _attacked(row: FoldsRow, summary: FoldsSummary) -> list[Metrics | None]:
     return [*row.attacked.metrics[1:]] if row.attacked else [None] * len(summary.epsilons[1:])
 
 
+def _titles(summaries: Sequence[FoldsSummary]) -> list[str]:
+    """How each experiment began, and the length of its training where that alone tells it from another."""
+    starts = [describe_start(summary) for summary in summaries]
+    return [
+        f"{start}, {_length(summary)}" if starts.count(start) > 1 else start
+        for start, summary in zip(starts, summaries, strict=True)
+    ]
+
+
+def _length(summary: FoldsSummary) -> str:
+    budget = summary.budget
+    drawn = f" of {budget.slices_per_patient} slices a patient" if budget.slices_per_patient else ""
+    return f"{budget.clean_epochs} + {budget.epochs} epochs{drawn}"
+
+
 def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
     """AUROC of two classes by patient, each patient tested once, of several models and their baselines.
 
     Those without a network are the same for all folds and told once.
     """
     rows, known = [], set[str]()
-    for summary in summaries:
+    for start, summary in zip(_titles(summaries), summaries, strict=True):
         for name, row in summary.rows.items():
             own = row.attacked is not None or name == FROZEN
             if own or name not in known:
                 known.add(name)
-                title = f"{describe_start(summary)}, {name}" if own else name
+                title = f"{start}, {name}" if own else name
                 told = [*row.ranking[:1], *(row.attacked.ranking if row.attacked else [])]
                 cells = [_auroc(one) for one in told]
                 cells += ["-"] * (1 + len(summary.epsilons) - len(cells))
@@ -109,20 +124,20 @@ def gains_table(summaries: Sequence[FoldsSummary]) -> str:
     """How much better each model ranks patients by illness than each baseline does, without attack, in pairs."""
     asked = list(dict.fromkeys(name for summary in summaries for name in _learnt_baselines(summary)))
     rows = []
-    for summary in summaries:
+    for start, summary in zip(_titles(summaries), summaries, strict=True):
         for name, row in summary.rows.items():
             if row.gains:
                 cells = [_gain_cell(row.gains.get(other, [])[:1]) for other in asked]
-                rows.append([f"{describe_start(summary)}, {name}", *cells])
+                rows.append([f"{start}, {name}", *cells])
     return markdown(["model minus", *asked], rows) + f"\n{_pairs(summaries[0])}, without attack.\n"
 
 
 def hardening_gains_table(summaries: Sequence[FoldsSummary]) -> str:
     """How much better each hardened model ranks patients by illness than the plain one, at each radius, in pairs."""
     epsilons, rows = summaries[0].epsilons, []
-    for summary in summaries:
+    for start, summary in zip(_titles(summaries), summaries, strict=True):
         gains = summary.rows[HARD].gains.get(PLAIN, [])
-        rows.append([describe_start(summary), *(_gain_cell(gains[step : step + 1]) for step in range(len(epsilons)))])
+        rows.append([start, *(_gain_cell(gains[step : step + 1]) for step in range(len(epsilons)))])
     header = [f"{HARD} minus {PLAIN}", "no attack", *map(radius_label, epsilons[1:])]
     return markdown(header, rows) + f"\n{_pairs(summaries[0])}.\n"
 

@@ -70,7 +70,7 @@ DOCUMENTS = tuple(
         "dataset/README.md",
     )
 )
-_BLOCK = re.compile(r"(<!-- table (\w+) (\S+) -->\n)(.*?)(<!-- end -->)", re.S)
+_BLOCK = re.compile(r"(<!-- table (\w+) (\S[^\n]*?) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
 def recipes_table(summary: RecipesSummary) -> str:
@@ -298,16 +298,20 @@ def rebuilt(text: str, root: Path = ROOT) -> str:
 
     Raises:
         ValueError: a kind of table that does not exist.
-        FileNotFoundError: a record that does not.
+        FileNotFoundError: a record that does not, or one of several patterns, which blanks divide, without a file.
     """
 
     def replace(block: re.Match[str]) -> str:
         begin, kind, record, _, end = block.groups()
         if kind not in KINDS:
             raise ValueError(f"no table {kind!r}; known: {', '.join(KINDS)}")
-        found = [_read(kind, path) for path in sorted(root.glob(record))]
-        if not found:
-            raise FileNotFoundError(f"no record {record} in {root}")
-        return begin + KINDS[kind](found if "*" in record else found[0]) + end
+        found = []
+        for pattern in record.split():
+            paths = sorted(root.glob(pattern))
+            if not paths:
+                raise FileNotFoundError(f"no record {pattern} in {root}")
+            found += [_read(kind, path) for path in paths]
+        several = "*" in record or " " in record
+        return begin + KINDS[kind](found if several else found[0]) + end
 
     return _BLOCK.sub(replace, text)
