@@ -25,17 +25,19 @@ from utils.experiments.recipe_records import RecipesSummary, RunRecord
 from utils.training.record import SCHEMA, ModelRecord, VoteRecord, parse_record, read_record_file
 
 MODELS = sorted(ROOT.glob("**/checkpoints/*/record.json"))
+#: Folders of experiments whose folds are kept.
+KINDS = ("benchmarks/cross_validation", "benchmarks/combinations")
 OTHERS: list[tuple[type[Part], Path]] = [
     *((SuiteRecord, path) for path in sorted(ROOT.glob("**/checkpoints/*/robustness_*.json"))),
-    *((FoldRecord, path) for path in sorted(ROOT.glob("benchmarks/cross_validation/*/fold*.json"))),
-    *((FoldsSummary, path) for path in sorted(ROOT.glob("benchmarks/cross_validation/*/summary.json"))),
+    *((FoldRecord, path) for folder in KINDS for path in sorted(ROOT.glob(f"{folder}/*/fold*.json"))),
+    *((FoldsSummary, path) for folder in KINDS for path in sorted(ROOT.glob(f"{folder}/*/summary.json"))),
     *((RunRecord, path) for path in sorted(ROOT.glob("benchmarks/recipes/*/*_seed*.json"))),
     *((Calibration, path) for path in sorted(ROOT.glob("checkpoints/*/calibration.json"))),
     *((Answer, path) for path in sorted(ROOT.glob("assets/Predict/*.json"))),
     *((ChapterRecord, path) for path in sorted(ROOT.glob("assets/Atlas/*.json"))),
     *((RecipesSummary, path) for path in sorted(ROOT.glob("benchmarks/recipes/*/summary.json"))),
 ]
-FOLDS = sorted(path.parent for path in ROOT.glob("benchmarks/cross_validation/*/summary.json"))
+FOLDS = sorted(path.parent for folder in KINDS for path in ROOT.glob(f"{folder}/*/summary.json"))
 #: Names that had blanks in older files.
 RENAMED = {"best member": "best_member", "transfer only": "transfer_only"}
 

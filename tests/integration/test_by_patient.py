@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_model
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from tests.toy import EPS, toy_images, train_toy
 from utils.attacks.suites import SUITES
 from utils.commands.combine import main as combine_command
 from utils.commands.folds import main as folds_command
+from utils.core.parts import read_part
 from utils.core.paths import read_json
 from utils.data.classes import CLASSES
 from utils.data.preparation import group_by_subject, split_and_save
@@ -25,7 +27,9 @@ from utils.evaluation.by_patient import Blend, MeanOfSlices, PooledFeatures, Sta
 from utils.evaluation.metrics import illness_by_patient, merge_by_patient, predict
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.combine import ill_or_not, verdict_of
+from utils.experiments.fold_records import FoldsSummary
 from utils.experiments.folds import fold_of, read_fold
+from utils.reporting.combinations import combinations_table
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature, slice_features
 
 
@@ -211,7 +215,12 @@ def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, 
         told = torch.tensor(record.baselines[name]).softmax(1)[:, 1]
         assert torch.allclose(told, illness_by_patient(logits, own_fold.test)[0], atol=1e-4)
     summary = read_json(tmp_path / "both" / "summary.json")
-    assert summary["n_subjects"] == n and (tmp_path / "both" / "summary.png").is_file()
+    assert summary["n_subjects"] == n and (tmp_path / "both" / "gains.png").is_file()
+    table = combinations_table(read_part(FoldsSummary, tmp_path / "both" / "summary.json", ""))
+    assert table.count("\n| ") == 9 + 1 and "\n| a, mean | " in table and "\n| stack of all | " in table
+    stacked = record.models["stack of all, hardened"], record.models["a, mean, hardened"]
+    points = [roc_auc_score(record.test.labels, [ill - well for well, ill in one.logits]) for one in stacked]
+    assert f"{100 * (points[0] - points[1]):+.1f}" in table.split("\n| stack of all | ")[1].splitlines()[0]
     before = (tmp_path / "both" / "fold1.json").stat().st_mtime_ns
     assert combine_command(words) == 0 and (tmp_path / "both" / "fold1.json").stat().st_mtime_ns == before
     capsys.readouterr()

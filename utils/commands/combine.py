@@ -13,8 +13,7 @@ from utils.data.classes import healthy_place
 from utils.data.sets import load_splits
 from utils.experiments.combine import combination_specification, combine_fold, refuse_other_combination
 from utils.experiments.folds import SUMMARY, VALIDATION_SHARE, fold_of, read_fold, summarise
-from utils.reporting.experiment_figures import folds_figure
-from utils.reporting.style import save_figure
+from utils.reporting.combinations import save_combinations
 
 
 @command("python -m utils combine")
@@ -78,6 +77,5 @@ def main(
                 seed=seed,
                 target=target,
             )
-    summary = summarise(out)
-    write_json(out / SUMMARY, summary.plain())
-    print(save_figure(folds_figure(summary), (out / SUMMARY).with_suffix(".png")))
+    write_json(out / SUMMARY, summarise(out).plain())
+    print(save_combinations(out))

@@ -13,6 +13,7 @@ from utils.data.workspace import Workspace
 from utils.experiments.folds import SUMMARY
 from utils.experiments.records import known_titles
 from utils.reporting.atlas import redraw_atlas
+from utils.reporting.combinations import save_combinations
 from utils.reporting.embedding import EMBEDDING, redraw_embedding
 from utils.reporting.figures import redraw
 from utils.reporting.hero import save_hero
@@ -63,3 +64,5 @@ def main(
             print(redraw_embedding(path))
         for path in sorted(workspace.root.glob(f"benchmarks/cross_validation/*/{SUMMARY}")):
             print(*save_fold_figures(path.parent), sep="\n")
+        for path in sorted(workspace.root.glob(f"benchmarks/combinations/*/{SUMMARY}")):
+            print(save_combinations(path.parent))

@@ -26,7 +26,7 @@ def folds_table(summary: FoldsSummary) -> str:
     for name, row in summary.rows.items():
         cells = headline_cells([row.metrics[0], *_attacked(row, summary)], epsilons)
         for eps, found in zip(epsilons, row.ranking):
-            cells[column_of(eps) + _AUROC] = _auroc(found)
+            cells[column_of(eps) + _AUROC] = auroc_cell(found)
         by_fold = 100 * np.array(row.auroc_by_fold[0], dtype=float)
         rows.append([name, *cells.values(), f"{by_fold.min():.0f} to {by_fold.max():.0f}"])
     budget = summary.budget
@@ -73,9 +73,9 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
                 known.add(name)
                 title = f"{start}, {name}" if own else name
                 told = [*row.ranking[:1], *(row.attacked.ranking if row.attacked else [])]
-                cells = [_auroc(one) for one in told]
+                cells = [auroc_cell(one) for one in told]
                 cells += ["-"] * (1 + len(summary.epsilons) - len(cells))
-                rows.append([title, *cells, _at_threshold(row)])
+                rows.append([title, *cells, at_threshold_cell(row)])
     first = summaries[0]
     rows.sort(key=lambda row: "-" not in row[:-1])
     radii = [radius_label(eps) for eps in first.epsilons[1:]]
@@ -100,11 +100,13 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
     return markdown(header, rows) + f"\n{said}.\n"
 
 
-def _at_threshold(row: FoldsRow) -> str:
+def at_threshold_cell(row: FoldsRow) -> str:
+    """Balanced accuracies of :attr:`FoldsRow.at_threshold`, in percent."""
     return " / ".join(f"{100 * one.balanced_accuracy:.1f}" for one in row.at_threshold) if row.at_threshold else "-"
 
 
-def _auroc(found: MeanAuroc) -> str:
+def auroc_cell(found: MeanAuroc) -> str:
+    """An AUROC with its interval, in percent."""
     bounds = found.interval
     return f"{100 * found.value:.1f}" + (f" [{100 * bounds[0]:.0f}, {100 * bounds[1]:.0f}]" if bounds else "")
 
@@ -115,7 +117,7 @@ def _clean_on_attacked(summary: FoldsSummary) -> str:
     for name, row in summary.rows.items():
         if row.attacked:
             cells = headline_cells(row.attacked.metrics[:1], [0.0])
-            cells |= {column_of(0.0) + _AUROC: _auroc(one) for one in row.attacked.ranking[:1]}
+            cells |= {column_of(0.0) + _AUROC: auroc_cell(one) for one in row.attacked.ranking[:1]}
             told.append(f"{name}: " + ", ".join(f"{column} {value}" for column, value in cells.items()))
     return f" The attacked {summary.n_images.attacked} without attack: {'; '.join(told)}." if told else ""
 
@@ -127,7 +129,7 @@ def gains_table(summaries: Sequence[FoldsSummary]) -> str:
     for start, summary in zip(_titles(summaries), summaries, strict=True):
         for name, row in summary.rows.items():
             if row.gains:
-                cells = [_gain_cell(row.gains.get(other, [])[:1]) for other in asked]
+                cells = [gain_cell(row.gains.get(other, [])[:1]) for other in asked]
                 rows.append([f"{start}, {name}", *cells])
     return markdown(["model minus", *asked], rows) + f"\n{_pairs(summaries[0])}, without attack.\n"
 
@@ -137,7 +139,7 @@ def hardening_gains_table(summaries: Sequence[FoldsSummary]) -> str:
     epsilons, rows = summaries[0].epsilons, []
     for start, summary in zip(_titles(summaries), summaries, strict=True):
         gains = summary.rows[HARD].gains.get(PLAIN, [])
-        rows.append([start, *(_gain_cell(gains[step : step + 1]) for step in range(len(epsilons)))])
+        rows.append([start, *(gain_cell(gains[step : step + 1]) for step in range(len(epsilons)))])
     header = [f"{HARD} minus {PLAIN}", "no attack", *map(radius_label, epsilons[1:])]
     return markdown(header, rows) + f"\n{_pairs(summaries[0])}.\n"
 
@@ -147,7 +149,8 @@ def _learnt_baselines(summary: FoldsSummary) -> list[str]:
     return [name for name, row in summary.rows.items() if row.attacked is None and name != MAJORITY]
 
 
-def _gain_cell(gains: Sequence[MeanAuroc]) -> str:
+def gain_cell(gains: Sequence[MeanAuroc]) -> str:
+    """The first of some differences with its interval, in percentage points; a dash where there is none."""
     if not gains:
         return "-"
     told, bounds = f"{100 * gains[0].value:+.1f}", gains[0].interval

@@ -48,13 +48,18 @@ CAPTIONS = {
     "detectors_fooled": "Slices that are misclassified and still accepted by a detector.",
     "brackets": "For each patient what its answer is certified to bear, and where an attack turned it.",
     "summary": "AUROC by patient of models and baselines, without and under attack, each patient tested once.",
+    "gains": "What each way to combine a patient's slices gains over the first, each patient tested once.",
     "roc": "Who is told from the healthy, without and under attack, each patient tested once.",
     "each_patient": "How ill each patient is called, without and under attack, each tested once.",
     "attack_sweep": "One slice of a patient that no model has seen, attacked ever harder, and two models' answers.",
     "embedding": "All test slices by how alike their pixels are: by class, and by patient.",
     "names": "What each attack leaves alone, ours and those of torchattacks.",
 }
-_FOLDS = Path("benchmarks") / "cross_validation"
+#: What the figures of a folder are called, and the folder of all their folders.
+_EXPERIMENTS = {
+    "folds of": Path("benchmarks") / "cross_validation",
+    "combination:": Path("benchmarks") / "combinations",
+}
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -85,8 +90,9 @@ def gallery(root: Path) -> str:
     groups: dict[str, list[Path]] = {}
     for path in sorted([*assets.rglob("*.png"), *assets.rglob("*.gif")]):
         groups.setdefault(path.parent.relative_to(assets).as_posix(), []).append(path)
-    for path in sorted((root / _FOLDS).glob("*/*.png")):
-        groups.setdefault(f"folds of {path.parent.name}", []).append(path)
+    for kind, folder in _EXPERIMENTS.items():
+        for path in sorted((root / folder).glob("*/*.png")):
+            groups.setdefault(f"{kind} {path.parent.name}", []).append(path)
     if not groups:
         raise FileNotFoundError(f"no figures in {assets}; run the notebooks first")
     order = known_titles()

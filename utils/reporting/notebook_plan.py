@@ -83,12 +83,14 @@ QUICK: dict[str, Any] = {
 }
 #: What it sets beyond that in single notebooks; a vision transformer cuts patches of 14 pixels.
 _DINO = {"image_size": 42, "learning_rate": 0.001}
+_RESNET = {"image_size": 32}
 _EFFICIENTNET = {"image_size": 56, "batch_size": 16, "augmentation_strength": 0.5}
 _HARDEN = {"num_epochs": 3}
 QUICK_NOTEBOOK: dict[str, dict[str, Any]] = {
     "dino_v2_model": _DINO | {"n_trials": 2},
     "dino_v2_model_atk": _HARDEN | _DINO | {"num_epochs": 2, "learning_rate": 0.0005},
-    "resnet_model_atk": _HARDEN | {"learning_rate": 0.001},
+    "resnet_model": _RESNET,
+    "resnet_model_atk": _HARDEN | _RESNET | {"learning_rate": 0.001},
     "efficientnet_model": _EFFICIENTNET | {"num_epochs": 8, "learning_rate": 0.003},
     "efficientnet_model_atk": _HARDEN | _EFFICIENTNET | {"learning_rate": 0.002},
     "results": {

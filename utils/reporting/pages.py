@@ -37,6 +37,7 @@ from utils.reporting.benchmark_tables import (
     signal_table,
     training_speed_table,
 )
+from utils.reporting.combinations import combinations_table
 from utils.reporting.fold_tables import by_patient_table, folds_table, gains_table, hardening_gains_table
 from utils.reporting.markdown import data_and_protocol, markdown
 from utils.reporting.price import price_sentences
@@ -260,6 +261,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "leak": leak_table,
     "recipes": recipes_table,
     "folds": folds_table,
+    "combinations": combinations_table,
     "by_patient": by_patient_table,
     "gains": gains_table,
     "hardening_gains": hardening_gains_table,
@@ -280,7 +282,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
 
 def _read(kind: str, path: Path) -> Any:
     """A record as the type that a kind of table takes."""
-    if kind in ("folds", "by_patient", "gains", "hardening_gains"):
+    if kind in ("folds", "combinations", "by_patient", "gains", "hardening_gains"):
         return read_part(FoldsSummary, path, "make it again from its folds")
     if kind in ("recipes", "trainable"):
         return read_part(RecipesSummary, path, "make it again from its runs")

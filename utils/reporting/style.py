@@ -43,7 +43,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """
     target, drawn = Path(path), io.BytesIO()
     with plt.rc_context(_STYLE):  # savefig.dpi counts when a figure is saved, not when it is made
-        figure.savefig(drawn, format="png")
+        # not packed yet: the one that is written is
+        figure.savefig(drawn, format="png", pil_kwargs={"compress_level": 0})
     picture = Image.open(drawn)
     # not the median cut, which gives thin lines the colours of the areas around them
     few = picture.convert("RGB").quantize(COLOURS_OF_A_FILE, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
