@@ -143,14 +143,6 @@ uf.comparison_table(records | {f"{name} vote": found for name, found in rules.it
 uf.score_table(record.test)
 
 # %% [markdown]
-# ## What hardening and voting cost
-#
-# Recall of each class before and after hardening, and the vote beside its best member, on the same images.
-
-# %%
-print(*uf.price_sentences(records | {uf.ENSEMBLE: record}), sep="\n")
-
-# %% [markdown]
 # ## Figures
 
 # %% [markdown]
@@ -249,3 +241,15 @@ uf.late_fusion(splits, votes[rule], second_dir, device=device)
 # %%
 for folder in (workspace.checkpoint(uf.ENSEMBLE), assets):
     print(*sorted(f"{folder.parent.name}/{folder.name}/{path.name}" for path in folder.iterdir()), sep="\n")
+
+# %% [markdown]
+# ## What we found
+#
+# Every model and the vote beside three baselines, which are not attacked; recall of each class before and after
+# hardening, and the vote beside its best member, on the same images. AUROC is by patient, the healthy class against the
+# rest.
+
+# %%
+print(*uf.robustness_findings(worst, baselines, Epsilon, note), sep="\n")
+print(*uf.price_sentences(records | {uf.ENSEMBLE: record}), sep="\n")
+uf.headline_table(worst, baselines)

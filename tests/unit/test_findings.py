@@ -67,10 +67,10 @@ def test_without_known_patients_nothing_is_said_by_patient() -> None:
         training_findings("DINOv2", unknown, {})
 
 
-def _worst(robust: tuple[float, float], eps: float = 2 / 255) -> SuiteRecord:
-    curve = {"title": "FGSM", "attacks": [], "threat": {"title": "L-inf"}, "n_images": 40, "n_subjects": 40}
+def _worst(robust: tuple[float, float], eps: float = 2 / 255, n_images: int = 40) -> SuiteRecord:
+    curve = {"title": "FGSM", "attacks": [], "threat": {"title": "L-inf"}, "n_images": n_images, "n_subjects": 40}
     curve |= {"epsilons": [0.0, eps], "robust_accuracy": [*robust], "rounded_accuracy": [None] * 2}
-    curve |= {"max_norm": [0.0] * 2, "broken_by": [-1] * 40, "first_broken": [-1] * 40, "seconds": 1.0}
+    curve |= {"max_norm": [0.0] * 2, "broken_by": [-1] * n_images, "first_broken": [-1] * n_images, "seconds": 1.0}
     told = {"title": "x", "classes": ["CN"], "data": {"source": "phantom", "protocol": "patient"}, "panel": None}
     told |= {"metrics": [{}, {}], "interval": [None, None], "answers": {"probability": [], "right": []}}
     return SuiteRecord.model_validate(told | {"curve": curve})
@@ -86,6 +86,13 @@ def test_who_keeps_most_is_read_at_the_radius_that_was_asked_for() -> None:
     assert "none keeps more" in robustness_findings({"A": _worst((1, 0.1)), "B": _worst((1, 0.1))}, RIVALS, 2 / 255)[0]
     assert "this is what is left" in robustness_findings({"A": _worst((0.5, 0.1))}, RIVALS, 2 / 255)[0]
     assert "above that: none of them" in robustness_findings({"A": _worst((0.5, 0.1))}, RIVALS, 2 / 255, "note")[2]
+
+
+def test_who_was_attacked_on_fewer_images_is_told() -> None:
+    three = {"A": _worst((0.7, 0.1), n_images=320), "B_atk": _worst((0.8, 0.4), n_images=320), "C": _worst((0.9, 0.3))}
+    first, beside, _ = robustness_findings(three, RIVALS, 2 / 255)
+    assert "A 70.0 → 10.0; B, hardened 80.0 → 40.0; C 90.0 → 30.0 on 40 of them)" in first
+    assert "above that: A; B, hardened; C." in beside
 
 
 @pytest.mark.parametrize(

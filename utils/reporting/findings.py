@@ -63,8 +63,10 @@ def robustness_findings(
     eps = _nearest(records, eps)
     kept = {title: record.curve.at(eps) for title, record in records.items()}
     first = max(kept, key=kept.__getitem__)
+    most_images = max(record.curve.n_images for record in records.values())
     shown = "; ".join(
         f"{display_name(title)} {100 * record.curve.at(0):.1f} → {100 * kept[title]:.1f}"
+        + (f" on {record.curve.n_images} of them" if record.curve.n_images < most_images else "")
         for title, record in records.items()
     )
     most = f"{display_name(first)} keeps most" if len(records) > 1 else "this is what is left"
@@ -72,7 +74,8 @@ def robustness_findings(
         most = "none keeps more than all others"
     rival, best = _best(baselines)
     above = [display_name(title) for title, record in records.items() if record.curve.at(0) > best.accuracy]
-    names = " and ".join(above) or "none of them"
+    # a hardened model's name holds a comma
+    names = (" and " if len(above) < 3 else "; ").join(above) or "none of them"
     checks = "; ".join(f"{display_name(title)} {verdict(record)}" for title, record in records.items())
     return [
         *([note] if note else []),
