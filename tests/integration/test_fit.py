@@ -20,7 +20,7 @@ from utils.commands import predict as predict_command
 from utils.commands import train as train_command
 from utils.core.paths import atomic_write, file_digest, read_json, write_json
 from utils.data.preparation import group_by_subject, split_and_save
-from utils.experiments import fit
+from utils.experiments import fit, protocol
 from utils.experiments.records import update_record
 from utils.training.checkpoints import (
     RECORD,
@@ -90,7 +90,7 @@ def test_killed_between_training_and_test_only_the_test_is_done(
     assert read_record(tmp_path / "killed").test is None
     with pytest.raises(FileExistsError, match=r"other num_epochs \(1, not 2\).*another folder"):
         _fit(data, tmp_path / "killed", settings=SETTINGS | {"num_epochs": 2})
-    monkeypatch.setattr(fit, "train", None)
+    monkeypatch.setattr(fit, "train_and_save", None)
     assert _fit(data, tmp_path / "killed").test == whole.test
     with pytest.raises(FileExistsError, match="finished model"):
         _fit(data, tmp_path / "killed")
@@ -231,7 +231,7 @@ def test_a_diverging_training_ends_in_one_line(
     def diverge(*_args, **_options) -> None:
         raise FloatingPointError("the training loss became nan in epoch 1; lower learning_rate")
 
-    monkeypatch.setattr(fit, "train", diverge)
+    monkeypatch.setattr(protocol, "train", diverge)
     assert (
         train_command.main(["--backbone", "small", "--data", str(data), "--out", str(tmp_path), "--image-size", "32"])
         == 1

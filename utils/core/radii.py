@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 NORMS = ("linf", "l2", "l0")
 #: As they stand in titles.
@@ -73,6 +73,11 @@ def parse_radius(text: str, norm: str = "linf") -> float:
     if not found or (found[2] is not None and float(found[2]) == 0):
         raise ValueError(f"{text!r} is no radius; for k grey levels write k/255, such as 8/255, or write 0.0314")
     return check_eps(float(found[1]) / float(found[2] or 1), norm)
+
+
+def grey_levels(radii: Iterable[float]) -> list[float]:
+    """L-infinity radii in grey levels of 255, for the axes of figures."""
+    return [255 * eps for eps in radii]
 
 
 def radius_label(eps: float, norm: str = "linf") -> str:

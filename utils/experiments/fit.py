@@ -14,14 +14,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from models.def_models import BACKBONES, MRIClassifier, build_model
+from models.def_models import BACKBONES
 from utils.core.paths import CHECKPOINTS, DATASET_VARIABLES
 from utils.core.processes import is_main, join_others, wait_for_all
-from utils.core.reproducibility import seed_everything
 from utils.data.sets import DataSplits, load_splits
-from utils.data.workspace import Workspace, pick_device
+from utils.data.workspace import pick_device
 from utils.evaluation.metrics import evaluate, predict
-from utils.experiments.records import HARDENED, read_model_record, save_trained, update_record
+from utils.experiments.protocol import model_to_harden, new_model, train_and_save
+from utils.experiments.records import HARDENED, read_model_record, update_record
 from utils.experiments.search_space import apply_hyperparams
 from utils.experiments.specification import differing, start_facts
 from utils.training.checkpoints import (
@@ -30,11 +30,9 @@ from utils.training.checkpoints import (
     belong_together,
     hold,
     load_checkpoint,
-    load_trainable,
     read_record,
 )
 from utils.training.config import TrainConfig
-from utils.training.loop import print_epoch, train
 from utils.training.objectives import RECIPES, Standard, make_objective
 from utils.training.record import ModelRecord
 
@@ -94,23 +92,22 @@ def fit(
         run = {"config": config.as_dict(), "objective": objective.as_dict()}
         specification = _specification(splits, backbone, image_size, weights, trainable, start)
         if not _only_test_is_missing(folder, {**run, **specification}, overwrite):
-            seed_everything(config.seed)
-            model = _start_model(splits, backbone, image_size, weights, trainable, start)
-            say = print_epoch if is_main() else None
-            result = train(model, splits, objective=objective, config=config, folder=folder, on_epoch=say)
-            if is_main():
-                save_trained(
-                    model,
-                    folder,
-                    splits=splits,
-                    result=result,
-                    config=config,
-                    objective=objective,
-                    start=Path(start or weights).name,
-                    note=Workspace.open().note(splits),
-                    specification=specification,
+            seed = config.seed
+            if start:
+                model = model_to_harden(splits, start, trainable=trainable, seed=seed, backbone=backbone)
+            else:
+                model = new_model(
+                    splits, backbone, image_size=image_size, weights=weights, trainable=trainable, seed=seed
                 )
-            wait_for_all()
+            train_and_save(
+                model,
+                splits,
+                folder,
+                config=config,
+                objective=objective,
+                start=Path(start or weights).name,
+                specification=specification,
+            )
         model, _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
         device = pick_device()
         metrics = evaluate(predict(model.to(device), splits.test, device=device), splits.test)
@@ -180,25 +177,3 @@ def _objective(recipe: str, settings: Mapping[str, Any]) -> Standard:
     if "eps" not in settings:
         raise ValueError("hardening needs a radius, for instance eps=2/255")
     return make_objective(recipe, **{name: settings[name] for name in own & set(settings)})
-
-
-def _start_model(
-    splits: DataSplits,
-    backbone: str,
-    image_size: int,
-    weights: str,
-    trainable: str | int,
-    start: str | Path | None,
-) -> MRIClassifier:
-    if start:
-        fits = {"backbone": backbone, "classes": splits.classes, "fingerprint": splits.fingerprint}
-        return load_trainable(start, trainable=trainable, **fits)
-    return build_model(
-        backbone,
-        num_classes=len(splits.classes),
-        image_size=image_size,
-        weights=weights,
-        trainable=trainable,
-        classes=splits.classes,
-        say=print if is_main() else None,
-    )

@@ -44,7 +44,7 @@ from utils.experiments.fold_records import (
 )
 from utils.experiments.paired import paired_gains, rankings
 from utils.experiments.patient_odds import scores_at_thresholds, threshold_of
-from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, new_model, specification, train_clean
+from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, specification, start_of, train_clean
 from utils.experiments.specification import differing, images_fingerprint, refuse_other
 from utils.training.checkpoints import is_trained, load_checkpoint
 
@@ -237,7 +237,7 @@ def _baselines(splits: DataSplits, backbone: str, seed: int, budget: Budget) -> 
     found = baseline_answers(splits)
     if budget.weights != "scratch":
         device = pick_device()
-        model = new_model(splits, backbone, seed, budget).to(device)
+        model = start_of(splits, backbone, seed, budget).to(device)
         fit_head(model, splits.train.join(splits.validation), device=device)
         found[FROZEN] = predict(model, splits.test, device=device)
     return found

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from models.def_models import MRIClassifier, build_model
+from models.def_models import MRIClassifier
 from utils.attacks.attack import describe
 from utils.attacks.suites import SUITES
 from utils.core.parts import read_part
 from utils.core.paths import read_json, write_json
-from utils.core.reproducibility import environment_facts, seed_everything
+from utils.core.reproducibility import environment_facts
 from utils.data.sets import DataFacts, DataSplits, ImageSet
 from utils.data.workspace import pick_device
 from utils.evaluation.baselines import baseline_answers
@@ -31,13 +31,12 @@ from utils.evaluation.intervals import report
 from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.budget import Budget, weights_name
+from utils.experiments.protocol import model_to_harden, new_model, train_and_save
 from utils.experiments.recipe_records import RecipesSummary, RunRecord, Side, TrainingTold, VariantRow
-from utils.experiments.records import save_trained
 from utils.experiments.specification import differing, refuse_other, start_facts
 from utils.training.augment import Augmentation
-from utils.training.checkpoints import is_trained, load_checkpoint, load_trainable
+from utils.training.checkpoints import is_trained, load_checkpoint
 from utils.training.config import TrainConfig
-from utils.training.loop import print_epoch, train
 from utils.training.objectives import Standard, make_objective
 from utils.training.record import ModelRecord
 
@@ -181,22 +180,21 @@ def claim(work: Path, wanted: Mapping[str, Any]) -> None:
     write_json(path, settings)
 
 
-def new_model(splits: DataSplits, backbone: str, seed: int, budget: Budget) -> MRIClassifier:
-    """What a training of this budget starts from."""
-    seed_everything(seed)
-    return build_model(
+def start_of(splits: DataSplits, backbone: str, seed: int, budget: Budget) -> MRIClassifier:
+    """What a training of this budget begins from."""
+    return new_model(
+        splits,
         backbone,
-        num_classes=len(splits.classes),
         image_size=budget.image_size,
         weights=budget.weights,
         trainable=budget.trainable,
-        classes=splits.classes,
+        seed=seed,
     )
 
 
 def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
     """Train without attack and save in ``folder``; an interrupted training goes on."""
-    model = new_model(splits, backbone, seed, budget)
+    model = start_of(splits, backbone, seed, budget)
     config = TrainConfig(
         num_epochs=budget.clean_epochs,
         batch_size=budget.batch_size,
@@ -208,13 +206,13 @@ def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, fo
         precision=budget.precision,
         seed=seed,
     )
-    _train(model, splits, config, Standard(), folder, weights_name(budget.weights))
+    start = weights_name(budget.weights)
+    train_and_save(model, splits, folder, config=config, objective=Standard(), start=start)
 
 
 def harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, start: Path, folder: Path) -> None:
     """Harden the model in ``start`` and save it in ``folder``; an interrupted training goes on."""
-    seed_everything(seed)
-    model = load_trainable(start, trainable=budget.trainable, classes=splits.classes, fingerprint=splits.fingerprint)
+    model = model_to_harden(splits, start, trainable=budget.trainable, seed=seed)
     if variant.freeze_batchnorm:
         model.freeze_batchnorm()
     config = TrainConfig(
@@ -230,14 +228,8 @@ def harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, star
         seed=seed,
     )
     objective = make_objective(variant.recipe, **{"eps": budget.eps, "steps": budget.train_steps, **variant.objective})
-    _train(model, splits, replace(config, **variant.config), objective, folder, start.name)
-
-
-def _train(
-    model: MRIClassifier, splits: DataSplits, config: TrainConfig, objective: Standard, folder: Path, start: str
-) -> None:
-    result = train(model, splits, objective=objective, config=config, folder=folder, on_epoch=print_epoch)
-    save_trained(model, folder, splits=splits, result=result, config=config, objective=objective, start=start)
+    config = replace(config, **variant.config)
+    train_and_save(model, splits, folder, config=config, objective=objective, start=start.name)
 
 
 def _score_run(

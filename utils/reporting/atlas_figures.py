@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.attacks.linked import LINKS
-from utils.core.radii import radius_label
+from utils.core.radii import grey_levels, radius_label
 from utils.core.reproducibility import generator
 from utils.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_slices
 from utils.data.sets import protocol_name
@@ -74,7 +74,7 @@ def plot_names(found: names.NamesFound, note: str = "") -> Figure:
 def plot_directions(found: targets.TargetsFound, note: str = "") -> Figure:
     """Illness hidden and illness invented, by radius, with Wilson's intervals."""
     figure, axes = axes_of(1, 2, size=(9, 3.8), sharey=True)
-    levels = [255 * eps for eps in found.radii]
+    levels = grey_levels(found.radii)
     whom = found.whom
     sides = {"hidden": f"{whom.others} turned to {whom.healthy}", "invented": f"{whom.healthy} turned to {whom.others}"}
     for ax, (side, title) in zip(axes[0], sides.items()):
@@ -129,7 +129,7 @@ def plot_regions(found: regions.RegionsFound, note: str = "") -> Figure:
     """What an attack inside a part of the slice is worth beside one on the whole image."""
     parts = list(next(iter(found.regions.values())))
     figure, axes = axes_of(1, 2, size=(9.6, 4.2), sharey=True)
-    levels = [255 * eps for eps in found.radii]
+    levels = grey_levels(found.radii)
     for ax, (name, own) in zip(axes[0], found.regions.items()):
         for number, part in enumerate(parts):
             label = f"{part} ({100 * own[part].area:.0f} % of the pixels)"
@@ -159,13 +159,13 @@ def plot_sufficient(found: regions.RegionsFound, note: str = "") -> Figure:
 def plot_universal(found: universal.UniversalFound, note: str = "") -> Figure:
     """One change for everybody: how it looks, and whom it fools."""
     figure, axes = axes_of(2, 2, size=(9, 7), height_ratios=(1.2, 1))
-    top = 255 * found.radii[-1]
+    top = grey_levels(found.radii)[-1]
     for ax, (name, change) in zip(axes[0], found.change.items()):
         picture = ax.imshow(change.levels(), vmin=-top, vmax=top, cmap="PuOr")
         ax.set_title(f"fitted on the model that is {name}", fontsize=9)
         ax.axis("off")
     figure.colorbar(picture, ax=list(axes[0]), label="grey levels of 255", shrink=0.8)
-    levels = [255 * eps for eps in found.radii]
+    levels = grey_levels(found.radii)
     for ax, (name, sources) in zip(axes[1], found.misclassified.items()):
         for number, (source, shares) in enumerate(sources.items()):
             ax.plot(levels, [100 * share for share in shares], label=source, **line_style(number))
@@ -180,11 +180,11 @@ def plot_universal(found: universal.UniversalFound, note: str = "") -> Figure:
 def plot_patients(found: patients.PatientsFound, note: str = "") -> Figure:
     """Share of patients whose verdict is turned within each radius, by how their slices are tied."""
     figure, axes = axes_of(1, 2, size=(9.6, 3.8), sharey=True)
-    levels = [255 * eps for eps in found.radii]
+    levels = grey_levels(found.radii)
     for ax, (name, links) in zip(axes[0], found.smallest.items()):
         count = 0
         for number, (link, smallest) in enumerate(links.items()):
-            reached = np.array([np.inf if radius is None else 255 * radius for radius in smallest])
+            reached = np.array(grey_levels(np.inf if radius is None else radius for radius in smallest))
             count = len(reached)
             shares = [100 * float((reached <= level + 1e-9).mean()) if count else 0.0 for level in levels]
             ax.plot(levels, shares, label=LINKS[link], **line_style(number))
@@ -245,7 +245,7 @@ def plot_foreign(found: foreign.ForeignFound, note: str = "") -> Figure:
 def plot_noticed(found: foreign.ForeignFound, note: str = "") -> Figure:
     """Whether detectors notice attacked slices: by somebody who does not know them, and by somebody who does."""
     figure, axes = axes_of(1, 2, size=(9.6, 3.8), sharey=True)
-    levels = [0.0, *(255 * eps for eps in found.radii)]
+    levels = grey_levels([0.0, *found.radii])
     for ax, (name, detectors) in zip(axes[0], found.detectors.items()):
         for number, (title, watched) in enumerate(detectors.items()):
             ax.plot(levels, [100 * share for share in watched.fooled], label=title, **line_style(number))

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.core.radii import grey_levels
 from utils.evaluation.intervals import MeanAuroc, binary_caption
 from utils.experiments.budget import describe_start
 from utils.experiments.fold_records import FoldsSummary
@@ -39,7 +40,7 @@ def folds_figure(summary: FoldsSummary) -> Figure:
     Without attack these are all images; under attack fewer, to which no line leads from there.
     """
     figure, axes = axes_of(size=(8.4, 4.4))
-    ax, levels, counts = axes[0, 0], [255 * eps for eps in summary.epsilons], summary.n_images
+    ax, levels, counts = axes[0, 0], grey_levels(summary.epsilons), summary.n_images
     for number, (name, row) in enumerate(summary.rows.items()):
         colour = COLOURS[number % len(COLOURS)]
         if not row.ranking:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from utils.core.radii import ORIGINAL_EPS
+from utils.core.radii import ORIGINAL_EPS, grey_levels
 from utils.evaluation.leak_audit import LeakAudit
 from utils.reporting.style import COLOURS, axes_of, finish, legend_of_curves, line_style, mark_radius, percent_axis
 
@@ -148,7 +148,7 @@ def plot_robustness_curve(
     figure, axes = axes_of(size=(8, 4))
     for index, (name, (radii, accuracy)) in enumerate(curves.items()):
         axes[0, 0].plot(
-            [255 * eps for eps in radii],
+            grey_levels(radii),
             [100 * value for value in accuracy],
             label=name,
             **line_style(index),
