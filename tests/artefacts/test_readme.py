@@ -46,6 +46,7 @@ from utils.data.sets import load_splits
 from utils.data.workspace import Workspace
 from utils.evaluation.examples import adversarial_examples
 from utils.evaluation.gate import Gate
+from utils.experiments.folds import read_fold
 from utils.reporting.atlas import atlas_splits
 from utils.reporting.pages import trained
 from utils.training.checkpoints import save_checkpoint
@@ -240,9 +241,19 @@ def _folds(command: str) -> Callable[[Path], None]:
     return run
 
 
-def _combine(folder: Path) -> None:
-    """Its parser takes it; tests/integration/test_by_patient.py runs it, smaller."""
-    assert combine.main.parse(_arguments(COMBINE))["members"] == ("efficientnet_imagenet_64px",)
+def _combine(command: str) -> Callable[[Path], None]:
+    """Its parser takes it, and folds that it made tell the same; test_by_patient.py runs it, smaller."""
+
+    def run(folder: Path) -> None:
+        asked = combine.main.parse(_arguments(command))
+        made = sorted((ROOT / asked["out"]).glob("fold*.json")) if "benchmarks" in asked["out"].parts else []
+        assert len(made) in (0, asked["n_folds"])
+        for path in made:
+            told = read_fold(path).specification
+            assert tuple(told.pop("members")) == asked["members"]
+            assert told == {name: asked[name] for name in told}
+
+    return run
 
 
 def _benchmark(command: str) -> Callable[[Path], None]:
@@ -380,11 +391,11 @@ SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
 #: Read from the README itself: what matters is that whatever stands there is understood.
 BENCHMARKS = [command for command in COMMANDS if command.startswith("python -m benchmarks.")]
 COMPARES = [command for command in COMMANDS if command.startswith("python -m utils recipes ")]
-COMBINE = "python -m utils combine --members efficientnet_imagenet_64px --validation-share 0.15 --out runs/combined"
+COMBINES = [command for command in COMMANDS if command.startswith("python -m utils combine ")]
 FOLDS = [command for command in COMMANDS if command.startswith("python -m utils folds ")]
 RESULTS = [command for command in COMMANDS if re.match(r"python -m utils reproduce .*--(skip|only)-results", command)]
 LAUNCHES = [command for command in COMMANDS if command.startswith("accelerate launch ")]
-MEASURED = [command for command in COMMANDS if command.startswith("python -m utils robustness --model E")]
+MEASURED = [command for command in COMMANDS if re.match(r"python -m utils robustness .*--max-images", command)]
 RUNNERS: dict[str, Callable[[Path], None]] = {
     f"{ONE_LINE}python -m utils reproduce --profile quick": _quick,
     f"{ONE_LINE}python -m pytest": _all_tests,
@@ -405,7 +416,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     **{command: _results(command) for command in RESULTS},
     **{command: _compare(command) for command in COMPARES},
     **{command: _folds(command) for command in FOLDS},
-    COMBINE: _combine,
+    **{command: _combine(command) for command in COMBINES},
     **{command: _launch(command) for command in LAUNCHES},
     SLURM: _slurm,
     **{command: _benchmark(command) for command in BENCHMARKS},
