@@ -37,6 +37,7 @@ from utils.commands import (
     spot_check,
     train,
 )
+from utils.core.parts import read_part
 from utils.core.paths import read_json
 from utils.core.precision import emulates_bf16
 from utils.core.radii import parse_radius
@@ -46,9 +47,10 @@ from utils.data.sets import load_splits
 from utils.data.workspace import Workspace
 from utils.evaluation.examples import adversarial_examples
 from utils.evaluation.gate import Gate
+from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.folds import read_fold
 from utils.reporting.atlas import atlas_splits
-from utils.reporting.pages import trained
+from utils.reporting.pages import suites_table, trained
 from utils.training.checkpoints import save_checkpoint
 from utils.training.record import Record, parse_record
 
@@ -550,3 +552,21 @@ def test_experiments_that_begin_alike_are_told_apart() -> None:
     two = f"{folder}/resnet34_64px/summary.json {folder}/dinov2*/summary.json"
     apart = pages.rebuilt(f"<!-- table hardening_gains {two} -->\n<!-- end -->")
     assert "| ResNet34, 64 px | " in apart and apart.index("| ResNet34") < apart.index("| DINOv2")
+
+
+def test_suites_stand_beside_each_other_on_the_same_images_alone() -> None:
+    folder = "checkpoints/EfficientNetB0_atk"
+    pair = f"{folder}/robustness_targeted_n320.json {folder}/robustness_standard_n320.json"
+    table = pages.rebuilt(f"<!-- table suites {pair} -->\n<!-- end -->")
+    suites = [read_json(ROOT / path)["curve"]["robust_accuracy"] for path in pair.split()]
+    cells = [f"{100 * share:.1f}" for step in (1, 2, 3) for share in (suites[0][step], suites[1][step])]
+    row = f"| EfficientNetB0, hardened | {100 * suites[0][0]:.1f} | {' | '.join(cells)} |"
+    assert row in table and "| 2/255, targeted | 2/255, standard |" in table
+    with pytest.raises(ValueError, match="not run on the same images"):
+        suites_table([_suite(300), _suite(320)])
+
+
+def _suite(n_images: int) -> SuiteRecord:
+    record = read_part(SuiteRecord, ROOT / "checkpoints" / "EfficientNetB0_atk" / "robustness_standard_n320.json", "")
+    kept = {"n_images": n_images, "first_broken": record.curve.first_broken[:n_images]}
+    return record.model_copy(update={"curve": record.curve.model_copy(update=kept)})

@@ -171,6 +171,33 @@ def worst_case_table(records: Sequence[AnyRecord]) -> str:
     return _of_frame(summary_table(worst), "model") + _attacks(worst)
 
 
+def suites_table(records: Sequence[SuiteRecord]) -> str:
+    """What several suites leave of the same images: a row a model, the suites beside each other at each radius.
+
+    Raises:
+        ValueError: suites of other images or radii among them.
+    """
+    epsilons, counts = records[0].curve.epsilons, records[0].curve.n_images
+    if any(one.curve.epsilons != epsilons or one.curve.n_images != counts for one in records):
+        raise ValueError("these suites were not run on the same images at the same radii")
+    by_suite: dict[str, dict[str, SuiteRecord]] = {}
+    for record in records:
+        by_suite.setdefault(record.suite or "notebooks", {})[record.title] = record
+    header = ["model", "no attack", *(f"{radius_label(eps)}, {suite}" for eps in epsilons[1:] for suite in by_suite)]
+    rows = []
+    for title in sorted(next(iter(by_suite.values())), key=known_titles().index):
+        own = [suite[title].curve for suite in by_suite.values()]
+        shares = [own[0].robust_accuracy[0], *(c.robust_accuracy[k] for k in range(1, len(epsilons)) for c in own)]
+        rows.append([display_name(title), *(f"{100 * share:.1f}" for share in shares)])
+    made = "; ".join(f"{suite}: {_names(next(iter(own.values())))}" for suite, own in by_suite.items())
+    whom = f"the same {counts} test images of {records[0].curve.n_subjects} patients"
+    return markdown(header, rows) + f"\n{data_and_protocol(records)}; robust accuracy on {whom}, %; {made}.\n"
+
+
+def _names(record: SuiteRecord) -> str:
+    return ", ".join(display_name(one.title) for one in record.curve.attacks)
+
+
 def recalls(records: Sequence[AnyRecord]) -> str:
     """Recall of each class without attack and at 1/255."""
     worst = _worst(records)
@@ -251,6 +278,7 @@ _OF_MODELS: dict[str, Callable[[Any], str]] = {
     "headline": headline,
     "trained": trained,
     "worst_case": worst_case_table,
+    "suites": suites_table,
     "sweeps": sweeps,
     "recalls": recalls,
     "price": price,
