@@ -22,7 +22,7 @@ from utils.data.sets import DataSplits, load_splits
 from utils.data.workspace import Workspace
 from utils.evaluation.by_patient import MeanOfSlices
 from utils.evaluation.calibration import CALIBRATION, Decision
-from utils.experiments.prediction import Predictor, answer_case
+from utils.experiments.prediction import Predictor, answer_case, attacked_at
 from utils.training.checkpoints import WEIGHTS, save_checkpoint
 from utils.training.config import TrainConfig
 from utils.training.loop import train
@@ -135,6 +135,26 @@ def test_the_attacked_slices_do_turn_the_answer_around(root: Path) -> None:
         decide = Decision(MeanOfSlices(predictor.model), 0, known.cut)
         said = [int(decide(torch.from_numpy(image)[None, None]).argmax()) for image in (seen.image, seen.attacked)]
         assert said[0] != said[1] and answer.fragility.answer == ("no dementia", "dementia")[said[1]]
+    assert turned
+
+
+def test_an_attack_within_a_radius_of_ones_choice_replaces_the_smallest(root: Path) -> None:
+    predictor = Predictor(Workspace.open(str(root)), root / "checkpoints" / "ResNet34")
+    splits = load_splits(root / "data")
+    turned = 0
+    for place in range(0, len(splits.test), 5):
+        case = Case("x", splits.test.images[place : place + 1], ["x"], False)
+        answer, seen = answer_case(predictor, case, attack=False, heat=False, force=True)
+        none, bare = attacked_at(predictor, case, answer, seen, 0.0)
+        assert none.fragility.radius is None and none.fragility.shown == "above 0/255" and bare.stack is None
+        own, shown = attacked_at(predictor, case, answer, seen, 16 / 255)
+        assert seen.attacked is None and seen.stack is None and answer.fragility is None
+        if own.fragility.radius is None:
+            continue
+        turned += 1
+        assert np.array_equal(shown.stack[0], shown.attacked) and shown.eps == 16 / 255
+        assert 0 < np.abs(shown.attacked - shown.image).max() <= 16 / 255 + 1e-6
+        assert own.fragility.answer != answer.answer and sum(shown.after) == pytest.approx(1, abs=1e-4)
     assert turned
 
 

@@ -178,12 +178,10 @@ def attacked_at(
     known, images = predictor.outcomes(case), case.images.float() / 255
     stacks = images[:, 0][None].to(predictor.device)
     found = attack_answer(_decision(predictor, known, MeanOfSlices(predictor.model)), stacks, eps, seed=seed)
-    if found is None:
-        bears = Fragility(radius=None, shown=f"above {radius_label(eps)}", attack=ATTACK.title, tried=eps)
-        return answer.model_copy(update={"fragility": bears}), replace(seen, attacked=None, after=None)
-    told = _turned(predictor, known, found, eps)
-    shown = replace(seen, attacked=found[0, _middle(images)].cpu().numpy(), eps=eps)
-    shown.after = predictor.chances(_of(predictor.model, found), known)[0].tolist()
+    told = _bears(eps) if found is None else _turned(predictor, known, found, eps)
+    shown = replace(seen, attacked=None, after=None, stack=None)
+    if found is not None:
+        _show_attacked(shown, predictor, known, found, eps)
     return answer.model_copy(update={"fragility": told}), shown
 
 
@@ -233,10 +231,15 @@ def _answered(
     if attack:
         told["fragility"], attacked = _fragility(predictor, known, stacks, seed)
         if attacked is not None:
-            seen.attacked, seen.eps = attacked[0, _middle(images)].cpu().numpy(), told["fragility"].radius
-            seen.after = predictor.chances(_of(predictor.model, attacked), known)[0].tolist()
-            seen.stack = attacked[0].cpu().numpy()
+            _show_attacked(seen, predictor, known, attacked, told["fragility"].radius)
     return told
+
+
+def _show_attacked(seen: Seen, predictor: Predictor, known: Outcomes, attacked: torch.Tensor, eps: float) -> None:
+    """Put attacked slices, 1 x S x H x W, and what is answered to them among the pictures."""
+    seen.stack, seen.eps = attacked[0].cpu().numpy(), eps
+    seen.attacked = seen.stack[_middle(attacked[0])]
+    seen.after = predictor.chances(_of(predictor.model, attacked), known)[0].tolist()
 
 
 def _gated(gate: Gate, images: torch.Tensor, case: Case) -> dict[str, Any]:
@@ -312,10 +315,14 @@ def _fragility(
     """How small an attack turned the answer around, and the attacked slices, 1 x S x H x W."""
     model = _decision(predictor, known, MeanOfSlices(predictor.model))
     eps, attacked = smallest_turn(model, stacks, seed=seed)
-    title, tried = ATTACK.title, RADII[-1]
     if eps is None or attacked is None:
-        return Fragility(radius=None, shown=f"above {radius_label(tried)}", attack=title, tried=tried), None
+        return _bears(RADII[-1]), None
     return _turned(predictor, known, attacked, eps), attacked
+
+
+def _bears(tried: float) -> Fragility:
+    """No attack up to ``tried`` turned the answer around."""
+    return Fragility(radius=None, shown=f"above {radius_label(tried)}", attack=ATTACK.title, tried=tried)
 
 
 def _turned(predictor: Predictor, known: Outcomes, attacked: torch.Tensor, eps: float) -> Fragility:
