@@ -298,7 +298,7 @@ def vote_table(record: SuiteRecord) -> str:
         rows.append(["lower by it, points", *map(_percent, gained)])
     whom = f"{curve.n_images} test images of {curve.n_subjects} patients"
     said = f"{record.data.source}, {protocol_name(record.data.plain())}; {own.rule} vote; {whom}; robust accuracy, %"
-    return markdown(["attack", *(radius_label(eps) for eps in curve.epsilons)], rows) + f"\n{said}.\n"
+    return markdown(["attack", "no attack", *(radius_label(eps) for eps in curve.epsilons[1:])], rows) + f"\n{said}.\n"
 
 
 def costs_table(chapters: Sequence[Chapter]) -> str:

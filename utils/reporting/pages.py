@@ -185,10 +185,11 @@ def suites_table(records: Sequence[SuiteRecord]) -> str:
         by_suite.setdefault(record.suite or "notebooks", {})[record.title] = record
     header = ["model", "no attack", *(f"{radius_label(eps)}, {suite}" for eps in epsilons[1:] for suite in by_suite)]
     rows = []
-    for title in sorted(next(iter(by_suite.values())), key=known_titles().index):
-        own = [suite[title].curve for suite in by_suite.values()]
-        shares = [own[0].robust_accuracy[0], *(c.robust_accuracy[k] for k in range(1, len(epsilons)) for c in own)]
-        rows.append([display_name(title), *(f"{100 * share:.1f}" for share in shares)])
+    for title in sorted({record.title for record in records}, key=known_titles().index):
+        own = [suite[title].curve.robust_accuracy if title in suite else None for suite in by_suite.values()]
+        clean = next(shares[0] for shares in own if shares)
+        cells = [shares[step] if shares else None for step in range(1, len(epsilons)) for shares in own]
+        rows.append([display_name(title), *("-" if cell is None else f"{100 * cell:.1f}" for cell in (clean, *cells))])
     made = "; ".join(f"{suite}: {_names(next(iter(own.values())))}" for suite, own in by_suite.items())
     whom = f"the same {counts} test images of {records[0].curve.n_subjects} patients"
     return markdown(header, rows) + f"\n{data_and_protocol(records)}; robust accuracy on {whom}, %; {made}.\n"
