@@ -116,15 +116,30 @@ def _adapt_dinov2(state: dict[str, torch.Tensor], net: Any) -> dict[str, torch.T
 
 
 def _adapt_efficientnet(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torch.Tensor]:
-    """timm's names of the same layers, as torchvision has them."""
+    """timm's names of the same layers, as torchvision has them.
+
+    EfficientNet-Lite0 has all of them but squeeze-and-excitation, which then begins with its gates all but open.
+    """
     if "conv_stem.weight" not in state:
         return state
     import timm  # slow to import
 
     with torch.device("meta"):
         names = timm.create_model("efficientnet_b0").state_dict()
-    torchvision_names = dict(zip(names, net.state_dict(), strict=True))  # both list the layers from input to output
-    return {torchvision_names.get(name, name): value for name, value in state.items()}
+    own = net.state_dict()
+    torchvision_names = dict(zip(names, own, strict=True))  # both list the layers from input to output
+    adapted = {torchvision_names.get(name, name): value for name, value in state.items()}
+    if any(".se." in name for name in state):
+        return adapted
+    gates = {torchvision_names[name]: name for name in names if ".se." in name}
+    return adapted | {new: _open_gate(old, own[new]) for new, old in gates.items()}
+
+
+def _open_gate(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A tensor of squeeze-and-excitation, by timm's name, with which it lets everything pass."""
+    if name.endswith("conv_expand.weight"):
+        return torch.zeros_like(value)
+    return torch.full_like(value, 6.0) if name.endswith("conv_expand.bias") else value
 
 
 def _patches_as_map(tokens: torch.Tensor) -> torch.Tensor:

@@ -144,9 +144,11 @@ def load_backbone(
         _check_classes(WeightsFile({}, list(told) if told else None), classes, origin)
     model.backbone.load_state_dict(body | fitting, strict=False)
     left = sorted({name.split(".")[0] for name in extras}) + ([] if fitting else list(head))
+    made = max(0, len(adapted) - len(state))
     remark = _remark(told, classes) if fitting else ""
+    remark += f"{made} tensors that the file does not hold begin without effect." if made else ""
     kept = "kept" if fitting else "new"
-    return Loaded(origin, len(body | fitting), left, [] if fitting else list(own_head), kept, remark)
+    return Loaded(origin, len(body | fitting) - made, left, [] if fitting else list(own_head), kept, remark)
 
 
 def _check_body(model: Classifier, body: Mapping[str, torch.Tensor], fails: str) -> None:

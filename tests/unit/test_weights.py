@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import get_model
+from torchvision.ops import SqueezeExcitation
 
 from models.def_models import BACKBONES, MRIClassifier, build_model
 from models.weight_loading import load_weights, read_weights
@@ -74,6 +75,26 @@ def test_timms_efficientnet_is_torchvisions_under_other_names(classes: int, tmp_
     features = model.backbone.avgpool(model.backbone.features(prepared)).flatten(1)
     assert torch.allclose(features, net.forward_head(net.forward_features(prepared), pre_logits=True), atol=1e-4)
     assert ("head kept" in capsys.readouterr().out) == (classes == 4)
+
+
+def test_lite0_gives_all_its_layers_and_gates_begin_open(tmp_path: Path, capsys) -> None:
+    net = _randomised(timm.create_model("tf_efficientnet_lite0"))
+    torch.save(net.state_dict(), tmp_path / "lite0.pth")
+    model = build_model("efficientnet_b0", image_size=64, weights=tmp_path / "lite0.pth", say=print).eval()
+    said = capsys.readouterr().out
+    assert "64 tensors that the file does not hold begin without effect" in said and "head new" in said
+    convolutions = [part.weight for part in net.modules() if isinstance(part, nn.Conv2d)]
+    gates = [part for part in model.modules() if isinstance(part, SqueezeExcitation)]
+    squeezed = [part for gate in gates for part in (gate.fc1.weight, gate.fc2.weight)]
+    own = [part.weight for part in model.modules() if isinstance(part, nn.Conv2d)]
+    own = [weight for weight in own if all(weight is not other for other in squeezed)]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(own, convolutions, strict=True))
+    seen = torch.randn(2, gates[0].fc1.in_channels, 4, 4)
+    assert torch.allclose(gates[0](seen), seen, rtol=0.01)
+    broken = {name: value for name, value in net.state_dict().items() if name != "blocks.1.0.conv_pw.weight"}
+    torch.save(broken, tmp_path / "broken.pth")
+    with pytest.raises(ValueError, match="missing"):
+        build_model("efficientnet_b0", image_size=64, weights=tmp_path / "broken.pth")
 
 
 def test_timms_resnet_and_a_body_without_head(tmp_path: Path) -> None:
