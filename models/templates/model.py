@@ -195,8 +195,8 @@ for folder in (checkpoint, assets):
 # %% [markdown]
 # ## What we found
 #
-# Beside it three baselines, two of which look at the same images without learning what a brain is. AUROC is by patient,
-# the healthy class against the rest. What attacks leave of this model is measured in
+# Beside it baselines, which look at the same images without learning what a brain is, or not at all. AUROC is by
+# patient, the healthy class against the rest. What attacks leave of this model is measured in
 # `models/__NOTEBOOK___model_atk.ipynb`, which hardens it, too.
 
 # %%

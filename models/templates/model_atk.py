@@ -381,7 +381,7 @@ for folder in (checkpoint, assets):
 # %% [markdown]
 # ## What we found
 #
-# The plain and the hardened model beside three baselines, which are not attacked. AUROC is by patient, the healthy
+# The plain and the hardened model beside baselines, which are not attacked. AUROC is by patient, the healthy
 # class against the rest.
 
 # %%

@@ -73,7 +73,7 @@ uf.comparison_table(records)
 uf.summary_table(uf.worst_cases(records))
 
 # %% [markdown]
-# What a network has to beat without any attack: three baselines, two of which look at the images without learning what
+# What a network has to beat without any attack: baselines that look at the images without learning what
 # a brain is. AUROC is by patient, Non against the rest.
 
 # %%
@@ -115,7 +115,7 @@ for name, vote in votes.items():
 # %% [markdown]
 # A hard vote has no gradient, and the mean of probabilities saturates. So the vote is also attacked through smooth
 # stand-ins, from each member, and by its answers alone. An attacker who only transfers images from one member would
-# find it far more robust than it is.
+# find it more robust than it is.
 
 # %%
 few = test.balanced_subset(vote_images) if vote_images else test
@@ -245,7 +245,7 @@ for folder in (workspace.checkpoint(uf.ENSEMBLE), assets):
 # %% [markdown]
 # ## What we found
 #
-# Every model and the vote beside three baselines, which are not attacked; recall of each class before and after
+# Every model and the vote beside baselines, which are not attacked; recall of each class before and after
 # hardening, and the vote beside its best member, on the same images. AUROC is by patient, the healthy class against the
 # rest.
 

@@ -83,7 +83,9 @@ def test_who_keeps_most_is_read_at_the_radius_that_was_asked_for() -> None:
     assert "ResNet34 70.0 → 10.0; ResNet34, hardened 60.0 → 40.0" in first
     assert "majority is right on 62.5 %; without attack, above that: ResNet34." in beside
     assert checks.endswith("ResNet34 unchecked; ResNet34, hardened unchecked.")
-    assert "none keeps more" in robustness_findings({"A": _worst((1, 0.1)), "B": _worst((1, 0.1))}, RIVALS, 2 / 255)[0]
+    assert (
+        "A and B keep most (" in robustness_findings({"A": _worst((1, 0.1)), "B": _worst((1, 0.1))}, RIVALS, 2 / 255)[0]
+    )
     assert "this is what is left" in robustness_findings({"A": _worst((0.5, 0.1))}, RIVALS, 2 / 255)[0]
     assert "above that: none of them" in robustness_findings({"A": _worst((0.5, 0.1))}, RIVALS, 2 / 255, "note")[2]
 

@@ -7,6 +7,7 @@ from torch import nn
 from tests.toy import train_toy
 from utils.attacks.gradient import pgd
 from utils.attacks.reweighed import Members, reweighed_loss, reweighed_pgd
+from utils.attacks.suites import SUITES
 from utils.evaluation.curve import NEVER
 from utils.evaluation.ensemble import Vote
 from utils.evaluation.vote import LOGITS, LOSSES_SUM, MEMBERS, PROBABILITIES, attack_vote, surrogates, vote_attacks
@@ -27,6 +28,8 @@ def test_transfer_alone_flatters_a_vote(rule: str, members, toy_test) -> None:
     assert table.transfer_only[1] >= table.joint[1] + 0.1
     assert worst.robust_accuracy[1] <= min(table.joint[1], table.transfer_only[1])
     assert set(table.members) == {"a", "b", "c"} and table.rule == rule
+    # the vote gets margins, so its members get them, too
+    assert table.members_by == [attack.title for attack in SUITES["brief"]]
     # never weaker than the worst case was without it
     assert all(now <= before for now, before in zip(worst.robust_accuracy, table.without_reweighing))
     assert table.best_member[1] == max(values[1] for values in table.members.values())

@@ -36,6 +36,7 @@ from utils.experiments.budget import Budget
 from utils.experiments.fold_records import FoldData, FoldModel, FoldRecord, Whose
 from utils.experiments.folds import read_fold
 from utils.experiments.recipes import EPSILONS
+from utils.experiments.records import read_model_record
 from utils.experiments.specification import refuse_other
 from utils.training.checkpoints import load_checkpoint
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature
@@ -64,6 +65,12 @@ def members_of(work: Path, names: Sequence[str], fold: int, state: str, splits: 
             raise FileNotFoundError(f"no model in {folder}; run `python -m utils folds` with --out .../{name} first")
         found[name], _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
     return found
+
+
+def start_of_members(work: Path, names: Sequence[str], fold: int) -> str:
+    """From which weights all members once began; ``folds`` where these differ."""
+    starts = {read_model_record(work / name / f"fold{fold}" / "plain").trained.start for name in names}
+    return starts.pop() if len(starts) == 1 else "folds"
 
 
 def combinations(
@@ -183,11 +190,11 @@ def combine_fold(
     for name, model in models.items():
         print(f"fold {splits.info['fold']}: {name}", flush=True)
         found[f"{name}, {STATES[state]}"] = _attacked(model, validation, test, suite, precision, seed, device, work)
-    first = next(iter(members.values()))
+    first, start = next(iter(members.values())), start_of_members(work, names, splits.info["fold"])
     record = FoldRecord(
         data=FoldData(**splits.info),
         specification=combination_specification(names, state, question, n_slices, suite, precision, seed),
-        budget=replace(Budget(), image_size=first.image_size, max_images=len(test), suite=suite, weights="folds"),
+        budget=replace(Budget(), image_size=first.image_size, max_images=len(test), suite=suite, weights=start),
         model={
             "backbone": "+".join(model.backbone_name for model in members.values()),
             "image_size": first.image_size,

@@ -297,6 +297,7 @@ def vote_table(record: SuiteRecord) -> str:
         rows.append(["without the re-weighted attack", *map(_percent, own.without_reweighing)])
         rows.append(["lower by it, points", *map(_percent, gained)])
     whom = f"{curve.n_images} test images of {curve.n_subjects} patients"
+    whom += f", one slice is {100 / curve.n_images:.1f} points"
     said = f"{record.data.source}, {protocol_name(record.data.plain())}; {own.rule} vote; {whom}; robust accuracy, %"
     return markdown(["attack", "no attack", *(radius_label(eps) for eps in curve.epsilons[1:])], rows) + f"\n{said}.\n"
 
@@ -324,7 +325,7 @@ def _on_directions(found: targets.TargetsFound) -> str:
 
     return (
         f"Within 1/255 an attack on all slices of a patient hides the illness of {turned(plain.hidden[step])} patients "
-        f"found ill and invents one in {turned(plain.invented[step])} found healthy; of the hardened model's "
+        f"found ill and invents one in {turned(plain.invented[step])} found healthy; with hardening, in "
         f"{turned(hard.hidden[step])} and {turned(hard.invented[step])}."
     )
 
@@ -335,7 +336,7 @@ def _on_scans(found: scans.ScansFound) -> str:
     worst = found.worst["motion"]
     return (
         f"Of {len(told)} kinds of scans that go wrong by themselves hardening lowers the error in {lower}, in "
-        f"{told.count('helps')} with an interval that excludes 0, and raises it so in {told.count('hurts')}; the worst "
+        f"{told.count('helps')} of them beyond chance, and raises it beyond chance in {told.count('hurts')}; the worst "
         f"of {found.draws} plausible motions turns {worst[PLAIN].worst.count} of {worst[PLAIN].worst.of} patients, and "
         f"{worst[HARDENED].worst.count} of {worst[HARDENED].worst.of} with hardening."
     )
@@ -350,7 +351,7 @@ def _on_detectors(found: foreign.ForeignFound) -> str:
         parts.append(f"{told} % of the right slices ({name})")
     return (
         "A detector that is attacked too is no defence: within 2/255 somebody who knows it has misclassified and "
-        f"accepted {' and '.join(parts)}, whichever of {len(detectors)} is used."
+        f"accepted {' and '.join(parts)}, whichever of {len(detectors)} detectors is used."
     )
 
 

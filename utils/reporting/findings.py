@@ -70,8 +70,9 @@ def robustness_findings(
         for title, record in records.items()
     )
     most = f"{display_name(first)} keeps most" if len(records) > 1 else "this is what is left"
-    if len(records) > 1 and list(kept.values()).count(kept[first]) > 1:
-        most = "none keeps more than all others"
+    tied = [display_name(title) for title, share in kept.items() if share == kept[first]]
+    if len(tied) > 1:
+        most = f"{' and '.join(tied)} keep most"
     rival, best = _best(baselines)
     above = [display_name(title) for title, record in records.items() if record.curve.at(0) > best.accuracy]
     # a hardened model's name holds a comma

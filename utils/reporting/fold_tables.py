@@ -79,7 +79,8 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
     first = summaries[0]
     rows.sort(key=lambda row: "-" not in row[:-1])
     radii = [radius_label(eps) for eps in first.epsilons[1:]]
-    header = ["model", "no attack, all slices", "no attack", *radii, "balanced accuracy"]
+    asked = ["no attack, all slices", "no attack", *radii]
+    header = ["model", *(f"AUROC, {column}" for column in asked), "balanced accuracy"]
     balanced = any(row[-1] != "-" for row in rows)
     if not balanced:
         header, rows = header[:-1], [row[:-1] for row in rows]
@@ -87,7 +88,7 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
         f"AUROC by patient, {binary_caption(next(iter(first.rows.values())).metrics[0])}, mean over {len(first.folds)} "
         f"folds, %, with 95 % intervals over patients; {first.n_subjects} patients, each tested once; "
         f"{first.n_images.test} slices, and {first.n_images.attacked} of them without and under the worst case of "
-        f"{', '.join(first.attacks)}"
+        f"{', '.join(first.attacks)}, which aim at the class of each slice; -: not attacked, or not told by older runs"
     )
     hardened_at = dict.fromkeys(radius_label(one.budget.eps) for one in summaries)
     said += f"; hardened at {' or '.join(hardened_at)}"

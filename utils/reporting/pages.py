@@ -264,7 +264,7 @@ def _attacks(worst: Mapping[str, SuiteRecord], said: str = "", unit: str = "%, 9
     untargeted = [display_name(title) for title, record in worst.items() if not _targeted(record)]
     if untargeted:
         whose = "all" if len(untargeted) == len(worst) else f"those of {', '.join(untargeted)}"
-        parts.append(f"no targeted attack was made, so {whose} are upper bounds, which one can lower")
+        parts.append(f"no targeted attack was made, so {whose} are upper bounds, which such an attack can lower")
     parts += [said] if said else []
     return f"\n{data_and_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; {unit}.\n"
 

@@ -77,8 +77,10 @@ def price_of_vote(record: WorstCase, attack: VoteAttack) -> str:
     else:
         told = f"the vote is better than its best member {where} and not elsewhere"
     n = curve.n_images
+    by = ", ".join(attack.members_by)
     return (
-        f"On the same {n} images, vote and members each attacked on their own, {told} (robust accuracy in %: {shown})."
+        f"On the same {n} images, the vote attacked in {len(attack.alone)} ways and each member by {by}, {told} "
+        f"(robust accuracy in %: {shown})."
     )
 
 
