@@ -60,7 +60,7 @@ def combinations_figure(summary: FoldsSummary) -> Figure:
     axes[0, 0].set_yticks(places, [short[name] for name in others])
     axes[0, len(summary.epsilons) // 2].set_xlabel(f"AUROC by patient, minus that of the {short[first]} (points)")
     patients = f"{summary.n_subjects} patients, each tested once; bars: 95 % over patients"
-    return finish(figure, f"{_title(summary)}: what a combination of slices gains", patients)
+    return finish(figure, _title(summary), f"What a combination of a patient's slices gains; {patients}")
 
 
 def _draw_gain(ax: Axes, place: float, gain: MeanAuroc) -> None:
