@@ -59,8 +59,8 @@ def combinations_figure(summary: FoldsSummary) -> Figure:
         ax.set_title(f"within {radius_label(eps)}" if eps else "no attack")
     axes[0, 0].set_yticks(places, [short[name] for name in others])
     axes[0, len(summary.epsilons) // 2].set_xlabel(f"AUROC by patient, minus that of the {short[first]} (points)")
-    patients = f"{summary.n_subjects} patients, each tested once; bars: 95 % over patients"
-    return finish(figure, _title(summary), f"What a combination of a patient's slices gains; {patients}")
+    said = f"What combining slices gains: {summary.n_subjects} patients, each tested once; bars: 95 % over patients"
+    return finish(figure, _title(summary), said)
 
 
 def _draw_gain(ax: Axes, place: float, gain: MeanAuroc) -> None:
