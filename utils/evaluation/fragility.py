@@ -10,7 +10,7 @@ from utils.core.modes import eval_mode
 from utils.core.reproducibility import generator
 from utils.evaluation.attacker import predict_batch
 
-#: Radii that are tried, the smallest first.
+#: Radii among which is searched.
 RADII = (0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255)
 #: Between the last radius that the answer survived and the first that turned it around the search goes on so often.
 HALVINGS = 1
@@ -33,11 +33,13 @@ def smallest_turn(model: nn.Module, images: torch.Tensor, *, seed: int = 0) -> t
     best: float | None = None
     images_of_best: torch.Tensor | None = None
     survived = 0.0
-    for eps in RADII:
-        if (found := attack_answer(model, images, eps, seed=seed)) is not None:
-            best, images_of_best = eps, found
-            break
-        survived = eps
+    first, last = 0, len(RADII)
+    while first < last:  # by halves: who is turned around by a small change is so by larger ones, but for chance
+        middle = (first + last) // 2
+        if (found := attack_answer(model, images, RADII[middle], seed=seed)) is not None:
+            best, images_of_best, last = RADII[middle], found, middle
+        else:
+            survived, first = RADII[middle], middle + 1
     for _ in range(HALVINGS if best else 0):
         between = (survived + (best or 0.0)) / 2
         if (found := attack_answer(model, images, between, seed=seed)) is not None:
