@@ -164,17 +164,7 @@ class AttackCache:
         return folder / f"{name}.safetensors"
 
 
-def cache_for(
-    folder: Path | None,
-    *,
-    model: nn.Module,
-    surrogates: Mapping[str, nn.Module],
-    images: ImageSet,
-    attacks: Sequence[Mapping[str, Any]],
-    **settings: Any,
-) -> AttackCache:
-    """The cache of one evaluation. Without ``folder`` nothing is hashed and nothing kept."""
-    if folder is None:
-        return AttackCache(None, {})
+def describe_subject(model: nn.Module, surrogates: Mapping[str, nn.Module], images: ImageSet) -> dict[str, Any]:
+    """Digests of what an evaluation attacks and by whose gradients: models, by name, and images."""
     models = {name: describe_module(one) for name, one in {"": model, **surrogates}.items()}
-    return AttackCache(folder, {"models": models, "images": describe_images(images), "attacks": attacks, **settings})
+    return {"models": models, "images": describe_images(images)}

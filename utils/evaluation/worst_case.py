@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from utils.attacks.suites import Threat
 from utils.core.processes import rank, share_out, world_size
 from utils.core.radii import check_eps, radius_label, warn_if_negligible
 from utils.data.sets import ImageSet
-from utils.evaluation.attack_cache import AttackCache, cache_for
+from utils.evaluation.attack_cache import AttackCache, describe_subject
 from utils.evaluation.attacker import Attacker
 from utils.evaluation.curve import NEVER, AttackRun, RobustnessCurve, ThreatFacts, share_robust
 
@@ -109,14 +110,14 @@ class _Run:
         budgets = [AttackRun(**own) for own in describe(self.attacks)]
         budgets = [*(self.known.attacks if self.known else []), *budgets]
         title = title or (budgets[0].title if len(budgets) == 1 else "worst case")
-        logits = [self.worst.clone()]
+        logits, settings = [self.worst.clone()], self._settings(folder)
         # the total is what a model costs that nothing breaks; images that are broken already pass at once
         passes = len(self.images) * (len(radii) - 1) * sum(attack.passes for attack in self.attacks)
         with tqdm(total=passes, desc=title, unit="pass", unit_scale=True, leave=False, disable=rank() > 0) as bar:
             for step, eps in enumerate(radii[1:], start=1):
                 self.norms.append(0.0)
                 # its own for each radius: what is found there depends on the smaller ones and not on the larger
-                self.cache = self._cache(folder, radii[: step + 1])
+                self.cache = AttackCache(folder, settings | {"epsilons": radii[: step + 1]})
                 self._recall(step)
                 for number in range(len(self.attacks)):
                     self._attack_survivors(number, step, eps, bar)
@@ -163,19 +164,17 @@ class _Run:
         self.first_rounded[(self.first_rounded == NEVER) & (known.first_rounded == step)] = step
         self.norms[step] = known.max_norm[step]
 
-    def _cache(self, folder: Path | None, radii: list[float]) -> AttackCache:
-        return cache_for(
-            folder,
-            model=self.attacker.model,
-            surrogates=self.attacker.surrogates,
-            images=self.images,
-            attacks=describe(self.attacks),
-            threat=self.threat.title,
-            epsilons=radii,
-            seed=self.attacker.seed,
-            batch_size=self.attacker.batch_size,
-            device=self.attacker.program,
-        )
+    def _settings(self, folder: Path | None) -> dict[str, Any]:
+        """All that the numbers depend on but the radii, told once: digests of large models take their time."""
+        if folder is None:
+            return {}
+        return describe_subject(self.attacker.model, self.attacker.surrogates, self.images) | {
+            "attacks": describe(self.attacks),
+            "threat": self.threat.title,
+            "seed": self.attacker.seed,
+            "batch_size": self.attacker.batch_size,
+            "device": self.attacker.program,
+        }
 
     def _start(self) -> None:
         begun = time.perf_counter()
