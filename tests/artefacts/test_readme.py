@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -66,7 +68,7 @@ FENCES = [fence for page in PAGES.values() for fence in re.findall(r"^```(\w*)\n
 COMMANDS = sorted({line for language, block in FENCES if not language for line in block.splitlines()})
 ONE_LINE = "python3 -m venv .venv && .venv/bin/pip install -q -r env/requirements.txt && .venv/bin/"
 SMALL = ["image_size=32", "num_epochs=1", "max_test_images=8", "num_iter=2", "epsilons=[0, 2/255]", "alphas=[0.002]"]
-SMALL += ["panel_images=2", "panel_queries=10", "vote_images=2", "attacked_rules=[]"]
+SMALL += ["panel_images=0", "vote_images=2", "vote_suite=smoke", "attacked_rules=[]"]
 FULL = "python -m utils reproduce --profile full --data PATH"
 
 
@@ -96,15 +98,13 @@ def _install(folder: Path) -> None:
 
 def _quick(folder: Path) -> None:
     """The command's own plan; tests/integration/test_notebooks.py runs it whole, at smaller sizes."""
-    _install(folder)
     steps = reproduce.plan(reproduce.main.parse(["--profile", "quick"])["order"].filled())
     assert len(steps) == 9 and steps[0][1]["source"] == "phantom"
 
 
 def _all_tests(folder: Path) -> None:
-    _install(folder)
+    """It is what runs now; .ci/run takes it from this line."""
     assert "-m pytest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    _shell(sys.executable, "-m", "pytest", "--collect-only", "-q")
 
 
 def _conda(folder: Path) -> None:
@@ -138,7 +138,6 @@ def _full(folder: Path) -> None:
     arguments = [*_arguments(FULL), "--models", "efficientnet", "--out", str(folder), *small]
     assert reproduce.main(arguments) == 0
     assert (folder / "assets" / "Ensemble" / "confusion_matrix.png").is_file()
-    assert figures.main(["--root", str(folder), "--data", str(folder / "data")]) == 0
     for kind, rows in (("headline", 3 + 4), ("trained", 2), ("worst_case", 3), ("sweeps", 3 * 2)):
         block = f"<!-- table {kind} checkpoints/*/record.json -->\n<!-- end -->"
         assert pages.rebuilt(block, folder).count("\n| ") == rows + 2
@@ -203,21 +202,34 @@ def _without(words: list[str], *options: str) -> list[str]:
 
 
 def _compare(command: str) -> Callable[[Path], None]:
-    """The README's words, and then what makes it small: of two the last counts, and the shortest suite scores it."""
+    """The runs that it made tell the same; the first such command is also run, smaller."""
 
     def run(folder: Path) -> None:
-        few = make_phantoms(PhantomConfig(n_subjects=16, n_levels=4))
-        split_and_save(few, group_by_subject(few), out=folder / "data")
-        words = _without(_arguments(command), "--variants", "--seeds")
-        small = ["--variants", "n_fgsm", "--seeds", "0", "--epochs", "1", "--clean-epochs", "1", "--max-images", "4"]
-        small += ["--weights", "scratch", "--image-size", "42", "--train-steps", "1", "--validation-images", "8"]
-        small += ["--data", str(folder / "data"), "--work", str(folder / "work")]
-        small += ["--precision", "fp32"] if emulates_bf16("cpu") else []
-        small += ["--suite", "smoke"]
-        assert recipes.main([*words, *small, "--out", str(folder / "recipes")]) == 0
-        assert (folder / "recipes" / "summary.json").is_file()
+        asked = recipes.main.parse(_arguments(command))
+        for variant, seed in itertools.product(("clean", *asked["variants"]), asked["seeds"]):
+            told = read_json(ROOT / asked["out"] / f"{variant}_seed{seed}.json")
+            wanted = asdict(asked["budget"])
+            same = told["budget"].keys() - ({"weights"} if "--weights PATH" in command else set())
+            assert told["model"]["backbone"] == asked["backbone"] and told["seed"] == seed
+            assert {name: told["budget"][name] for name in same} == {name: wanted[name] for name in same}
+        if command == COMPARES[0]:
+            _compare_small(command, folder)
 
     return run
+
+
+def _compare_small(command: str, folder: Path) -> None:
+    """The command's words, and then what makes it small: of two the last counts, and the shortest suite scores it."""
+    few = make_phantoms(PhantomConfig(n_subjects=16, n_levels=4))
+    split_and_save(few, group_by_subject(few), out=folder / "data")
+    words = _without(_arguments(command), "--variants", "--seeds")
+    small = ["--variants", "n_fgsm", "--seeds", "0", "--epochs", "1", "--clean-epochs", "1", "--max-images", "4"]
+    small += ["--weights", "scratch", "--image-size", "42", "--train-steps", "1", "--validation-images", "8"]
+    small += ["--data", str(folder / "data"), "--work", str(folder / "work")]
+    small += ["--precision", "fp32"] if emulates_bf16("cpu") else []
+    small += ["--suite", "smoke"]
+    assert recipes.main([*words, *small, "--out", str(folder / "recipes")]) == 0
+    assert (folder / "recipes" / "summary.json").is_file()
 
 
 def _launch(command: str) -> Callable[[Path], None]:

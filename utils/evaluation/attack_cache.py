@@ -24,28 +24,51 @@ from utils.core.paths import atomic_write, write_json
 from utils.data.sets import ImageSet
 
 #: Raised whenever what is stored, or how an attack works, changes.
-PROTOCOL = 5
+PROTOCOL = 6
 
 
-def describe_module(model: nn.Module) -> str:
+def describe_module(model: nn.Module, known: dict[int, bytes] | None = None) -> str:
     """Digest of a model: its weights, everything else that its modules hold, and the code of their forward passes.
 
     Tensors outside the state dictionary, settings in lists or dictionaries, functions that a module was given and a
     ``forward`` that was edited or replaced all change what the model answers, so all of them change the digest. The
     same model has the same digest in every process.
+
+    Args:
+        known: digests of modules, tensors and classes by their identity, which is read and added to. Of models that
+            share parts each part is then read once; valid only while none of them changes.
     """
-    digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        own = {key: value for key, value in vars(module).items() if key not in _BOOKKEEPING and "hook" not in key}
-        # without their handles' numbers, which differ from process to process
-        own["hooks"] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        digest.update(f"{name}{type(module).__module__}{type(module).__qualname__}".encode())
-        for entry in (*sorted(own.items()), ("buffers", module._buffers), ("parameters", module._parameters)):
-            _add(digest, entry, ())
-        for kind in type(module).__mro__:
-            if not _is_library(kind):
-                _add(digest, {key: value for key, value in vars(kind).items() if not key.startswith("__")}, ())
-    return digest.hexdigest()[:16]
+    return _module(model, {} if known is None else known).hex()[:16]
+
+
+def _module(module: nn.Module, known: dict[int, bytes]) -> bytes:
+    """The digest of a module with all modules inside it."""
+    if id(module) in known:
+        return known[id(module)]
+    digest = hashlib.sha256(f"{type(module).__module__}{type(module).__qualname__}".encode())
+    own = {key: value for key, value in vars(module).items() if key not in _BOOKKEEPING and "hook" not in key}
+    # without their handles' numbers, which differ from process to process
+    own["hooks"] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    for entry in sorted(own.items()):
+        _add(digest, entry, ())
+    for key, tensor in (*module._buffers.items(), *module._parameters.items()):
+        digest.update(key.encode() + _known(known, tensor, tensor))
+    for kind in type(module).__mro__:
+        if not _is_library(kind):
+            digest.update(_known(known, kind, {k: v for k, v in vars(kind).items() if not k.startswith("__")}))
+    for key, child in module._modules.items():
+        digest.update(key.encode() + (b"" if child is None else _module(child, known)))
+    known[id(module)] = digest.digest()
+    return known[id(module)]
+
+
+def _known(known: dict[int, bytes], whose: object, value: Any) -> bytes:
+    """The digest of a value that belongs to ``whose``, from ``known`` if it is there."""
+    if id(whose) not in known:
+        digest = hashlib.sha256()
+        _add(digest, value, ())
+        known[id(whose)] = digest.digest()
+    return known[id(whose)]
 
 
 #: What torch keeps in a module for itself; buffers and parameters are added by themselves, and modes do not count.
@@ -74,6 +97,9 @@ def _globals_used(function: FunctionType) -> dict[str, Any]:
 
 def _add(digest: Any, value: Any, seen: tuple[int, ...]) -> None:
     """Add a value with all that it is made of, and nothing that differs from process to process."""
+    if type(value) in _PLAIN and type(value) is not tuple:  # most values are; the questions below take longer
+        digest.update(f"{type(value).__qualname__}{value!r}".encode())
+        return
     if id(value) in seen:
         return
     seen = (*seen, id(value))
@@ -166,5 +192,6 @@ class AttackCache:
 
 def describe_subject(model: nn.Module, surrogates: Mapping[str, nn.Module], images: ImageSet) -> dict[str, Any]:
     """Digests of what an evaluation attacks and by whose gradients: models, by name, and images."""
-    models = {name: describe_module(one) for name, one in {"": model, **surrogates}.items()}
+    known: dict[int, bytes] = {}
+    models = {name: describe_module(one, known) for name, one in {"": model, **surrogates}.items()}
     return {"models": models, "images": describe_images(images)}
