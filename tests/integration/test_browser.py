@@ -20,14 +20,16 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from utils.data.preparation import group_by_subject, split_and_save
+from utils.data.raw_images import RawImages
 from utils.evaluation.gate import Gate
-from utils.reporting.notebooks import execute, inject, without_injected
+from utils.experiments.fit import fit
+from utils.reporting.notebooks import inject, without_injected
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
-SMALL = {"image_size": 32, "num_epochs": 1, "max_test_images": 12, "num_iter": 2, "train_steps": 1}
-SMALL |= {"weights": "scratch"}
+SMALL = {"num_epochs": 1, "max_test_images": 8, "num_iter": 2, "train_steps": 1, "panel_images": 0}
 #: Cells still to run, and what cells that failed say.
 PROGRESS = """() => {
     // a folded cell shows no input, and so no prompt
@@ -60,13 +62,14 @@ def playwright_page() -> Iterator:
 
 
 @pytest.fixture
-def attack_notebook() -> Iterator[Path]:
+def attack_notebook(phantoms: RawImages) -> Iterator[Path]:
     """The hardening notebook with small parameters, beside a clean model, inside the repository."""
     folder = ROOT / "runs" / f"browser_{os.getpid()}"
-    values = SMALL | {"out_dir": str(folder), "profile": "quick", "source": "phantom"}
+    split_and_save(phantoms, group_by_subject(phantoms), split="patient", out=folder / "data")
+    small = {"num_epochs": 1, "batch_size": 32}
+    fit("resnet34", folder / "data", folder / "checkpoints" / "ResNet34", image_size=32, settings=small)
+    values = SMALL | {"out_dir": str(folder), "data_dir": str(folder / "data"), "profile": "quick"}
     values |= {"epsilons": [0, 2 / 255], "alphas": [0.002], "validation_images": 8}
-    for name in ("dataset/prepare_dataset", "models/resnet_model"):
-        execute(ROOT / f"{name}.ipynb", values, folder / "notebooks" / f"{Path(name).name}.ipynb")
     notebook = inject(nbformat.read(ROOT / "models" / "resnet_model_atk.ipynb", as_version=4), values)
     for cell in notebook.cells:
         if cell.cell_type == "code":
