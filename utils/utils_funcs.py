@@ -6,7 +6,7 @@ from utils.attacks.gradient import fgsm, pgd
 from utils.attacks.suites import check_suite
 from utils.core.radii import check_eps
 from utils.core.reproducibility import seed_everything
-from utils.data.cases import PHANTOM, Reading, read_cases
+from utils.data.cases import Reading, example_scan, read_cases
 from utils.data.preparation import (
     describe,
     group_by_subject,
@@ -81,7 +81,6 @@ __all__ = [
     "ATLAS",
     "BACKBONES",
     "ENSEMBLE",
-    "PHANTOM",
     "RULES",
     "Atlas",
     "Attack",
@@ -118,6 +117,7 @@ __all__ = [
     "describe",
     "evaluate",
     "evaluate_robustness",
+    "example_scan",
     "explain_rows",
     "fgsm",
     "fit",

@@ -18,7 +18,7 @@ __SETUP__
 # ## Parameters
 
 # %% tags=["parameters"]
-scan = ""  # a slice, a folder, a NIfTI or DICOM file; "" takes a drawn phantom
+scan = ""  # a slice, a folder, a NIfTI or DICOM file; "" takes a head of Debian's mricron-data, else a phantom
 model_name = "ResNet34"  # a folder in checkpoints/; "Ensemble" asks the vote
 together = False  # all slices of the folder are one patient's
 fit = "pad"  # how a picture of another shape is fitted: "pad" or "stretch"
@@ -48,7 +48,7 @@ print(f"{predictor.title}: classes {', '.join(predictor.classes)}, trained on {p
 # network has one for noise, too. A phantom is refused by models of real brains, as it should be.
 
 # %%
-cases = list(uf.read_cases(scan or uf.PHANTOM, reading))
+cases = list(uf.read_cases(scan or uf.example_scan(), reading))
 answers = [uf.answer_case(predictor, case, force=force) for case in cases]
 for answer, _ in answers:
     print(f"{answer.case}:", *uf.told(answer), sep="\n  ")

@@ -24,7 +24,7 @@ from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.raw_images import RawImages
 from utils.evaluation.gate import Gate
 from utils.experiments.fit import fit
-from utils.reporting.notebooks import inject, without_injected
+from utils.reporting.notebooks import inject
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -61,6 +61,13 @@ def playwright_page() -> Iterator:
         browser.close()
 
 
+def _without_outputs(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
 @pytest.fixture
 def attack_notebook(phantoms: RawImages) -> Iterator[Path]:
     """The hardening notebook with small parameters, beside a clean model, inside the repository."""
@@ -71,10 +78,7 @@ def attack_notebook(phantoms: RawImages) -> Iterator[Path]:
     values = SMALL | {"out_dir": str(folder), "data_dir": str(folder / "data"), "profile": "quick"}
     values |= {"epsilons": [0, 2 / 255], "alphas": [0.002], "validation_images": 8}
     notebook = inject(nbformat.read(ROOT / "models" / "resnet_model_atk.ipynb", as_version=4), values)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    nbformat.write(notebook, folder / "explore.ipynb")
+    nbformat.write(_without_outputs(notebook), folder / "explore.ipynb")
     yield folder / "explore.ipynb"
     shutil.rmtree(folder)
 
@@ -153,19 +157,20 @@ def server(attack_notebook: Path, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def predict_server(tmp_path: Path) -> Iterator[str]:
-    """A server on the notebook that answers about scans, with the repository's own models."""
+def predict_folder() -> Iterator[Path]:
+    """The notebook that answers about scans, with the repository's own models; it begins with a phantom."""
     folder = ROOT / "runs" / f"browser_predict_{os.getpid()}"
     folder.mkdir(parents=True)
-    shutil.copy(ROOT / "models" / "predict.ipynb", folder)
-    notebook = without_injected(nbformat.read(folder / "predict.ipynb", as_version=4))
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    nbformat.write(notebook, folder / "predict.ipynb")
-    with _serving(folder, tmp_path) as address:
-        yield address
+    notebook = nbformat.read(ROOT / "models" / "predict.ipynb", as_version=4)
+    nbformat.write(_without_outputs(inject(notebook, {"scan": "phantom"})), folder / "predict.ipynb")
+    yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def predict_server(predict_folder: Path, tmp_path: Path) -> Iterator[str]:
+    with _serving(predict_folder, tmp_path) as address:
+        yield address
 
 
 def _draw_scans(folder: Path) -> None:
@@ -198,14 +203,14 @@ def _drag(page, explorer, before: str, pixels: int) -> None:
     _wait_until(lambda: explorer.locator("img").first.get_attribute("src") != before, lambda: said, 60)
 
 
-def test_voila_shows_the_notebook_as_a_page_that_answers(playwright_page, tmp_path: Path) -> None:
+def test_voila_shows_the_notebook_as_a_page_that_answers(playwright_page, predict_folder: Path, tmp_path: Path) -> None:
     _draw_scans(tmp_path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "voila", "predict.ipynb", "--no-browser", f"--port={port}"]
     with (tmp_path / "voila.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT / "models", stdout=log, stderr=log)
+        process = subprocess.Popen(command, cwd=predict_folder, stdout=log, stderr=log)
     try:
         page = playwright_page
 

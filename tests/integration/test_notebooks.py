@@ -107,6 +107,13 @@ def test_the_missions_parameters_are_there(path: Path) -> None:
         assert {"pretrained_model_path", "Epsilon", "Alpha", "num_iter", "adv_weight", "epsilons"} <= parameters
 
 
+def test_what_one_sets_in_the_notebook_for_scans_counts() -> None:
+    """A cell of a run's values below one's own would answer about another scan."""
+    notebook = nbformat.read(ROOT / "models" / "predict.ipynb", as_version=4)
+    assert reproduce.without_injected(notebook).cells == notebook.cells
+    assert inject(notebook, {"foreign": 1}).cells == notebook.cells
+
+
 def test_no_badge_without_an_address() -> None:
     assert build.badge("models/results") == "" or build.REPOSITORY
     for path in [*COMMITTED, *PUBLISHED]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from utils.data import cases
 from utils.data.cases import Case, Reading, read_cases
 
 READING = Reading(shape=(32, 32))
@@ -29,6 +30,16 @@ def test_one_picture_is_one_slice_with_its_own_pixels(tmp_path: Path) -> None:
     (case,) = _read(path)
     assert (case.name, case.files, case.whole, case.notes) == ("mine", ["mine.png"], False, [])
     assert np.array_equal(case.images[0, 0].numpy(), np.asarray(Image.open(path)))
+
+
+@pytest.mark.parametrize(("here", "library", "shown"), [(True, True, "head"), (True, False, ""), (False, True, "")])
+def test_who_names_no_scan_sees_a_head_where_it_can_be_read(here, library, shown, tmp_path, monkeypatch) -> None:
+    head = tmp_path / "head.nii.gz"
+    if here:
+        head.touch()
+    monkeypatch.setattr(cases, "HEAD", head)
+    monkeypatch.setattr(cases, "find_spec", lambda name: library or None)
+    assert cases.example_scan() == (str(head) if shown else "phantom")
 
 
 def test_each_picture_of_a_folder_is_a_case_and_junk_is_none(tmp_path: Path) -> None:

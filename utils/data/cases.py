@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from utils.data.scans.volume import Volume, is_volume, read_volume
 from utils.data.subject_ids import UNKNOWN, find_ids, id_in
 
 PHANTOM = "phantom"
+#: A real head, Colin27, where Debian's package mricron-data puts it.
+HEAD = Path("/usr/share/mricron/templates/ch2.nii.gz")
 FITS = ("pad", "stretch")
 
 
@@ -70,6 +73,11 @@ class Case:
     facts: dict[str, Any] = field(default_factory=dict)
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     problem: str = ""
+
+
+def example_scan() -> str:
+    """What is shown to those who name no scan: a whole real head where it can be read, else the word ``phantom``."""
+    return str(HEAD) if HEAD.is_file() and find_spec("deepbet") else PHANTOM
 
 
 def read_cases(

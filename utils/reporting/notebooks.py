@@ -62,10 +62,12 @@ def without_injected(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def inject(notebook: nbformat.NotebookNode, values: dict[str, Any]) -> nbformat.NotebookNode:
-    """A copy with a cell after the parameters that sets those of ``values`` that the notebook has."""
+    """A copy with a cell after the parameters that sets those of ``values`` that the notebook has, if there are any."""
     copied = without_injected(notebook)
     known = parameters_of(copied)
     chosen = {name: value for name, value in values.items() if name in known}
+    if not chosen:
+        return copied
     position = max(i for i, cell in enumerate(copied.cells) if "parameters" in cell.metadata.get("tags", []))
     source = "\n".join(f"{name} = {_written(value)}" for name, value in chosen.items())
     cell = nbformat.v4.new_code_cell(f"{INJECTED}\n{source}", id="injected")
