@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,9 @@ def test_a_whole_evaluation_leaves_what_its_attacks_leave_one_by_one(root: Path)
     assert f"{images} images for {title}" in table and "eps 2/255" not in table
 
 
-def test_compiled_models_take_part_when_asked_for(root: Path) -> None:
+def test_compiled_models_take_part_when_asked_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # traced as ever, without the C++ compiler, which takes a minute; tests/unit/test_worst_case.py waits for it
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     arguments = ["--root", str(root), "--suite", "smoke", "--rows", "suite", "--few-images", "8", "--compile"]
     assert attack_speed.main([*arguments, "--out", str(root / "out")]) == 0
     model = read_json(root / "out" / "attack_speed.json")["models"]["ResNet34"]

@@ -3,19 +3,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, small_model
+from conftest import small_model
 from safetensors.torch import load_file
 from torch import nn
 
 from models import def_models
+from models.def_models import build_model
+from utils.data.phantom import PhantomConfig, make_phantoms
+from utils.data.preparation import group_by_subject, splits_in_memory
 from utils.evaluation.metrics import Levels, Scores
 from utils.evaluation.probe import fit_head
 from utils.experiments.records import check_against_record, save_trained, update_record
@@ -211,52 +213,46 @@ def test_class_weights_have_mean_one_over_the_images(splits) -> None:
         assert criterion(logits, part.labels).item() == pytest.approx(torch.tensor(4.0).log().item(), rel=1e-4)
 
 
-_SCRIPT = """
-import sys, json
-sys.path[:0] = [{root!r}, {tests!r}]
-import torch
-torch.set_num_threads(1)
-from utils.training.augment import Augmentation
-from utils.training.config import TrainConfig
-from utils.training.objectives import Adversarial
-from utils.data.phantom import PhantomConfig, make_phantoms
-from utils.data.preparation import group_by_subject, splits_in_memory
-from utils.training.loop import train
-from models.def_models import build_model
-raw = make_phantoms(PhantomConfig(n_subjects=16, n_levels=2))
-splits = splits_in_memory(raw, group_by_subject(raw), "patient")
-torch.manual_seed(0)
-model = build_model("efficientnet_b0", image_size=32)
-config = TrainConfig(num_epochs=3, batch_size=4, validation_images=4, fit_head=True)
-objective = Adversarial(eps=4 / 255, steps=1)
-print("ready", flush=True)
-result = train(model, splits, objective=objective, config=config, folder=sys.argv[1], save_every=0.0)
-torch.save({{"weights": model.state_dict(), "history": json.dumps(result.history)}}, sys.argv[2])
-"""
+def _start(folder: Path, out: Path) -> int:
+    """A training in a process of its own, whose number is returned; it leaves ``out`` when it has ended."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        raw = make_phantoms(PhantomConfig(n_subjects=16, n_levels=2))
+        splits = splits_in_memory(raw, group_by_subject(raw), "patient")
+        torch.manual_seed(0)
+        model = build_model("efficientnet_b0", image_size=32)
+        config = TrainConfig(num_epochs=3, batch_size=4, validation_images=4, fit_head=True)
+        objective = Adversarial(eps=4 / 255, steps=1)
+        result = train(model, splits, objective=objective, config=config, folder=folder, save_every=0.0)
+        torch.save({"weights": model.state_dict(), "history": json.dumps(result.history)}, out)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
 
 
-def _start(folder: Path, out: Path) -> subprocess.Popen:
-    script = _SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests"))
-    return subprocess.Popen([sys.executable, "-c", script, str(folder), str(out)], stderr=subprocess.DEVNULL)
+def _runs(process: int) -> bool:
+    return os.waitpid(process, os.WNOHANG) == (0, 0)
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole = _start(tmp_path / "whole", tmp_path / "whole.pt")
-    assert whole.wait(timeout=300) == 0
+    os.waitpid(_start(tmp_path / "whole", tmp_path / "whole.pt"), 0)
     state = tmp_path / "killed" / "resume" / "state.pt"
     kills = 0
     for moment in (0.0, 0.37, 0.9):
         process = _start(tmp_path / "killed", tmp_path / "killed.pt")
         before = state.stat().st_mtime_ns if state.exists() else 0
-        while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+        while (running := _runs(process)) and (not state.exists() or state.stat().st_mtime_ns == before):
             time.sleep(0.01)
         time.sleep(moment)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+        if running and _runs(process):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
             kills += 1
-        process.wait()
     assert kills >= 2 and not (tmp_path / "killed.pt").exists()
-    assert _start(tmp_path / "killed", tmp_path / "killed.pt").wait(timeout=300) == 0
+    os.waitpid(_start(tmp_path / "killed", tmp_path / "killed.pt"), 0)
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "killed.pt"))
     assert all(torch.equal(one["weights"][name], two["weights"][name]) for name in one["weights"])
     histories = [[{k: v for k, v in e.items() if k != "seconds"} for e in json.loads(x["history"])] for x in (one, two)]
