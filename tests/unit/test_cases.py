@@ -32,13 +32,18 @@ def test_one_picture_is_one_slice_with_its_own_pixels(tmp_path: Path) -> None:
     assert np.array_equal(case.images[0, 0].numpy(), np.asarray(Image.open(path)))
 
 
-@pytest.mark.parametrize(("here", "library", "shown"), [(True, True, "head"), (True, False, ""), (False, True, "")])
-def test_who_names_no_scan_sees_a_head_where_it_can_be_read(here, library, shown, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("here", "missing", "shown"),
+    [(True, "", True), (True, "deepbet", False), (True, "nibabel", False), (False, "", False)],
+)
+def test_who_names_no_scan_sees_a_head_where_it_can_be_read(
+    here: bool, missing: str, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     head = tmp_path / "head.nii.gz"
     if here:
         head.touch()
     monkeypatch.setattr(cases, "HEAD", head)
-    monkeypatch.setattr(cases, "find_spec", lambda name: library or None)
+    monkeypatch.setattr(cases, "find_spec", lambda name: name != missing or None)
     assert cases.example_scan() == (str(head) if shown else "phantom")
 
 

@@ -77,7 +77,8 @@ class Case:
 
 def example_scan() -> str:
     """What is shown to those who name no scan: a whole real head where it can be read, else the word ``phantom``."""
-    return str(HEAD) if HEAD.is_file() and find_spec("deepbet") else PHANTOM
+    readable = HEAD.is_file() and all(map(find_spec, ("nibabel", "SimpleITK", "nilearn", "deepbet")))
+    return str(HEAD) if readable else PHANTOM
 
 
 def read_cases(
