@@ -52,12 +52,12 @@ def _module(module: nn.Module, known: dict[int, bytes]) -> bytes:
     for entry in sorted(own.items()):
         _add(digest, entry, ())
     for key, tensor in (*module._buffers.items(), *module._parameters.items()):
-        digest.update(key.encode() + _known(known, tensor, tensor))
+        digest.update(f"{key}:".encode() + _known(known, tensor, tensor))
     for kind in type(module).__mro__:
         if not _is_library(kind):
             digest.update(_known(known, kind, {k: v for k, v in vars(kind).items() if not k.startswith("__")}))
     for key, child in module._modules.items():
-        digest.update(key.encode() + (b"" if child is None else _module(child, known)))
+        digest.update(f"{key}:".encode() + (b"nothing" if child is None else _module(child, known)))
     known[id(module)] = digest.digest()
     return known[id(module)]
 
@@ -77,6 +77,8 @@ _BOOKKEEPING = {"training", "_parameters", "_buffers", "_modules", "_non_persist
 _LIBRARIES = ("builtins", "torch", "torchvision", "timm")
 #: What may stand in a global name that a function uses, and change what it answers.
 _PLAIN = (bool, int, float, complex, str, bytes, tuple, type(None))
+#: Values that are nothing but what ``repr`` says of them.
+_SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 def _is_library(owner: type | FunctionType) -> bool:
@@ -97,7 +99,7 @@ def _globals_used(function: FunctionType) -> dict[str, Any]:
 
 def _add(digest: Any, value: Any, seen: tuple[int, ...]) -> None:
     """Add a value with all that it is made of, and nothing that differs from process to process."""
-    if type(value) in _PLAIN and type(value) is not tuple:  # most values are; the questions below take longer
+    if type(value) in _SCALARS:  # most values are; the questions below take longer
         digest.update(f"{type(value).__qualname__}{value!r}".encode())
         return
     if id(value) in seen:
@@ -129,7 +131,7 @@ def _add(digest: Any, value: Any, seen: tuple[int, ...]) -> None:
         _add_all(digest, parts, seen)
     elif isinstance(value, CodeType):
         _add_all(digest, [value.co_code, value.co_names, value.co_consts], seen)
-    elif isinstance(value, (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Enum, Path)):
+    elif isinstance(value, (*_SCALARS, Enum, Path)):
         digest.update(repr(value).encode())
     elif isinstance(value, (nn.Module, type)):
         digest.update(f"{value.__module__ if isinstance(value, type) else type(value).__module__}".encode())
