@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +132,39 @@ def write_class_folders(
             pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:] = 0, 0, 0, 0
             Image.fromarray(pixels).save(root / name / f"{prefix}{number}.png")
     return root
+
+
+def left_out(reason: str) -> None:
+    """Skip a test; but the project's own CI installs all that tests need, so there it fails."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+def extra(module: str) -> Any:
+    """A module of ``env/requirements-scans.txt``; the project's own CI installs them: there, a missing one fails."""
+    if os.environ.get("CI"):
+        return import_module(module)
+    return pytest.importorskip(module, reason="needs env/requirements-scans.txt")
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Number of a process that does ``work``; it ends with 0, or with 1 after an error."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def ended(process: int) -> int:
+    """Exit status of a process of :func:`forked`; a signal that killed it is negative."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 @pytest.fixture(scope="session")

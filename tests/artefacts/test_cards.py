@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, extra
 
 from models.def_models import BACKBONES, build_model
 from utils.data.archives import DATA_SOURCES
@@ -55,7 +55,7 @@ def test_the_model_card_counts_parameters_as_the_models_do() -> None:
 
 @pytest.mark.skipif(not ATLAS.is_file(), reason="needs Debian's mricron-data, an atlas of the brain")
 def test_the_data_card_says_how_much_of_each_region_the_slices_show() -> None:
-    nibabel = pytest.importorskip("nibabel", reason="needs env/requirements-scans.txt")
+    nibabel = extra("nibabel")
     text = " ".join((ROOT / "dataset" / "DATA_CARD.md").read_text(encoding="utf-8").split())
     low, high = (int(bound.replace("−", "-")) for bound in re.findall(r"about z (−?\d+) to \+(\d+) mm", text)[0])
     image = nibabel.load(ATLAS)

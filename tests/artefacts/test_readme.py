@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import launch_command_parser
-from conftest import ROOT
+from conftest import ROOT, left_out
 from PIL import Image
 
 from models.def_models import build_model
@@ -103,8 +103,9 @@ def _quick(folder: Path) -> None:
 
 
 def _all_tests(folder: Path) -> None:
-    """It is what runs now; .ci/run takes it from this line."""
-    assert "-m pytest" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    """It is what runs now. .ci/run takes its last part from the README by a pattern of its own."""
+    pattern = re.search(r"grep -- '(.+)' README\.md", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))[1]
+    assert re.findall(f"^.*{pattern}", README, re.M) == [f"{ONE_LINE}python -m pytest"]
 
 
 def _conda(folder: Path) -> None:
@@ -138,6 +139,7 @@ def _full(folder: Path) -> None:
     arguments = [*_arguments(FULL), "--models", "efficientnet", "--out", str(folder), *small]
     assert reproduce.main(arguments) == 0
     assert (folder / "assets" / "Ensemble" / "confusion_matrix.png").is_file()
+    assert figures.main(["--root", str(folder), "--data", str(folder / "data")]) == 0
     for kind, rows in (("headline", 3 + 4), ("trained", 2), ("worst_case", 3), ("sweeps", 3 * 2)):
         block = f"<!-- table {kind} checkpoints/*/record.json -->\n<!-- end -->"
         assert pages.rebuilt(block, folder).count("\n| ") == rows + 2
@@ -345,7 +347,7 @@ def _predict_colin(folder: Path) -> None:
     stored = read_json(ROOT / "assets" / "Predict" / "ch2_answer.json")
     assert stored["model"] == "ResNet34" and stored["files"] == [head.name]
     if not head.is_file() or importlib.util.find_spec("deepbet") is None:
-        pytest.skip("needs Debian's mricron-data and env/requirements-scans.txt")
+        left_out("needs Debian's mricron-data and env/requirements-scans.txt")
     assert predict.main([*_arguments(COLIN)[:-1], str(folder), "--attack", "none"]) == 0
     found = read_json(folder / "ch2_answer.json")
     assert found["answer"] == stored["answer"]
@@ -371,7 +373,7 @@ def _atlas(folder: Path) -> None:
 def _voila(folder: Path) -> None:
     """tests/integration/test_browser.py opens the page."""
     if importlib.util.find_spec("voila") is None:
-        pytest.skip("needs env/requirements-browser.txt")
+        left_out("needs env/requirements-browser.txt")
     _shell(sys.executable, "-m", "voila", "--version")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, extra
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.whole_processes import WATCH
@@ -144,7 +144,7 @@ def test_the_committed_gate_knows_other_patients_and_nothing_foreign(prepared: C
 def test_slices_of_a_head_look_like_the_public_ones(prepared: Callable[[str], Path]) -> None:
     """The stripped head by .92 and more at every level, the whole one by .88, and turned upside down by less."""
     for module in ("nibabel", "SimpleITK", "deepbet"):
-        pytest.importorskip(module, reason="needs env/requirements-scans.txt")
+        extra(module)
     train = load_splits(prepared("patient")).train
     means = [train.images[train.slices == level, 0].float().mean(0).numpy() for level in range(32)]
     stripped = standardise(read_volume(COLIN / "ch2bet.nii.gz"), stripping=Stripping(stripped=True)).slices

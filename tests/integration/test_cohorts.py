@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import extra
 
-nibabel = pytest.importorskip("nibabel", reason="needs env/requirements-scans.txt")
+nibabel = extra("nibabel")
 
 from utils.commands.prepare import main as prepare  # noqa: E402 - an extra
 from utils.core.paths import read_json  # noqa: E402
@@ -183,7 +184,7 @@ def test_volumes_without_ids_are_people_of_their_own_and_loose_ones_need_classes
 @pytest.mark.skipif(not COLIN.is_file(), reason="needs Debian's mricron-data, a whole head")
 def test_a_real_brain_in_an_oasis_tree(tmp_path: Path, capsys) -> None:
     """Two people made of one brain, stored as the discs store them, end to end; the second is a little larger."""
-    pytest.importorskip("SimpleITK", reason="needs env/requirements-scans.txt")
+    extra("SimpleITK")
     image = nibabel.load(COLIN)
     voxels = np.asarray(image.dataobj)[::2, ::2, ::2, None].astype(np.int16)
     for number, size in ((1, 2.0), (2, 1.95)):

@@ -3,16 +3,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, small_model
+from conftest import ROOT, ended, forked, small_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -52,16 +50,7 @@ def _fit(data: Path, folder: Path, **options) -> dict:
 
 def _killed(work: Callable[[], object]) -> None:
     """Do ``work`` in a process of its own that must not come to its end."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert ended(forked(work)) == 9
 
 
 def test_the_record_holds_note_classes_and_the_digest_of_the_weights(data: Path, tmp_path: Path) -> None:
@@ -152,12 +141,13 @@ def test_records_of_before_the_digest_still_load(data: Path, tmp_path: Path) -> 
 
 def test_another_process_that_trains_into_the_folder_is_named_at_once(data: Path, splits, tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def train_long() -> None:
         with hold(tmp_path / "model"):
             os.write(writing, b"x")
             time.sleep(60)
-        os._exit(0)
+
+    child = forked(train_long)
     try:
         os.read(reading, 1)
         state = tmp_path / "model" / RESUME
@@ -198,11 +188,7 @@ def test_what_a_kill_left_half_written_goes_with_the_next_write(tmp_path: Path) 
 
 def test_the_second_start_does_not_delete_the_half_written_state_of_the_first(tmp_path: Path) -> None:
     def look(path: Path) -> None:
-        child = os.fork()
-        if child == 0:
-            load_resume_state(tmp_path, {})
-            os._exit(0)
-        os.waitpid(child, 0)
+        assert ended(forked(lambda: load_resume_state(tmp_path, {}))) == 0
         path.write_bytes(b"whole")
 
     atomic_write(tmp_path / RESUME, look)

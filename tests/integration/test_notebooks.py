@@ -59,13 +59,6 @@ OWN = {"": {"step_size"}, "_atk": {"before_after", "recall"}, "Ensemble": {"tran
 MODEL_NOTEBOOKS = sorted((ROOT / "models").glob("*_model*.ipynb"))
 
 
-@pytest.fixture(autouse=True)
-def coarse_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the notebooks that run here, fewer pixels: half of their time would go into figures that nobody looks at."""
-    if "quick" not in request.fixturenames:  # its figures are drawn twice and compared
-        monkeypatch.setitem(style._STYLE, "savefig.dpi", 40)
-
-
 def _figures_of(title: str) -> set[str]:
     return FIGURES | OWN["Ensemble" if title == "Ensemble" else "_atk" if title.endswith("_atk") else ""]
 
@@ -548,11 +541,14 @@ def _run_cells(name: str, values: dict, until: str = "") -> dict:
     """Execute a notebook's own cells here, up to a heading; much faster than a kernel for each case."""
     notebook = inject(nbformat.read(ROOT / "models" / f"{name}.ipynb", as_version=4), SMALL | values)
     space: dict = {"display": lambda *_: None}
-    for cell in notebook.cells:
-        if until and cell.cell_type == "markdown" and cell.source.startswith(until):
-            break
-        if cell.cell_type == "code":
-            exec(compile(cell.source, f"{name} {cell.id}", "exec"), space)
+    with pytest.MonkeyPatch.context() as patch:
+        # half of the time would go into pixels of figures that nobody looks at
+        patch.setitem(style._STYLE, "savefig.dpi", 40)
+        for cell in notebook.cells:
+            if until and cell.cell_type == "markdown" and cell.source.startswith(until):
+                break
+            if cell.cell_type == "code":
+                exec(compile(cell.source, f"{name} {cell.id}", "exec"), space)
     return space
 
 
@@ -564,7 +560,6 @@ def trained(prepared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     values |= {"epsilons": [0, 2 / 255], "alphas": [0.002]}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        patch.setitem(style._STYLE, "savefig.dpi", 40)
         _run_cells("efficientnet_model", values, until="## Grad-CAM")
         _run_cells("efficientnet_model_atk", values, until="## Grad-CAM")
     found = {"params": {"learning_rate": 0.00123, "optimizer": "sgd"}}
@@ -669,6 +664,8 @@ def test_a_copied_notebook_serves_a_backbone_of_ones_own(prepared_data: Path, tm
         assert {path.stem for path in (tmp_path / "assets" / title).glob("*.png")} == _figures_of(title)
     _run_cells("results", values | {"models": ["Mine_atk"]})
     assert {path.stem for path in (tmp_path / "assets" / "Ensemble").glob("*.png")} == _figures_of("Ensemble")
+    vote = json.loads((tmp_path / "checkpoints" / "Ensemble" / "record.json").read_text())["worst_case"]
+    assert vote["panel"]["verdict"].startswith("gradient checks ")
 
 
 def test_missing_data_and_models_say_what_to_do(tmp_path: Path, monkeypatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import small_model
+from conftest import extra, small_model
 from PIL import Image
 
 from utils.commands.calibrate import main as calibrate
@@ -194,8 +194,8 @@ def test_calibration_fits_validation_and_counts_test_patients(root: Path) -> Non
 
 
 def test_attacked_slices_are_exported_and_judged_again(root: Path, capsys) -> None:
-    pytest.importorskip("nibabel", reason="needs env/requirements-scans.txt")
-    pytest.importorskip("pydicom", reason="needs env/requirements-scans.txt")
+    extra("nibabel")
+    extra("pydicom")
     splits = load_splits(root / "data")
     for place in range(0, len(splits.test), 4):
         _slice(splits, place, root / "scans" / f"case{place}.png")

@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import ended, forked, small_model
 from safetensors.torch import load_file
 from torch import nn
 
@@ -215,10 +214,8 @@ def test_class_weights_have_mean_one_over_the_images(splits) -> None:
 
 def _start(folder: Path, out: Path) -> int:
     """A training in a process of its own, whose number is returned; it leaves ``out`` when it has ended."""
-    child = os.fork()
-    if child:
-        return child
-    try:
+
+    def work() -> None:
         raw = make_phantoms(PhantomConfig(n_subjects=16, n_levels=2))
         splits = splits_in_memory(raw, group_by_subject(raw), "patient")
         torch.manual_seed(0)
@@ -227,32 +224,23 @@ def _start(folder: Path, out: Path) -> int:
         objective = Adversarial(eps=4 / 255, steps=1)
         result = train(model, splits, objective=objective, config=config, folder=folder, save_every=0.0)
         torch.save({"weights": model.state_dict(), "history": json.dumps(result.history)}, out)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(0)
 
-
-def _runs(process: int) -> bool:
-    return os.waitpid(process, os.WNOHANG) == (0, 0)
+    return forked(work)
 
 
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
-    os.waitpid(_start(tmp_path / "whole", tmp_path / "whole.pt"), 0)
+    assert ended(_start(tmp_path / "whole", tmp_path / "whole.pt")) == 0
     state = tmp_path / "killed" / "resume" / "state.pt"
-    kills = 0
     for moment in (0.0, 0.37, 0.9):
-        process = _start(tmp_path / "killed", tmp_path / "killed.pt")
         before = state.stat().st_mtime_ns if state.exists() else 0
-        while (running := _runs(process)) and (not state.exists() or state.stat().st_mtime_ns == before):
+        process, deadline = _start(tmp_path / "killed", tmp_path / "killed.pt"), time.monotonic() + 120
+        while time.monotonic() < deadline and (not state.exists() or state.stat().st_mtime_ns == before):
             time.sleep(0.01)
         time.sleep(moment)
-        if running and _runs(process):
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            kills += 1
-    assert kills >= 2 and not (tmp_path / "killed.pt").exists()
-    os.waitpid(_start(tmp_path / "killed", tmp_path / "killed.pt"), 0)
+        os.kill(process, signal.SIGKILL)
+        assert ended(process) == -signal.SIGKILL
+    assert not (tmp_path / "killed.pt").exists()
+    assert ended(_start(tmp_path / "killed", tmp_path / "killed.pt")) == 0
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.pt", "killed.pt"))
     assert all(torch.equal(one["weights"][name], two["weights"][name]) for name in one["weights"])
     histories = [[{k: v for k, v in e.items() if k != "seconds"} for e in json.loads(x["history"])] for x in (one, two)]

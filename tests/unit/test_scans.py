@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import extra
 
-nibabel = pytest.importorskip("nibabel", reason="needs env/requirements-scans.txt")
-pydicom = pytest.importorskip("pydicom", reason="needs env/requirements-scans.txt")
-sitk = pytest.importorskip("SimpleITK", reason="needs env/requirements-scans.txt")
-pytest.importorskip("nilearn", reason="needs env/requirements-scans.txt")
+nibabel = extra("nibabel")
+pydicom = extra("pydicom")
+sitk = extra("SimpleITK")
+extra("nilearn")
 
 from pydicom.dataset import FileDataset, FileMetaDataset  # noqa: E402 - an extra
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid  # noqa: E402
@@ -296,7 +297,7 @@ def test_rows_of_axial_slices_lead_to_the_front_as_in_the_public_ones() -> None:
 
 @pytest.mark.skipif(not COLIN.is_dir(), reason="needs Debian's mricron-data, a whole head")
 def test_a_whole_head_and_its_stripped_copy_give_the_same_slices() -> None:
-    pytest.importorskip("deepbet", reason="needs env/requirements-scans.txt")
+    extra("deepbet")
     whole = standardise(read_volume(COLIN / "ch2.nii.gz"))
     stripped = standardise(read_volume(COLIN / "ch2bet.nii.gz"), stripping=STRIPPED)
     assert min(correlation(one, other) for one, other in zip(whole.slices, stripped.slices)) >= 0.95

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import extra
 
 from utils.data.slice_files import KINDS, read_slices, write_slices
 
@@ -14,7 +15,7 @@ from utils.data.slice_files import KINDS, read_slices, write_slices
 @pytest.mark.parametrize("count", [1, 3])
 def test_what_is_written_is_read_as_exactly_as_the_file_can(kind: str, most: float, count: int, tmp_path: Path) -> None:
     for module in ("nibabel", "pydicom"):
-        pytest.importorskip(module, reason="needs env/requirements-scans.txt")
+        extra(module)
     slices = np.random.default_rng(count).random((count, 20, 30), dtype=np.float32)
     files = write_slices(slices, tmp_path / "new" / "attacked", kind)
     again = read_slices(files, kind)
@@ -24,7 +25,7 @@ def test_what_is_written_is_read_as_exactly_as_the_file_can(kind: str, most: flo
 
 
 def test_dicom_files_say_what_they_are(tmp_path: Path) -> None:
-    pydicom = pytest.importorskip("pydicom", reason="needs env/requirements-scans.txt")
+    pydicom = extra("pydicom")
     files = write_slices(np.zeros((2, 16, 16)), tmp_path / "a", "dicom")
     headers = [pydicom.dcmread(file) for file in files]
     assert len({header.SeriesInstanceUID for header in headers}) == 1 and headers[1].InstanceNumber == 2

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import extra
 from PIL import Image
 
 from utils.commands.prepare import main as prepare
 from utils.data import extras, tables
 from utils.data.sources import load_source
 
-pyarrow = pytest.importorskip("pyarrow", reason="needs env/requirements-scans.txt")
-parquet = pytest.importorskip("pyarrow.parquet", reason="needs env/requirements-scans.txt")
+pyarrow = extra("pyarrow")
+parquet = extra("pyarrow.parquet")
 NAMES = ["Mild_Demented", "Moderate_Demented", "Non_Demented", "Very_Mild_Demented"]
 
 
