@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from utils.core.paths import write_json
 from utils.evaluation.metrics import illness_by_patient
@@ -16,7 +16,7 @@ from utils.experiments.folds import read_fold, summarise
 from utils.experiments.paired import paired_gains, rankings
 from utils.experiments.patient_odds import patient_odds
 from utils.reporting.fold_tables import gains_table, hardening_gains_table
-from utils.reporting.patient_figures import patient_figures, roc_band
+from utils.reporting.patient_figures import patient_figures, roc_band, true_positive_rates
 
 CLASSES = ["Non", "VeryMild", "Mild", "Moderate"]
 
@@ -100,6 +100,16 @@ def test_the_band_of_a_roc_holds_its_curve() -> None:
     assert middle.mean() == pytest.approx(roc_auc_score(ill, odds), abs=0.02)
     assert (low <= middle + 1e-9).all() and (middle <= high + 1e-9).all() and (high - low).max() > 0.1
     assert roc_band(ill.astype(float), ill)[0].min() == 1.0  # told apart perfectly
+
+
+def test_a_roc_over_draws_is_what_scikit_learn_says_of_each() -> None:
+    draws = np.random.default_rng(0)
+    ill = np.arange(40) % 3 == 0
+    odds = (3 * draws.normal(size=40) + ill).round()  # with ties
+    counts = np.stack([np.ones(40), *draws.multinomial(40, np.full(40, 1 / 40), size=20)])
+    for row, rates in zip(counts, true_positive_rates(odds, ill, counts), strict=True):
+        false, true, _ = roc_curve(ill, odds, sample_weight=row, drop_intermediate=False)
+        assert rates == pytest.approx(np.interp(np.linspace(0, 1, 101), false, true), abs=1e-12)
 
 
 def test_models_are_compared_with_baselines_and_each_other_on_the_same_patients(tmp_path: Path) -> None:

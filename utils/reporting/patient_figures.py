@@ -74,15 +74,26 @@ def roc_band(odds: np.ndarray, ill: np.ndarray) -> tuple[np.ndarray, np.ndarray,
         odds: any score that grows with illness, P.
         ill: bool P, with both kinds in it.
     """
-    from sklearn.metrics import roc_curve  # slow to import
+    counts = bootstrap_counts(len(odds))
+    counts = counts[(counts @ ill > 0) & (counts @ ~ill > 0)]
+    rates = true_positive_rates(odds, ill, counts)
+    low, high = np.percentile(rates, [2.5, 97.5], axis=0)
+    return rates[0], low, high
 
-    def rates(weights: np.ndarray) -> np.ndarray:
-        false, true, _ = roc_curve(ill, odds, sample_weight=weights, drop_intermediate=False)
-        return np.interp(_GRID, false, true)
 
-    drawn = [count for count in bootstrap_counts(len(odds)) if count[ill].any() and count[~ill].any()]
-    low, high = np.percentile([rates(count) for count in drawn], [2.5, 97.5], axis=0)
-    return rates(np.ones(len(odds))), low, high
+def true_positive_rates(odds: np.ndarray, ill: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """What scikit-learn's ``roc_curve`` gives for each row of weights, for all rows at once; D x 101.
+
+    Args:
+        odds, ill: see :func:`roc_band`.
+        counts: D x P, how often each patient is drawn, both kinds at least once.
+    """
+    order = np.argsort(-odds, kind="stable")
+    # patients with the same score are called ill at the same threshold
+    last = np.flatnonzero(np.diff(odds[order], append=-np.inf))
+    called = [np.cumsum(counts[:, order] * kind[order], axis=1)[:, last] for kind in (~ill, ill)]
+    false, true = (np.pad(number / number[:, -1:], ((0, 0), (1, 0))) for number in called)
+    return np.stack([np.interp(_GRID, *rates) for rates in zip(false, true, strict=True)])
 
 
 def strip_figure(models: dict[str, PatientOdds], summary: FoldsSummary) -> Figure:
