@@ -131,18 +131,29 @@ def _prepare(command: str) -> Callable[[Path], None]:
     return run
 
 
+def _pictures(folder: Path) -> Path:
+    """A folder of pictures as somebody would have it: classes as folders, patients in the names."""
+    raw = make_phantoms(PhantomConfig(n_subjects=16, n_levels=4))
+    for pixels, path in zip(raw.pixels, raw.paths, strict=True):
+        target = (folder / path).with_suffix(".png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).resize((48, 48)).save(target)
+    return folder
+
+
 def _full(folder: Path) -> None:
-    """Phantoms stand for the images; one model stands for three, of which each quick run makes all."""
+    """Drawn pictures stand for the images; one model stands for three, of which each quick run makes all."""
     small = [
         text for pair in (*SMALL, "weights=scratch", "train_steps=1", "validation_images=8") for text in ("--set", pair)
     ]
-    arguments = [*_arguments(FULL), "--models", "efficientnet", "--out", str(folder), *small]
+    words, out = _arguments(FULL, str(_pictures(folder / "pictures"))), folder / "out"
+    arguments = [*words, "--models", "efficientnet", "--out", str(out), *small]
     assert reproduce.main(arguments) == 0
-    assert (folder / "assets" / "Ensemble" / "confusion_matrix.png").is_file()
-    assert figures.main(["--root", str(folder), "--data", str(folder / "data")]) == 0
+    assert (out / "assets" / "Ensemble" / "confusion_matrix.png").is_file()
+    assert figures.main(["--root", str(out), "--data", str(out / "data"), "--models", "EfficientNetB0"]) == 0
     for kind, rows in (("headline", 3 + 4), ("trained", 2), ("worst_case", 3), ("sweeps", 3 * 2)):
         block = f"<!-- table {kind} checkpoints/*/record.json -->\n<!-- end -->"
-        assert pages.rebuilt(block, folder).count("\n| ") == rows + 2
+        assert pages.rebuilt(block, out).count("\n| ") == rows + 2
 
 
 def _train_one(command: str, clean_epochs: int, atk_epochs: int) -> Callable[[Path], None]:
