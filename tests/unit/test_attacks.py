@@ -80,7 +80,7 @@ def test_restarts_are_never_weaker_than_one_start(small_net, batch) -> None:
         attacked = pgd(small_net, *batch, eps=2 / 255, steps=3, restarts=restarts, generator=draws, loss="margin")
         return small_net(attacked).argmax(1) != batch[1]
 
-    assert (wrong(5) | ~wrong(2)).all()
+    assert (wrong(5) | ~wrong(1)).all()
 
 
 def test_generator_makes_random_starts_reproducible(small_net, batch) -> None:

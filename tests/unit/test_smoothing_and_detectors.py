@@ -72,9 +72,16 @@ def test_counts_do_not_depend_on_the_size_of_batches() -> None:
 def test_the_smoothed_model_is_the_mean_over_noise_and_can_be_attacked() -> None:
     image = torch.full((3, 1, 8, 8), 0.52)
     smoothed = Smoothed(HalfSpace(), 0.2, samples=500)
-    torch.testing.assert_close(smoothed(image).exp().sum(1), torch.ones(3))
+    draws = torch.Generator().manual_seed(0)
+    noise = torch.randn((500, 1, 8, 8), generator=draws)
+    mean = torch.stack([HalfSpace()(image + 0.2 * one).softmax(1) for one in noise]).mean(0)
+    torch.testing.assert_close(smoothed(image).exp(), mean)
     attacked = pgd(smoothed, image, torch.ones(3, dtype=torch.long), eps=0.5, norm="l2", assume_checked=True)
     assert (smoothed(attacked)[:, 1] < smoothed(image)[:, 1]).all()
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1"):
+        Smoothed(HalfSpace(), 0.2, samples=0)
+    with pytest.raises(ValueError, match="sigma must be a number above 0"):
+        Smoothed(HalfSpace(), -0.2)
 
 
 def test_training_on_noise_sees_noise_of_the_asked_size() -> None:
@@ -145,8 +152,40 @@ def test_scores_can_be_pushed_both_ways_and_never_the_wrong_one(name: str, fitte
         assert not torch.allclose(after, before)
 
 
-def test_both_are_fooled_at_once_more_often_than_by_an_attack_that_knows_only_one(fitted) -> None:
-    detector, images = fitted["energy"], toy_images(16, seed=4)
+class Halves(nn.Module):
+    """Class 1 where the left half is bright on the whole; the more foreign the brighter the right half is."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        left, right = (own.mean((1, 2, 3)) for own in (images[..., :8], images[..., 8:]))
+        return torch.stack([0.5 - left, left - 0.5, right], 1)
+
+
+def test_a_score_that_is_a_mean_is_pushed_by_the_whole_radius_and_no_less_than_by_one_step() -> None:
+    images = torch.rand(4, 1, 16, 16, generator=generator(0))
+    for up, sign in ((True, 1), (False, -1)):
+        found = push_score(Halves(), images, eps=EPS, up=up, steps=10)
+        expected = (images + sign * EPS).clamp(0, 1)
+        torch.testing.assert_close(found[..., 8:], expected[..., 8:])
+        assert sign * (Halves()(found)[:, 2] - Halves()(expected)[:, 2]).min() >= -1e-6
+
+
+def test_both_halves_are_fooled_where_the_radius_reaches_both_borders() -> None:
+    away = torch.tensor([0.01, 0.02, 0.03, 0.05])
+    images = torch.full((16, 1, 16, 16), 0.5)
+    images[..., :8] += away.repeat(4)[:, None, None, None]
+    images[..., 8:] += away.repeat_interleave(4)[:, None, None, None]
+    labels = torch.ones(16, dtype=torch.long)
+    for eps in (0.015, 0.025, 0.04):
+        logits, scores = answers_and_scores(
+            Halves(), fool_both(Halves(), images, labels, eps=eps, limit=0.5, steps=40, draws=generator(0))
+        )
+        both = (logits.argmax(1) != labels) & (scores <= 0.5)
+        assert torch.equal(both, torch.maximum(away.repeat(4), away.repeat_interleave(4)) < eps)
+
+
+@pytest.mark.parametrize("name", ["maximum softmax", "energy", "Mahalanobis", "nearest neighbours"])
+def test_both_are_fooled_at_once_more_often_than_by_an_attack_that_knows_only_one(name: str, fitted) -> None:
+    detector, images = fitted[name], toy_images(16, seed=4)
     pixels = images.pixels(slice(None))
     logits, scores = answers_and_scores(detector, pixels)
     labels, limit = logits.argmax(1), float(scores.quantile(0.3))
@@ -156,10 +195,23 @@ def test_both_are_fooled_at_once_more_often_than_by_an_attack_that_knows_only_on
         return int(((margin(said, labels) > 0) & (score <= limit)).sum())
 
     plain = pgd(detector.model, pixels, labels, eps=EPS, steps=20, generator=generator(0))
-    known = fool_both(detector, pixels, labels, eps=EPS, limit=limit, steps=20)
-    assert both(known) >= both(plain)
+    known = fool_both(detector, pixels, labels, eps=EPS, limit=limit, steps=20, draws=generator(0))
+    assert both(known) > both(plain)
+
+
+def test_attacks_on_detectors_refuse_what_they_cannot_do(fitted) -> None:
+    detector, pixels = fitted["energy"], toy_images(4, seed=4).pixels(slice(None))
+    labels = torch.zeros(4, dtype=torch.long)
     with pytest.raises(ValueError, match="must be in"):
         fool_both(detector, pixels, labels, eps=8.0, limit=0.0)
+    with pytest.raises(ValueError, match="labels must be in 0..3"):
+        fool_both(detector, pixels, labels + 9, eps=EPS, limit=0.0)
+    with pytest.raises(ValueError, match="limit must be a number"):
+        fool_both(detector, pixels, labels, eps=EPS, limit=float("nan"))
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
+        push_score(detector, pixels, eps=EPS, up=True, steps=0)
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        push_score(detector, 255 * pixels, eps=EPS, up=True)
     with pytest.raises(ValueError, match="at least 5 training images"):
         fit_detectors(detector.model, toy_images(4, seed=1))
 

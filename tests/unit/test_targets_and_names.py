@@ -95,7 +95,7 @@ def test_those_with_steps_beat_one_step(name: str, net: nn.Module, batch) -> Non
     one = Attack("FGSM")(net, images, labels, eps=EPS)
     many = Attack(name, steps=10)(net, images, labels, eps=EPS)
     wrong = [(margin(net(found), labels) > 0).float().mean() for found in (one, many)]
-    assert wrong[1] >= wrong[0] - 0.05
+    assert wrong[1] >= wrong[0]
 
 
 def test_tifgsm_sees_a_grey_image_as_three_alike_planes(net: nn.Module, batch) -> None:

@@ -219,7 +219,8 @@ def pgd(
 
     Raises:
         TypeError, ValueError: see :func:`check_batch`, :func:`check_logits` and :func:`check_eps`; also steps or
-            restarts below 1, a step size that is not positive, a mask with ``stop_when_fooled``, or a NaN gradient.
+            restarts below 1, a step size that is not positive, a mask that does not fit or one with
+            ``stop_when_fooled``, or a NaN gradient.
     """
     check_eps(eps, norm)
     if steps < 1 or restarts < 1:
@@ -227,11 +228,8 @@ def pgd(
     check_batch(model, images, labels)
     if mask is not None and stop_when_fooled:
         raise ValueError("a mask belongs to its image, and stop_when_fooled moves images about: leave one of them out")
-    if alpha is None:
-        alpha = default_alpha(eps, steps)
-    elif not (0 < alpha <= (1 if norm == "linf" else float("inf")) or eps == 0):
-        raise ValueError(f"alpha must be in (0, 1] pixel units, not {alpha}")
-    warn_if_short(eps, alpha, steps)
+    check_mask(mask, images)
+    alpha = check_alpha(alpha, eps, steps, norm)
     rule = LOSSES[loss] if isinstance(loss, str) else loss
     climb = _Climb(model, eps, alpha, steps, rule, norm, not assume_checked, mask)
     begin = partial(_start, eps=eps, norm=norm, random_start=random_start, mask=mask)
@@ -251,14 +249,41 @@ def pgd(
     return best
 
 
-def warn_if_short(eps: float, alpha: float, steps: int) -> None:
-    """Warn if ``steps`` steps of ``alpha`` cannot cross the ball of radius ``eps``."""
+def check_mask(mask: torch.Tensor | None, images: torch.Tensor) -> None:
+    """Check where an attack may change its images.
+
+    Raises:
+        ValueError: a mask of another shape, or of other numbers than 0 and 1.
+    """
+    if mask is None:
+        return
+    try:
+        fits = torch.broadcast_shapes(mask.shape, images.shape) == images.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(f"a mask of {tuple(mask.shape)} does not fit images of {tuple(images.shape)}")
+    if not ((mask == 0) | (mask == 1)).all():
+        raise ValueError("a mask is 1 where an image may be changed and 0 elsewhere; this one holds other numbers")
+
+
+def check_alpha(alpha: float | None, eps: float, steps: int, norm: str) -> float:
+    """A step size, or :func:`default_alpha` without one; warns where ``steps`` of it cannot cross the ball.
+
+    Raises:
+        ValueError: not a positive number, or above 1 in L-infinity.
+    """
+    if alpha is None:
+        return default_alpha(eps, steps)
+    if not (0 < alpha <= (1 if norm == "linf" else float("inf")) or eps == 0):
+        raise ValueError(f"alpha must be in (0, 1] pixel units, not {alpha}")
     if alpha * steps < eps * (1 - 1e-6):
         warnings.warn(
             f"alpha * steps = {alpha * steps:.2g} is less than eps = {eps:.2g}: the attack cannot reach "
             "the edge of the ball and will overstate robustness. Use alpha >= 2.5 * eps / steps.",
             stacklevel=3,
         )
+    return alpha
 
 
 @dataclass(frozen=True)

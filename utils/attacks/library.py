@@ -20,6 +20,7 @@ from torch import nn
 
 from utils.attacks.balls import project
 from utils.attacks.gradient import check_batch, check_logits, default_alpha
+from utils.core.checks import whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -74,6 +75,7 @@ def square(
     """
     import torchattacks
 
+    whole("queries", queries, 1)
     attack = partial(torchattacks.Square, norm=_NORMS[norm], eps=eps, n_queries=queries, seed=seed)
     return _run(attack, model, images, labels, eps, norm, assume_checked)
 
@@ -136,6 +138,7 @@ def library_attack(
     """
     import torchattacks
 
+    whole("steps", steps, 1)
     options = dict(options or {})
     known = settings_of(name)
     check_library_options(name, options)
@@ -201,6 +204,8 @@ def auto_attack(
     Raises:
         TypeError, ValueError: as :func:`square`; also see :func:`check_autoattack`.
     """
+    whole("steps", steps, 1)
+    whole("queries", queries, 1)
     check_batch(model, images, labels)
     with attack_mode(model), torch.no_grad():
         classes = model(images[:1]).shape[1]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from utils.attacks.balls import Draws, random_point
-from utils.attacks.gradient import LOSSES, ascent, check_batch, check_gradient, default_alpha, warn_if_short
+from utils.attacks.gradient import LOSSES, ascent, check_alpha, check_batch, check_gradient
 from utils.core.checks import whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
@@ -66,14 +66,16 @@ def linked_pgd(
         attacked stacks of the same shape, in [0, 1] and within ``eps``; of all steps the one with the highest loss.
 
     Raises:
-        TypeError, ValueError: see :func:`utils.attacks.gradient.pgd` and :func:`link_matrix`.
+        TypeError, ValueError: see :func:`utils.attacks.gradient.pgd` and :func:`link_matrix`; also slices that are to
+            be tied where each patient has one.
     """
     check_eps(eps)
     whole("steps", steps, 1)
     check_batch(model, stacks, labels)
     tie = link_matrix(link, stacks.shape[1]).to(stacks)
-    alpha = default_alpha(eps, steps) if alpha is None else alpha
-    warn_if_short(eps, alpha, steps)
+    if link != "free" and stacks.shape[1] < 2:
+        raise ValueError(f"{LINKS[link]!r} ties the slices of a patient, and here each has a single one")
+    alpha = check_alpha(alpha, eps, steps, "linf")
 
     def tied(free: torch.Tensor) -> torch.Tensor:
         return (stacks + torch.einsum("st,pthw->pshw", tie, free)).clamp(0, 1)

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from utils.attacks.balls import Draws
-from utils.attacks.gradient import Loss, margin, pgd
+from utils.attacks.gradient import Loss, check_batch, check_logits, margin, pgd
+from utils.core.modes import attack_mode
 
 #: How fast a member's weight falls with its margin, in standard deviations of its logits.
 SHARPNESS = 4.0
@@ -57,11 +58,13 @@ def reweighed_pgd(
     alpha: float | None = None,
     norm: str = "linf",
     generator: Draws = None,
+    assume_checked: bool = False,
 ) -> torch.Tensor:
     """PGD on the re-weighted margins of the members of a vote.
 
     Args:
-        model, images, labels, eps, steps, alpha, norm, generator: see :func:`utils.attacks.gradient.pgd`.
+        model, images, labels, eps, steps, alpha, norm, generator, assume_checked: see
+            :func:`utils.attacks.gradient.pgd`.
 
     Raises:
         ValueError: the model is not :class:`Members`; also see :func:`utils.attacks.gradient.pgd`.
@@ -71,6 +74,12 @@ def reweighed_pgd(
             f"the re-weighted attack needs the members of a vote, not a {type(model).__name__}; attack a vote by a "
             "suite, which has this attack"
         )
+    check_batch(model, images, labels)
+    if not assume_checked:
+        # the answers beside each other are no answer of a single model, and would pass for one
+        with attack_mode(model), torch.no_grad():
+            for member in model.members:
+                check_logits(member(images).float(), labels)
     return pgd(
         model,
         images,

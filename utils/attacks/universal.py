@@ -48,10 +48,11 @@ def universal_perturbation(
         float tensor 1 x 1 x H x W within ``eps``; images plus it must be clamped to [0, 1].
 
     Raises:
-        TypeError, ValueError: see :func:`utils.attacks.gradient.pgd`; also epochs below 1 or no images.
+        TypeError, ValueError: see :func:`utils.attacks.gradient.pgd`; also epochs or batches below 1, or no images.
     """
     check_eps(eps, norm)
     whole("epochs", epochs, 1)
+    whole("batch_size", batch_size, 1)
     number("images", len(images), least=1)
     draws = generator(seed, "universal", eps)
     first = images.pixels(slice(0, 1), device)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from utils.attacks.balls import Draws, project, random_point, steepest
-from utils.attacks.gradient import ascent, check_batch, check_gradient, cross_entropy, default_alpha, warn_if_short
+from utils.attacks.gradient import ascent, check_alpha, check_batch, check_gradient, cross_entropy
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -126,8 +126,7 @@ def eot_pgd(
     if samples < 1 or steps < 1:
         raise ValueError(f"steps and samples must be at least 1, not {steps} and {samples}")
     draws = _own_draws(generator, len(images))
-    alpha = default_alpha(eps, steps) if alpha is None else alpha
-    warn_if_short(eps, alpha, steps)
+    alpha = check_alpha(alpha, eps, steps, norm)
     here = random_point(images, eps, norm, generator)
     with attack_mode(model):
         for step in range(steps):

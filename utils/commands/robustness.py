@@ -61,7 +61,8 @@ def main(
         attack: one attack instead of a suite, such as ifgsm, pgd_t, MIFGSM or OnePixel; a wrong name shows all.
         steps: of that attack; queries of square.
         restarts: of that attack.
-        option: what only that attack knows, as NAME=VALUE: target=healthy, part=ventricles, samples=10, c=2.
+        option: what only that attack knows, as NAME=VALUE: target=healthy, part=ventricles, mask=FILE,
+            samples=10, c=2.
         epsilons: radii, such as 1/255 or 0.005, or L2 lengths, or numbers of pixels; without it the norm's grid.
         norm: of the radii.
         untied: attack three colour planes of this side instead of the grey image.

@@ -13,7 +13,8 @@ from torch import nn
 
 from models.def_models import MRIClassifier
 from utils.attacks.balls import Draws, project, random_point
-from utils.attacks.gradient import Loss, ascent, check_batch, check_gradient, default_alpha, margin
+from utils.attacks.gradient import Loss, ascent, check_batch, check_gradient, check_logits, default_alpha, margin
+from utils.core.checks import number, whole
 from utils.core.modes import attack_mode, eval_mode
 from utils.core.parts import Part
 from utils.core.radii import check_eps
@@ -212,7 +213,12 @@ def fool_both(
         labels: int64 tensor N, the true classes.
         limit: highest score that is accepted.
         images, eps, steps, draws: see :func:`push_score`.
+
+    Raises:
+        TypeError, ValueError: see :func:`push_score`; also a limit that is no number.
     """
+
+    number("limit", limit)
 
     def selective(found: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         logits = found[:, :-1]
@@ -236,7 +242,11 @@ def _climb(
     """PGD on a loss of the detector's answers that keeps the best of all points, the images themselves among them."""
     check_eps(eps)
     own = torch.zeros(len(images), dtype=torch.long, device=images.device) if labels is None else labels
+    whole("steps", steps, 1)
     check_batch(detector, images, own)
+    if labels is not None:
+        with attack_mode(detector), torch.no_grad():
+            check_logits(detector(images)[:, :-1].float(), labels)
     here, best = images, images.clone()
     highest = torch.full((len(images),), -torch.inf, device=images.device)
     alpha = default_alpha(eps, steps)

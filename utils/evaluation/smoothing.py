@@ -109,10 +109,15 @@ class Smoothed(nn.Module):
         sigma: of the noise.
         samples: noisy copies of each image.
         seed: of the noise.
+
+    Raises:
+        ValueError: a bad number.
     """
 
     def __init__(self, model: nn.Module, sigma: float, *, samples: int = 8, seed: int = 0) -> None:
         super().__init__()
+        number("sigma", sigma, above=0)
+        whole("samples", samples, 1)
         self.model, self.sigma, self.samples, self.seed = model, sigma, samples, seed
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

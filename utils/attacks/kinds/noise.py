@@ -7,6 +7,7 @@ from torch import nn
 
 from utils.attacks.attack import Attack, Kind, Terms, register
 from utils.attacks.balls import random_point, steepest
+from utils.attacks.gradient import check_batch
 
 
 @register("noise")
@@ -21,6 +22,7 @@ class Noise(Kind):
     def __call__(
         self, budget: Attack, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, terms: Terms
     ) -> torch.Tensor:
+        check_batch(model, images, labels)
         away = random_point(images, 1.0, terms.norm, terms.draws) - images
         return (images + terms.eps * steepest(away, terms.norm)).clamp(0, 1)
 

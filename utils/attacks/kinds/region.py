@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,14 @@ from torch import nn
 from utils.attacks.attack import Attack, Kind, Terms, register
 from utils.attacks.gradient import pgd
 from utils.data.anatomy import PARTS, part_masks
+from utils.data.decode import decode_grey
 
 
 @register("region")
 class RegionPGD(Kind):
-    """PGD inside a part of the slice, after the idea of Kryptonite (arXiv:2108.10251), whose method is not public.
+    """PGD inside a part of the slice, or a mask of one's own.
+
+    After the idea of Kryptonite (arXiv:2108.10251), whose method is not public.
 
     What it finds lies in the ball of the whole image, so that it is never stronger than PGD there.
     """
@@ -24,7 +28,8 @@ class RegionPGD(Kind):
     takes_loss = True
 
     def title_of(self, budget: Attack) -> str:
-        return f"{super().title_of(budget)} in the {budget.options['part']}"
+        part, mask = budget.options.get("part"), budget.options.get("mask")
+        return f"{super().title_of(budget)} in the {part or f'mask {Path(str(mask)).name}'}"
 
     def __call__(
         self, budget: Attack, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, terms: Terms
@@ -37,7 +42,7 @@ class RegionPGD(Kind):
             steps=budget.steps,
             random_start=budget.random_start,
             loss=budget.loss,
-            mask=part_masks(images, budget.options["part"]).to(images.dtype),
+            mask=_mask(budget.options, images),
             generator=terms.draws,
             eps=terms.eps,
             norm=terms.norm,
@@ -45,5 +50,27 @@ class RegionPGD(Kind):
         )
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        if set(options) != {"part"} or options["part"] not in PARTS:
-            raise ValueError(f"a region attack takes the option part, one of {', '.join(PARTS)}, and no other")
+        if set(options) == {"mask"}:
+            read_mask(options["mask"])
+        elif set(options) != {"part"} or options["part"] not in PARTS:
+            raise ValueError(
+                f"a region attack takes the option part, one of {', '.join(PARTS)}, or mask, a picture that is white "
+                "where a slice may be changed, and no other"
+            )
+
+
+def read_mask(path: str | Path) -> torch.Tensor:
+    """A picture as a mask: 1 where it is brighter than half of white, float32 1 x 1 x H x W.
+
+    Raises:
+        ValueError, OSError: no picture that can be read, or one that is black everywhere.
+    """
+    found = torch.from_numpy(decode_grey(Path(path)) > 127)
+    if not found.any():
+        raise ValueError(f"the mask {path} is white nowhere, so that nothing may be changed")
+    return found[None, None].float()
+
+
+def _mask(options: Mapping[str, Any], images: torch.Tensor) -> torch.Tensor:
+    mask = read_mask(options["mask"]) if "mask" in options else part_masks(images, options["part"])
+    return mask.to(images)

@@ -28,4 +28,5 @@ class Reweighed(Kind):
             generator=terms.draws,
             eps=terms.eps,
             norm=terms.norm,
+            assume_checked=terms.assume_checked,
         )
