@@ -147,3 +147,7 @@ def test_an_answer_that_bears_every_radius() -> None:
     weight = torch.ones(1, 1, 4, 4)
     model = _Linear(weight, float(2 * RADII[-1] * weight.sum() - 8))
     assert smallest_turn(model, torch.full((1, 1, 4, 4), 0.5)) == (None, None)
+    with pytest.raises(ValueError, match="one answer, and there are 2 images"):
+        smallest_turn(model, torch.full((2, 1, 4, 4), 0.5))
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        smallest_turn(model, torch.full((1, 1, 4, 4), 128.0))

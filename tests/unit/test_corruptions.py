@@ -4,12 +4,33 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import scipy
 import torch
 
 from utils.core.reproducibility import generator
 from utils.data.anatomy import part_masks
-from utils.data.corruptions import CORRUPTIONS, SEVERITIES, blur, corrupt_slices, corrupted, gamma, moved, rician_noise
+from utils.data.corruptions import (
+    CORRUPTIONS,
+    MM_A_PIXEL,
+    SEVERITIES,
+    _half,
+    anisotropy,
+    bias_field,
+    blur,
+    corrupt_slices,
+    corrupted,
+    gamma,
+    ghosting,
+    misregistration,
+    motion,
+    moved,
+    rician_noise,
+    spikes,
+    stripped_too_far,
+    stripped_too_little,
+)
 from utils.data.sets import DataSplits
 
 NAMES = list(CORRUPTIONS)
@@ -77,6 +98,72 @@ def test_blur_and_gamma_by_their_formulas() -> None:
     assert float(found.sum()) == pytest.approx(1.0, rel=1e-3)
     ramp = torch.linspace(0, 0.8, 9).reshape(1, 1, 3, 3)
     torch.testing.assert_close(gamma(ramp, 2.0, generator(0)), ramp**2 / 0.8)
+
+
+#: Strength at which each does nothing, and by how much rounding may miss that.
+NOTHING = {
+    "bias field": (bias_field, 0.0, 0),
+    "Rician noise": (rician_noise, 0.0, 1e-6),
+    "ghosting": (ghosting, (4, 0.0), 1e-5),
+    "motion": (motion, (3, 0.0, 0.0), 1e-4),
+    "spikes": (spikes, (2, 0.0), 1e-5),
+    "gamma": (gamma, 1.0, 1e-6),
+    "anisotropy": (anisotropy, 1.0, 0),
+    "mis-registered": (misregistration, (0.0, 0.0), 1e-4),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_of_no_strength_it_is_the_scan(name: str) -> None:
+    change, strength, most = NOTHING[name]
+    slices = torch.rand(3, 1, 24, 24, generator=generator(1))
+    assert (change(slices, strength, generator(0)) - slices).abs().max() <= most
+
+
+def test_one_spike_is_a_stripe_of_its_size() -> None:
+    flat = torch.full((1, 1, 32, 32), 0.5)
+    found = spikes(flat, (1, 0.2), generator(0))
+    # the bright end of the stack is as bright as before, which divides by 1 + its share
+    assert float(found.amax() / found.amin()) == pytest.approx(1.2 / 0.8, rel=0.02)
+
+
+def test_one_ghost_is_the_head_moved_by_its_share_of_the_picture() -> None:
+    slices = torch.zeros(1, 1, 64, 64)
+    slices[..., 28:36, 28:36] = 1.0
+    found = ghosting(slices, (2, 0.5), generator(0))[0, 0]
+    # every second line weaker: a copy half a picture away
+    away = [torch.roll(found, 32, along)[28:36, 28:36].mean() for along in (0, 1)]
+    assert max(away) > 0.1 > min(away)
+
+
+def test_a_bias_field_is_smooth_and_the_same_in_all_slices_of_a_stack() -> None:
+    slices = 0.2 + 0.6 * torch.rand(2, 1, 32, 32, generator=generator(1))
+    field = (bias_field(slices, 0.5, generator(0)) / slices).log()
+    torch.testing.assert_close(field[0], field[1], atol=1e-4, rtol=0)
+    # a polynomial of degree 3: the fourth difference of its logarithm is nothing
+    assert field[0, 0].diff(n=4, dim=0).abs().max() < 1e-4 < field[0, 0].diff(n=2, dim=0).abs().max()
+
+
+def test_thick_voxels_are_means_of_thin_ones() -> None:
+    slices = torch.rand(1, 1, 32, 32, generator=generator(1))
+    found = anisotropy(slices, 4.0, generator(0))
+    means = [slices.unflatten(along, (8, 4)).mean(along + 1) for along in (2, 3)]
+    # the middle of a voxel lies between its second and third sample
+    seen = [(found.unflatten(along, (8, 4)).narrow(along + 1, 1, 2)).mean(along + 1) for along in (2, 3)]
+    inner = [(one - other).abs().narrow(along, 1, 6).max() for one, other, along in zip(seen, means, (2, 3))]
+    assert min(inner) < 0.1 < max(inner)
+
+
+def test_stripping_takes_or_leaves_a_rim_on_one_side() -> None:
+    head = np.zeros((64, 64), bool)
+    head[16:48, 16:48] = True
+    slices = 0.8 * torch.from_numpy(head)[None, None].float()
+    square = np.ones((5, 5))  # two pixels to each side
+    side = _half(slices, generator(0))[0, 0].numpy()
+    less = stripped_too_far(slices, 2 * MM_A_PIXEL, generator(0))[0, 0].numpy() > 0
+    assert np.array_equal(less, head & (scipy.ndimage.binary_erosion(head, square) | ~side))
+    more = stripped_too_little(slices, 2 * MM_A_PIXEL, generator(0))[0, 0].numpy() > 0
+    assert np.array_equal(more, head | (scipy.ndimage.binary_dilation(head, square) & side))
 
 
 def test_black_slices_stay_black_and_bad_words_are_refused(splits: DataSplits) -> None:

@@ -29,7 +29,12 @@ def smallest_turn(model: nn.Module, images: torch.Tensor, *, seed: int = 0) -> t
 
     Returns:
         None and None where no radius of ``RADII`` did.
+
+    Raises:
+        TypeError, ValueError: several images; also see :func:`utils.attacks.gradient.pgd`.
     """
+    if len(images) != 1:
+        raise ValueError(f"the smallest turn is that of one answer, and there are {len(images)} images")
     best: float | None = None
     images_of_best: torch.Tensor | None = None
     survived = 0.0
