@@ -18,14 +18,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from torch import nn
 
 from benchmarks.measure import FOLDER, progress, save
+from utils.attacks.gradient import pgd
 from utils.core.paths import CHECKPOINTS, DATASET_VARIABLES
+from utils.core.reproducibility import generator
 from utils.data.scans import standard
 from utils.data.scans.standard import Stripping, as_image, correlation, fit_of, register, standardise, template_image
 from utils.data.scans.volume import Volume, read_volume
 from utils.data.sets import DataSplits, ImageSet, load_splits
-from utils.evaluation.gate import fit_gate
+from utils.evaluation.detectors import GateDetector, answers_and_scores, fool_both, push_score
+from utils.evaluation.gate import Gate, fit_gate
 from utils.reporting.style import COLOURS, axes_of, finish
 from utils.training.checkpoints import load_checkpoint
 
@@ -35,6 +39,10 @@ MANY = 200
 DIRECTIONS = 64
 #: Wrong turns of a head from which the registration starts, of the 24.
 WRONG_TURNS = (1, 4, 9, 15, 20)
+#: L-infinity radii within which real slices are attacked, and foreign images, which nobody needs to look unchanged.
+REAL_EPS, FOREIGN_EPS = (1 / 255, 2 / 255, 4 / 255), 8 / 255
+#: Steps of PGD on the gate's distance, and test slices that are attacked.
+STEPS, FEW = 20, 80
 
 
 def foreign_sets(test: ImageSet, head: Volume, brain: Volume, seed: int) -> dict[str, torch.Tensor]:
@@ -119,16 +127,75 @@ def measure_gate(splits: DataSplits, sets: dict[str, torch.Tensor], models: Sequ
     }
 
 
-def _against(score: Callable, test: torch.Tensor, sets: dict[str, torch.Tensor]) -> dict[str, float]:
+class _Silent(nn.Module):
+    """Answers nothing: for attacks on the gate alone."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.new_zeros(len(images), 2)
+
+
+def attack_gate(splits: DataSplits, sets: dict[str, torch.Tensor], models: Sequence[str], seed: int) -> dict[str, Any]:
+    """What the gate is worth against somebody who knows it.
+
+    Foreign images are pulled towards training slices, test slices away from them, and test slices that a model gets
+    right are to be misclassified and accepted at once.
+    """
+    gate = fit_gate(splits.train, splits.validation)
+    alone = GateDetector(_Silent(), gate)
+    own = gate.distances(splits.test.pixels(slice(0, len(splits.test))))
+    pulled = {
+        name: gate.distances(
+            push_score(alone, images, eps=FOREIGN_EPS, up=False, steps=STEPS, draws=generator(seed, "in"))
+        )
+        for name, images in progress(list(sets.items()), "foreign images attacked")
+    }
+    few = splits.test.balanced_subset(FEW)
+    pixels = few.pixels(slice(None))
+    out = [
+        push_score(alone, pixels, eps=eps, up=True, steps=STEPS, draws=generator(seed, "out", eps)) for eps in REAL_EPS
+    ]
+    return {
+        "foreign_radius": FOREIGN_EPS,
+        "radii": list(REAL_EPS),
+        "steps": STEPS,
+        "slices": len(few),
+        "refused": {name: float((away > gate.refused).float().mean()) for name, away in pulled.items()},
+        "auroc": {name: _area(own, away) for name, away in pulled.items()},
+        "test_refused": [float((gate.distances(images) > gate.refused).float().mean()) for images in (pixels, *out)],
+        "models": {name: _fooled(gate, few, name, seed) for name in progress(list(models), "test slices attacked")},
+    }
+
+
+def _fooled(gate: Gate, few: ImageSet, name: str, seed: int) -> dict[str, Any]:
+    """Right slices that are misclassified and accepted, and what plain PGD turns and the gate notices."""
+    model, _ = load_checkpoint(CHECKPOINTS / name)
+    detector = GateDetector(model.eval(), gate)
+    pixels, labels = few.pixels(slice(None)), few.labels
+    right = answers_and_scores(detector, pixels)[0].argmax(1) == labels
+    pixels, labels = pixels[right], labels[right]
+    both, noticed = [], []
+    for eps in REAL_EPS:
+        draws = generator(seed, "both", eps)
+        found = fool_both(detector, pixels, labels, eps=eps, limit=gate.refused, steps=2 * STEPS, draws=draws)
+        logits, away = answers_and_scores(detector, found)
+        both.append(float(((logits.argmax(1) != labels) & (away <= gate.refused)).float().mean()))
+        plain = pgd(model, pixels, labels, eps=eps, steps=STEPS, generator=generator(seed, "plain", eps))
+        logits, away = answers_and_scores(detector, plain)
+        wrong = logits.argmax(1) != labels
+        noticed.append(float((away[wrong] > gate.refused).float().mean()) if wrong.any() else None)
+    return {"right": len(labels), "misclassified_and_accepted": both, "pgd_noticed": noticed}
+
+
+def _area(own: torch.Tensor, other: torch.Tensor) -> float:
     from sklearn.metrics import roc_auc_score
 
-    own = score(test).numpy()
-    found = {}
-    for name, images in sets.items():
-        other = score(images).numpy()
-        truth = np.r_[np.zeros(len(own)), np.ones(len(other))]
-        found[name] = round(float(roc_auc_score(truth, np.r_[own, other])), 4)
-    return found
+    truth = np.r_[np.zeros(len(own)), np.ones(len(other))]
+    return round(float(roc_auc_score(truth, np.r_[own.numpy(), other.numpy()])), 4)
+
+
+def _against(score: Callable, test: torch.Tensor, sets: dict[str, torch.Tensor]) -> dict[str, float]:
+    own = score(test)
+    return {name: _area(own, score(images)) for name, images in sets.items()}
 
 
 def _by_features(name: str, splits: DataSplits) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -207,9 +274,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    gate = measure_gate(splits, foreign_sets(splits.test, head, brain, args.seed), args.models)
+    sets = foreign_sets(splits.test, head, brain, args.seed)
+    gate = measure_gate(splits, sets, args.models)
     content: dict[str, Any] = {
-        "gate": gate,
+        "gate": gate | {"attacked": attack_gate(splits, sets, args.attacked, args.seed)},
         "heads": measure_heads(splits.train, head, brain),
         "volumes": [args.head.name, args.stripped.name],
         "seed": args.seed,
@@ -231,6 +299,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--stripped", type=Path, required=True, help="the same without its skull")
     add("--data", type=Path, default=DATASET_VARIABLES, help="folder of prepared *_set.pt, split by patient")
     add("--models", nargs="*", default=["EfficientNetB0", "ResNet34"], help="whose features are asked, too")
+    attacked = ["EfficientNetB0", "EfficientNetB0_atk"]
+    add("--attacked", nargs="*", default=attacked, help="models that are attacked together with the gate")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=FOLDER)
     return parser.parse_args(arguments)

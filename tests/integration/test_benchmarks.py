@@ -34,6 +34,7 @@ from utils.evaluation.leak_audit import highest_correlations
 from utils.reporting.benchmark_tables import (
     attack_speed_table,
     attention_speed_table,
+    gate_attacked_table,
     gate_table,
     heads_table,
     near_training_table,
@@ -234,7 +235,9 @@ def test_resemblance_needs_trained_models(root: Path, tmp_path: Path, capsys: py
     assert "holds no attack" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_the_gate_is_measured_on_foreign_images(splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gate_is_measured_on_foreign_images_and_attacked(
+    splits, tmp_path: Path, small_backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scans, "MANY", 12)
     ball = np.linalg.norm(np.indices((181, 217, 181)).T - [90, 108, 90], axis=3).T
     head = Volume("head", (ball < 80) * (200 - ball.astype(np.float32)), np.eye(4))
@@ -248,7 +251,18 @@ def test_the_gate_is_measured_on_foreign_images(splits, tmp_path: Path, monkeypa
     assert found["auroc"]["gate"]["inverted"] > 0.97 and found["test"]["patients_refused"] <= 0.2
     save_figure(scans.gate_figure(found, "phantoms"), tmp_path / "gate.png")
     heads = {"levels": {"one": [0.9, 0.95]}, "fit": {}, "agreement": [0.97]}
-    record = {"gate": found, "heads": heads | {"wrong_turns": [{"correlation": 0.8, "overlap": 0.7}]}}
+    monkeypatch.setattr(scans, "load_checkpoint", lambda folder: (small_model(), None))
+    attacked = scans.attack_gate(splits, sets, ["small"], 0)
+    # every attack on the gate is an upper bound of what it is worth, and never below chance of nothing
+    assert all(attacked["refused"][name] <= found["refused"][name] for name in sets)
+    assert all(attacked["auroc"][name] <= found["auroc"]["gate"][name] + 1e-6 for name in sets)
+    assert attacked["refused"]["uniform noise"] == 1 and attacked["test_refused"] == sorted(attacked["test_refused"])
+    assert all(0 <= share <= 1 for share in attacked["models"]["small"]["misclassified_and_accepted"])
+    record = {
+        "gate": found | {"attacked": attacked},
+        "heads": heads | {"wrong_turns": [{"correlation": 0.8, "overlap": 0.7}]},
+    }
     record |= {"volumes": ["a.nii", "b.nii"], "data": splits.info}
-    assert "| uniform noise | 12 | 100.0 % | 1.000 |" in gate_table(record)
+    assert "| uniform noise | 12 | 100.0 % | 1.000 | 100.0 % | 1.000 |" in gate_table(record)
+    assert gate_attacked_table(record).count("\n| ") == 3 + 1
     assert "| one | 0.900 to 0.950 | - | - |" in heads_table(record) and "at most 0.800" in heads_table(record)

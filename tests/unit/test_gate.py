@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SmallNet
 from torch.nn.functional import interpolate
 
 from utils.data.sets import DataSplits
-from utils.evaluation.gate import ACCEPTED, DOUBTFUL, GATE, REFUSED, TURNS, Gate, fit_gate
+from utils.evaluation.detectors import GateDetector, push_score
+from utils.evaluation.gate import ACCEPTED, DOUBTFUL, GATE, REFUSED, TURNS, Gate, _comparable, fit_gate
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,19 @@ def test_brightness_contrast_and_size_do_not_matter(gate: Gate, splits: DataSpli
 
 def test_a_training_slice_has_no_distance(gate: Gate, splits: DataSplits) -> None:
     assert gate.distances(splits.train.pixels(slice(0, 4))).max() < 0.02  # of rounding to 8 bits
+
+
+def test_distances_are_those_of_pytorch_ood_and_can_be_attacked(gate: Gate, splits: DataSplits) -> None:
+    from pytorch_ood.detector import KNN
+
+    images = splits.test.pixels(slice(0, 12))
+    known = _comparable(gate.references[:, None].float() / 255)
+    theirs = KNN(None, k=1).fit_features(known, torch.zeros(len(known), dtype=torch.long))
+    torch.testing.assert_close(gate.distances(images), theirs.predict_features(_comparable(images)).float())
+    for up in (True, False):
+        found = push_score(GateDetector(SmallNet().eval(), gate), images, eps=8 / 255, up=up, steps=10)
+        away = gate.distances(found) - gate.distances(images)
+        assert (away > 0 if up else away < 0).all() and (found - images).abs().max() <= 8 / 255 + 1e-6
 
 
 def test_verdicts_and_their_order(gate: Gate) -> None:

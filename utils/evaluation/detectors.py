@@ -19,6 +19,7 @@ from utils.core.modes import attack_mode, eval_mode
 from utils.core.parts import Part
 from utils.core.radii import check_eps
 from utils.data.sets import ImageSet
+from utils.evaluation.gate import Gate
 
 #: Principal components of the features that the Mahalanobis distance sees: a covariance of all of them is singular, and
 #: one estimated from fewer than so many images for each component says little.
@@ -37,9 +38,11 @@ class Detector(nn.Module):
         model: the classifier.
     """
 
-    def __init__(self, model: MRIClassifier) -> None:
+    model: MRIClassifier
+
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model = model  # type: ignore[assignment] # only features need an MRIClassifier
 
     def scored(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Scores N of features N x F and logits N x K."""
@@ -115,6 +118,22 @@ class NeighbourDetector(Detector):
     def scored(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """See :meth:`Detector.scored`."""
         return torch.cdist(F.normalize(features, dim=1), self.known).kthvalue(NEIGHBOUR, dim=1).values
+
+
+class GateDetector(Detector):
+    """Distance of the pixels to the nearest training slice, which decides whether :mod:`utils.predict` answers.
+
+    Args:
+        gate: of the data that the model was trained on.
+    """
+
+    def __init__(self, model: nn.Module, gate: Gate) -> None:
+        super().__init__(model)
+        self.gate = gate
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Detector.forward`."""
+        return torch.cat([self.model(images), self.gate.distances(images)[:, None]], 1)
 
 
 def fit_detectors(

@@ -108,25 +108,36 @@ def near_training_table(record: Mapping[str, Any]) -> str:
 
 
 def gate_table(record: Mapping[str, Any]) -> str:
-    """Which images the gate refuses, and whether networks' features would, from ``benchmarks/scans.json``."""
+    """Which images the gate refuses, as they are and attacked by somebody who knows it."""
     gate, own = record["gate"], record["gate"]["test"]
-    names = list(gate["auroc"])
-    rows = [["test slices", str(own["slices"]), f"{100 * own['slices_refused']:.1f} %", *("-" for _ in names)]]
+    attacked, rows = gate["attacked"], []
     for name, share in gate["refused"].items():
-        areas = [f"{gate['auroc'][score][name]:.3f}" for score in names]
-        rows.append([name, str(len(gate["distances"][name])), f"{100 * share:.1f} %", *areas])
-    header = [
-        "images",
-        "n",
-        "refused",
-        *(f"AUROC, {display_name(name.removeprefix('features of '))}" for name in names),
-    ]
+        after = [f"{100 * attacked['refused'][name]:.1f} %", f"{attacked['auroc'][name]:.3f}"]
+        count = str(len(gate["distances"][name]))
+        rows.append([name, count, f"{100 * share:.1f} %", f"{gate['auroc']['gate'][name]:.3f}", *after])
+    header = ["foreign images", "n", "refused", "AUROC", "refused, attacked", "AUROC, attacked"]
     said = (
-        f"\n{own['patients']} test patients, of whom {100 * own['patients_refused']:.1f} % are refused; AUROC against "
-        "the test slices; beside the gate the Mahalanobis distance of networks' features, which does not see what is "
-        f"turned; {record['data']['source']}, {', '.join(record['volumes'])}.\n"
+        f"\n{record['data']['source']}, {', '.join(record['volumes'])}; AUROC against {own['slices']} test slices, of "
+        f"which {100 * own['slices_refused']:.1f} % are refused, and of their {own['patients']} patients "
+        f"{100 * own['patients_refused']:.1f} %; attacked: {attacked['steps']} steps of PGD towards the nearest "
+        f"training slice within {radius_label(attacked['foreign_radius'])} (L∞).\n"
     )
     return markdown(header, rows) + said
+
+
+def gate_attacked_table(record: Mapping[str, Any]) -> str:
+    """Real slices that are pushed out of the gate, and that are misclassified and accepted."""
+    attacked = record["gate"]["attacked"]
+    cells = [f"{100 * share:.1f}" for share in attacked["test_refused"]]
+    rows = [[f"{attacked['slices']} test slices, pushed out", "refused", *cells]]
+    for name, own in attacked["models"].items():
+        whose = f"{display_name(name)}, {own['right']} right slices"
+        wrong = [f"{100 * share:.1f}" for share in own["misclassified_and_accepted"]]
+        noticed = ["-" if share is None else f"{100 * share:.1f}" for share in own["pgd_noticed"]]
+        rows.append([whose, "misclassified and accepted", "-", *wrong])
+        rows.append([whose, "of those that plain PGD turns: refused", "-", *noticed])
+    header = ["images", "share, %", "no attack", *map(radius_label, attacked["radii"])]
+    return markdown(header, rows) + f"\n{record['data']['source']}; radii in L∞.\n"
 
 
 def heads_table(record: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from utils.reporting.atlas_tables import ATLAS_TABLES, vote_table
 from utils.reporting.benchmark_tables import (
     attack_speed_table,
     attention_speed_table,
+    gate_attacked_table,
     gate_table,
     heads_table,
     large_set_table,
@@ -301,6 +302,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "attention_speed": attention_speed_table,
     "memory": memory_table,
     "gate": gate_table,
+    "gate_attacked": gate_attacked_table,
     "heads": heads_table,
     "large_set": large_set_table,
     "near_training": near_training_table,
