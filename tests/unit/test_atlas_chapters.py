@@ -41,7 +41,7 @@ def _bench(**budget: int) -> SimpleNamespace:
 def _share(enough) -> float:
     """The search of the chapter, on what is enough."""
     low, high = 0.0, 1.0
-    for _ in range(regions._HALVINGS):
+    for _ in range(regions.HALVINGS):
         middle = high / 2 if low == 0 else (low * high) ** 0.5
         low, high = (low, middle) if enough(middle) else (middle, high)
     return round(high, 4)

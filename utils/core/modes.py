@@ -13,12 +13,15 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     """Eval mode inside; each module's own mode again afterwards, always."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        # of hundreds of modules nearly all are in their mode already, and setting one takes longer than looking
+        if any(mode for _, mode in modes):
+            model.eval()
         yield model
     finally:
         # set directly: train(mode) would also change children and may be overridden
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
 
 
 @contextmanager
@@ -27,8 +30,11 @@ def attack_mode(model: nn.Module) -> Iterator[nn.Module]:
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with eval_mode(model):
         try:
-            model.requires_grad_(False)
+            for parameter, flag in flags:
+                if flag:
+                    parameter.requires_grad_(False)
             yield model
         finally:
             for parameter, flag in flags:
-                parameter.requires_grad_(flag)
+                if parameter.requires_grad != flag:
+                    parameter.requires_grad_(flag)

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Sequence
 NORMS = ("linf", "l2", "l0")
 #: As they stand in titles.
 NORM_TITLES = {"linf": "L-inf", "l2": "L2", "l0": "L0"}
+#: As they stand under tables.
+NORM_SIGNS = {"linf": "L∞", "l2": "L2", "l0": "L0"}
 #: Radius of the original work.
 ORIGINAL_EPS = 0.005
 #: Radii that are measured unless others are named. On 128 x 128 pixels an L2 length of 0.5 is one grey level a pixel.

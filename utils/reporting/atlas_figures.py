@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.attacks.linked import LINKS
-from utils.core.radii import grey_levels, radius_label
+from utils.core.radii import NORM_SIGNS, grey_levels, radius_label
 from utils.core.reproducibility import generator
 from utils.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_slices
 from utils.data.sets import protocol_name
@@ -32,16 +32,22 @@ def caption(record: ChapterRecord) -> str:
     """On whom a chapter was measured, and what must be said of its numbers."""
     data = f"{record.data.source}, {protocol_name(record.data.plain())}"
     whose = _whose(record) if "whom" in record.found else ""
-    return "; ".join(filter(None, [data, whose, record.note]))
+    norm = "radii in L∞" if "radii" in record.found else ""
+    return "; ".join(filter(None, [data, whose, norm, record.note]))
 
 
 def _whose(record: ChapterRecord) -> str:
     """How many patients and slices a chapter took of those that the atlas has."""
-    whom, section, budget = record.found["whom"], record.facts["section"], record.facts["budget"]
-    if section == "bracket":
+    whom = record.found["whom"]
+    if record.facts["section"] == "bracket":
         return f"{len(record.found['patients'])} test patients"
-    slices = min(whom["slices"], budget["images"]) if section in _OF_FEW_SLICES else whom["slices"]
-    return f"{whom['patients']} test patients, {slices} slices"
+    return f"{whom['patients']} test patients, {slices_of(record)} slices"
+
+
+def slices_of(record: ChapterRecord) -> int:
+    """How many slices a chapter took."""
+    slices, images = record.found["whom"]["slices"], record.facts["budget"]["images"]
+    return min(slices, images) if record.facts["section"] in _OF_FEW_SLICES else slices
 
 
 def _shares_by_radius(ax: Axes, levels: Sequence[float]) -> None:
@@ -65,7 +71,7 @@ def plot_names(found: names.NamesFound, note: str = "") -> Figure:
             ax.plot(shown, range(len(ordered)), _MARKS[name], color=hue, label=name, markersize=5)
             ax.axvline(100 * found.clean[name], color=hue, linestyle=":", linewidth=1)
         ax.set_yticks(range(len(ordered)), [row.title for row in ordered], fontsize=8)
-        ax.set_title(f"within {ordered[0].radius}", fontsize=9, loc="left")
+        ax.set_title(f"within {NORM_SIGNS[norm]} {ordered[0].radius.removeprefix('L2 ')}", fontsize=9, loc="left")
     axes[-1, 0].set(xlabel="right without attack and under it (%)", xlim=(-2, 102))
     axes[0, 0].legend(loc="lower right", fontsize=8, title="dotted: without attack", title_fontsize=8)
     return finish(figure, "What each attack alone leaves", f"{found.images} test slices; {note}".strip("; "))
@@ -148,7 +154,12 @@ def plot_sufficient(found: regions.RegionsFound, note: str = "") -> Figure:
     for ax, (name, own) in zip(axes[0], found.sufficient.items()):
         picture = ax.imshow(100 * np.array(own.seen), vmin=0, vmax=100 * top, cmap="cividis")
         ax.axis("off")
-        half = f"half need at most {100 * float(np.median(own.shares)):.1f} % of the pixels" if own.shares else ""
+        half = ""
+        if own.shares:
+            half = f"half need at most {100 * float(np.median(own.shares)):.1f} % of the pixels"
+            # records keep four digits
+            at_least = np.median(own.shares) <= round(0.5**regions.HALVINGS, 4)
+            half += ",\nthe least share that is tried" if at_least else ""
         changed = f"{len(own.shares)} slices changed, {own.unchanged} not"
         ax.set_title("\n".join(filter(None, [name, changed, half])), fontsize=9)
     figure.colorbar(picture, ax=list(axes[0]), label="slices whose region has the place (%)", shrink=0.8)

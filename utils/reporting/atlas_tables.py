@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # loads its parts at their first use
 
 from utils.attacks.linked import LINKS
 from utils.attacks.targets import target_label
-from utils.core.radii import radius_label
+from utils.core.radii import NORM_SIGNS, radius_label
 from utils.data.sets import protocol_name
 from utils.evaluation.robustness import SuiteRecord
-from utils.experiments.atlas import foreign, names, regions, scans, targets
+from utils.evaluation.smoothing import lower_bound
+from utils.experiments.atlas import bracket, names, regions, scans, targets
 from utils.experiments.atlas.bench import HARDENED, PLAIN
 from utils.experiments.atlas.chapters import ChapterRecord
 from utils.experiments.records import display_name
-from utils.reporting.atlas_figures import caption
+from utils.reporting.atlas_figures import caption, slices_of
+from utils.reporting.atlas_findings import learnt, verdict
 from utils.reporting.markdown import markdown
 
 #: A chapter's record and what it found.
@@ -44,12 +47,18 @@ def names_table(chapter: Chapter) -> str:
     """Every attack alone."""
     record, found = chapter
     rows = [
-        [row.title, row.radius, *(_percent(row.robust[name]) for name in (PLAIN, HARDENED)), f"{row.seconds:.2f}"]
+        [
+            row.title,
+            f"{NORM_SIGNS[row.norm]} {row.radius.removeprefix('L2 ')}",
+            *(_percent(row.robust[name]) for name in (PLAIN, HARDENED)),
+            f"{row.seconds:.2f}",
+        ]
         for row in _strongest_first(found)
     ]
     clean = [["no attack", "", *(_percent(found.clean[name]) for name in (PLAIN, HARDENED)), ""]]
     one = f"one slice is {100 / found.images:.1f} points"
-    said = f"{found.images} test slices, {one}; right without attack and under it, %; seconds a slice"
+    said = f"{found.images} test slices, {one}; right without attack and under it, %; seconds a slice; "
+    said += f"{' and '.join(names.LEFT_OUT)} take minutes a batch and are left out"
     return markdown(["attack", "radius", PLAIN, HARDENED, "seconds"], clean + rows) + _said(record, said)
 
 
@@ -123,6 +132,8 @@ def regions_table(chapter: Chapter) -> str:
         for name, own in found.sufficient.items()
         if own.shares
     )
+    least = _percent(0.5**regions.HALVINGS)
+    half += f"; {least} % is the least that is tried"
     said = f"right slices that are misclassified, %; smallest sufficient regions at {radius_label(regions.EPS)}: {half}"
     return markdown(header, rows) + _said(record, said)
 
@@ -186,12 +197,13 @@ def foreign_table(chapter: Chapter) -> str:
     for name, detectors in found.detectors.items():
         for title, watched in detectors.items():
             told = [
-                f"{_percent(own.before.auroc)} ({_percent(own.before.fpr95)}) → {_percent(own.after.auroc)}"
+                f"{_percent(own.before.auroc)} ({_percent(own.before.fpr95)}) → {_percent(own.after.auroc)} "
+                f"({_percent(own.after.fpr95)})"
                 for own in (watched.foreign[kind] for kind in kinds)
             ]
             rows.append([name, title, *told])
     said = (
-        "AUROC (in brackets the share of real slices refused where 95 % of the foreign ones are) → AUROC once foreign "
+        "AUROC (in brackets the share of real slices refused where 95 % of the foreign ones are) → both once foreign "
         f"images are attacked within {radius_label(found.foreign_radius)}, %; {found.images} slices and as many "
         "foreign images of each kind"
     )
@@ -222,42 +234,60 @@ def fooled_table(chapter: Chapter) -> str:
 def scans_table(chapter: Chapter) -> str:
     """Balanced error by patient under each corruption."""
     record, found = chapter
-    rows = [["as scanned", *(_percent(found.clean[name].error) for name in (PLAIN, HARDENED)), "", "", ""]]
+    rows = [["as scanned", *(_percent(found.clean[name].error) for name in (PLAIN, HARDENED)), "", "", "", ""]]
     for kind, own in found.corruptions.items():
         low, high = own.interval or (float("nan"),) * 2
         gap = f"{100 * own.difference:+.1f} [{100 * low:+.0f}, {100 * high:+.0f}]"
         errors = [_percent(own.error[name]) for name in (PLAIN, HARDENED)]
-        rows.append([kind, *errors, gap, _ratio(own.relative), _verdict(own)])
-    header = ["corruption", PLAIN, HARDENED, "difference", "relative", "hardening"]
+        rows.append([kind, *errors, gap, _ratio(own.relative), _ratio(own.relative_rise), verdict(own)])
+    header = ["corruption", PLAIN, HARDENED, "difference", "relative", "relative rise", "hardening"]
     said = (
         f"balanced error by patient, {_asked(found)}, mean over five severities, %; difference in points with its 95 % "
-        "interval over patients; relative: hardened over not hardened"
+        "interval over patients; relative: hardened over not hardened; relative rise: the same of what is added to the "
+        "error as scanned"
     )
     return markdown(header, rows) + _said(record, said)
+
+
+def severities_table(chapter: Chapter) -> str:
+    """Balanced error by patient at each severity."""
+    record, found = chapter
+    rows = []
+    for kind, own in found.corruptions.items():
+        pairs = zip(*(own.by_severity[name] for name in (PLAIN, HARDENED)), strict=True)
+        rows.append([kind, *(f"{_percent(plain.error)} / {_percent(hard.error)}" for plain, hard in pairs)])
+    steps = [f"severity {number}" for number in range(1, len(rows[0]))]
+    said = f"balanced error by patient, {_asked(found)}, {PLAIN} / {HARDENED}, %"
+    return markdown(["corruption", *steps], rows) + _said(record, said)
 
 
 def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _verdict(own: scans.Damage) -> str:
-    low, high = own.interval or (-1.0, 1.0)
-    if high < 0:
-        return "helps"
-    return "hurts" if low > 0 else "cannot be told"
-
-
 def worst_scan_table(chapter: Chapter) -> str:
     """One random scan against the worst of many."""
     record, found = chapter
     rows = [
-        [kind, name, _share(own.one), _share(own.worst)]
+        [kind, name, _share(own.one), _share(own.worst), _gain(models) if name == HARDENED else ""]
         for kind, models in found.worst.items()
         for name, own in models.items()
     ]
     said = f"severity {found.severity}; of the patients found right those turned, with 95 % intervals (Wilson), %"
-    header = ["scan", "model", "turned by one", f"turned by the worst of {found.draws}"]
+    said += "; hardening helps or hurts where the intervals lie apart"
+    header = ["scan", "model", "turned by one", f"turned by the worst of {found.draws}", "hardening"]
     return markdown(header, rows) + _said(record, said)
+
+
+def _gain(models: Mapping[str, scans.Worst]) -> str:
+    """Whether the worst scan turns fewer patients with hardening, beyond both intervals."""
+    plain, hard = (models[name].worst for name in (PLAIN, HARDENED))
+    bounds = plain.low, plain.high, hard.low, hard.high
+    if None in bounds:
+        return "cannot be told"
+    if (hard.high or 0) < (plain.low or 0):
+        return "helps"
+    return "hurts" if (hard.low or 0) > (plain.high or 0) else "cannot be told"
 
 
 def bracket_table(chapter: Chapter) -> str:
@@ -270,11 +300,17 @@ def bracket_table(chapter: Chapter) -> str:
         ["certified and right", _percent(found.certified) + " %"],
         ["no certificate", _percent(found.abstained) + " %"],
         ["certified L2 length, median of those certified", _length([one.lower for one in sure])],
+        [f"the longest that {found.samples} copies can certify", f"{_ceiling(found):.2f}"],
         ["turned by an attack", f"{len(upper)} of {len(sure)}"],
         ["L2 length of that attack, median of those turned", _length(upper)],
     ]
     said = f"noise of {found.sigma} a pixel, {found.samples} copies, each radius wrong with probability {found.error:g}"
     return markdown(["question", "answer"], rows) + _said(record, said)
+
+
+def _ceiling(found: bracket.BracketFound) -> float:
+    """The certificate of a patient all of whose noisy copies get the same answer."""
+    return found.sigma * float(scipy.stats.norm.ppf(lower_bound(found.samples, found.samples, found.error)))
 
 
 def _length(values: Sequence[float]) -> str:
@@ -304,62 +340,21 @@ def vote_table(record: SuiteRecord) -> str:
 
 def costs_table(chapters: Sequence[Chapter]) -> str:
     """How long each chapter took."""
-    rows = [[record.question, f"{record.seconds / 60:.1f}"] for record, _ in chapters]
+    rows = [[record.question, f"{record.seconds / 60:.1f}", _a_slice(record)] for record, _ in chapters]
     machine = chapters[0][0].environment.get("hardware", "unknown hardware")
-    return markdown(["chapter", "minutes"], rows) + f"\nOn {machine}.\n"
+    return markdown(["chapter", "minutes", "seconds a slice"], rows) + f"\nBoth models, on {machine}.\n"
 
 
-def learnt(chapters: Sequence[Chapter]) -> str:
-    """What the atlas found, in sentences that are computed from its records, as a list."""
-    found = {record.facts["section"]: own for record, own in chapters}
-    told = [(name, say) for name, say in _SENTENCES if name in found]
-    return "".join(f"- {say(found[name])}\n" for name, say in told)
-
-
-def _on_directions(found: targets.TargetsFound) -> str:
-    step = found.radii.index(1 / 255)
-    plain, hard = (found.directions[name] for name in (PLAIN, HARDENED))
-
-    def turned(one: targets.Share) -> str:
-        return f"{one.count} of {one.of}"
-
-    return (
-        f"Within 1/255 an attack on all slices of a patient hides the illness of {turned(plain.hidden[step])} patients "
-        f"found ill and invents one in {turned(plain.invented[step])} found healthy; with hardening, in "
-        f"{turned(hard.hidden[step])} and {turned(hard.invented[step])}."
-    )
-
-
-def _on_scans(found: scans.ScansFound) -> str:
-    told = [_verdict(own) for own in found.corruptions.values()]
-    lower = sum(own.difference < 0 for own in found.corruptions.values())
-    worst = found.worst["motion"]
-    return (
-        f"Of {len(told)} kinds of scans that go wrong by themselves hardening lowers the error in {lower}, in "
-        f"{told.count('helps')} of them beyond chance, and raises it beyond chance in {told.count('hurts')}; the worst "
-        f"of {found.draws} plausible motions turns {worst[PLAIN].worst.count} of {worst[PLAIN].worst.of} patients, and "
-        f"{worst[HARDENED].worst.count} of {worst[HARDENED].worst.of} with hardening."
-    )
-
-
-def _on_detectors(found: foreign.ForeignFound) -> str:
-    step = found.radii.index(2 / 255) + 1
-    parts = []
-    for name, detectors in found.detectors.items():
-        shares = sorted(100 * own.fooled[step] for own in detectors.values())
-        told = f"{shares[0]:.0f}" if round(shares[0]) == round(shares[-1]) else f"{shares[0]:.0f} to {shares[-1]:.0f}"
-        parts.append(f"{told} % of the right slices ({name})")
-    return (
-        "A detector that is attacked too is no defence: within 2/255 somebody who knows it has misclassified and "
-        f"accepted {' and '.join(parts)}, whichever of {len(detectors)} detectors is used."
-    )
-
-
-_SENTENCES: tuple[tuple[str, Callable[[Any], str]], ...] = (
-    ("targets", _on_directions),
-    ("scans", _on_scans),
-    ("foreign", _on_detectors),
-)
+def _a_slice(record: ChapterRecord) -> str:
+    """What a chapter cost for each slice that it attacked, over both models and all its radii."""
+    found, per_patient = record.found, record.facts["budget"]["slices"]
+    if "images" in found:
+        count = found["images"]
+    elif record.facts["section"] == "bracket":
+        count = per_patient * len(found["patients"])
+    else:
+        count = slices_of(record)
+    return f"{record.seconds / count:.1f}"
 
 
 ATLAS_TABLES: dict[str, Callable[[Any], str]] = {
@@ -374,6 +369,7 @@ ATLAS_TABLES: dict[str, Callable[[Any], str]] = {
     "atlas_foreign": foreign_table,
     "atlas_fooled": fooled_table,
     "atlas_scans": scans_table,
+    "atlas_severities": severities_table,
     "atlas_worst_scan": worst_scan_table,
     "atlas_bracket": bracket_table,
     "atlas_costs": costs_table,

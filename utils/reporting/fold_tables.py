@@ -33,7 +33,7 @@ def folds_table(summary: FoldsSummary) -> str:
     said = (
         f"\n{describe_start(summary)}, {len(summary.folds)} of {summary.data.n_folds} "
         f"folds, {summary.n_subjects} patients each tested once: {summary.n_images.test} images without "
-        f"attack, {summary.n_images.attacked} under the worst case of {', '.join(summary.attacks)}; "
+        f"attack, {summary.n_images.attacked} under the worst case in L∞ of {', '.join(summary.attacks)}; "
         f"{budget.clean_epochs} epochs without attack, then {budget.epochs} of hardening; accuracy by slice, AUROC by "
         f"patient as the mean over folds; %, 95 % intervals over patients.{_clean_on_attacked(summary)}\n"
     )
@@ -87,8 +87,9 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
     said = (
         f"AUROC by patient, {binary_caption(next(iter(first.rows.values())).metrics[0])}, mean over {len(first.folds)} "
         f"folds, %, with 95 % intervals over patients; {first.n_subjects} patients, each tested once; "
-        f"{first.n_images.test} slices, and {first.n_images.attacked} of them without and under the worst case of "
-        f"{', '.join(first.attacks)}, which aim at the class of each slice; -: not attacked, or not told by older runs"
+        f"{first.n_images.test} slices, and {first.n_images.attacked} of them without and under the worst case in L∞ "
+        f"of {', '.join(first.attacks)}, which aim at the class of each slice; -: not attacked, or not told by older "
+        "runs"
     )
     hardened_at = dict.fromkeys(radius_label(one.budget.eps) for one in summaries)
     said += f"; hardened at {' or '.join(hardened_at)}"

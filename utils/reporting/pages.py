@@ -14,7 +14,7 @@ import pandas as pd
 
 from utils.core.parts import read_part
 from utils.core.paths import ROOT, read_json
-from utils.core.radii import radius_label
+from utils.core.radii import NORM_SIGNS, radius_label
 from utils.evaluation.intervals import binary_caption
 from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.atlas.chapters import read_chapter
@@ -89,7 +89,7 @@ def _budget(summary: RecipesSummary) -> str:
         f"{describe_start(summary)}, {summary.data.split_name}: "
         f"{budget.clean_epochs} epochs without attack, then {budget.epochs} of hardening at "
         f"{radius_label(budget.eps)} with {budget.train_steps} steps; {summary.n_images} test images of "
-        f"{summary.n_subjects} patients; worst case of {', '.join(summary.attacks)}; %, mean ± standard "
+        f"{summary.n_subjects} patients; worst case in L∞ of {', '.join(summary.attacks)}; %, mean ± standard "
         "deviation over seeds"
     )
 
@@ -193,7 +193,7 @@ def suites_table(records: Sequence[SuiteRecord]) -> str:
         rows.append([display_name(title), *("-" if cell is None else f"{100 * cell:.1f}" for cell in (clean, *cells))])
     made = "; ".join(f"{suite}: {_names(next(iter(own.values())))}" for suite, own in by_suite.items())
     whom = f"the same {counts} test images of {records[0].curve.n_subjects} patients"
-    return markdown(header, rows) + f"\n{data_and_protocol(records)}; robust accuracy on {whom}, %; {made}.\n"
+    return markdown(header, rows) + f"\n{data_and_protocol(records)}; robust accuracy (L∞) on {whom}, %; {made}.\n"
 
 
 def _names(record: SuiteRecord) -> str:
@@ -225,7 +225,10 @@ def sweeps(records: Sequence[Record]) -> str:
                 level: f"{100 * value:.1f}" for level, value in zip(curve.labels, curve.robust_accuracy)
             }
     table = pd.DataFrame.from_dict(rows, orient="index").fillna("-")
-    return _of_frame(table, "model, attack") + f"\n{data_and_protocol(records)}, {' or '.join(sorted(counts))}; %.\n"
+    return (
+        _of_frame(table, "model, attack")
+        + f"\n{data_and_protocol(records)}, {' or '.join(sorted(counts))}; radii in L∞; %.\n"
+    )
 
 
 def _worst(records: Sequence[AnyRecord]) -> dict[str, SuiteRecord]:
@@ -267,7 +270,8 @@ def _attacks(worst: Mapping[str, SuiteRecord], said: str = "", unit: str = "%, 9
         whose = "all" if len(untargeted) == len(worst) else f"those of {', '.join(untargeted)}"
         parts.append(f"no targeted attack was made, so {whose} are upper bounds, which such an attack can lower")
     parts += [said] if said else []
-    return f"\n{data_and_protocol(list(worst.values()))}; worst case of {'; '.join(parts)}; {unit}.\n"
+    norms = " or ".join(dict.fromkeys(NORM_SIGNS[record.curve.threat.norm] for record in worst.values()))
+    return f"\n{data_and_protocol(list(worst.values()))}; worst case in {norms} of {'; '.join(parts)}; {unit}.\n"
 
 
 def _targeted(record: SuiteRecord) -> bool:

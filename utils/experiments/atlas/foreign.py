@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -66,10 +66,10 @@ class ForeignFound(Part):
 
 def measure(bench: Bench) -> ForeignFound:
     """Every detector of both models, attacked by somebody who knows it."""
-    found = {}
+    found, kinds = {}, foreign_images(bench)
     for name, model in bench.models.items():
         fitted = fit_detectors(model, bench.train_slices(), device=bench.device)
-        found[name] = {title: _watched(bench, detector) for title, detector in fitted.items()}
+        found[name] = {title: _watched(bench, detector, kinds) for title, detector in fitted.items()}
     return ForeignFound(
         whom=whom(bench),
         radii=list(REAL_EPS),
@@ -103,7 +103,7 @@ def _phantoms(real: torch.Tensor) -> torch.Tensor:
     return F.interpolate(pixels[chosen], real.shape[-2:], mode="bilinear").clamp(0, 1)
 
 
-def _watched(bench: Bench, detector: Detector) -> Watched:
+def _watched(bench: Bench, detector: Detector, kinds: Mapping[str, torch.Tensor]) -> Watched:
     images, validation = bench.few(), bench.splits.validation.balanced_subset(max(200, bench.budget.images))
     pixels, labels = images.pixels(slice(None), bench.device), images.labels.to(bench.device)
     limit = float(answers_and_scores(detector, validation.pixels(slice(None), bench.device))[1].quantile(ACCEPTED))
@@ -118,7 +118,7 @@ def _watched(bench: Bench, detector: Detector) -> Watched:
         fooled.append(_fooled(bench, detector, pixels[right], labels[right], limit, eps))
         noticed.append(_noticed(bench, detector, pixels[right], labels[right], limit, eps))
     return Watched(
-        foreign={kind: _pulled(bench, detector, own, real, limit) for kind, own in foreign_images(bench).items()},
+        foreign={kind: _pulled(bench, detector, own, real, limit) for kind, own in kinds.items()},
         refused=refused,
         fooled=fooled,
         noticed=noticed,

@@ -17,7 +17,7 @@ from utils.experiments.atlas.bench import Bench
 #: Radius of each norm.
 EPS = {"linf": 2 / 255, "l2": 0.5, "l0": 16.0}
 #: Those that take minutes a batch on a CPU.
-_LEFT_OUT = ("AutoAttack", "SparseFool")
+LEFT_OUT = ("AutoAttack", "SparseFool")
 #: Restarts of Pixle for each step of the others, fewer than torchattacks' own for the same reason.
 _PIXLE = 0.5
 #: At most so many steps and slices here; queries of Square for each step.
@@ -69,7 +69,7 @@ def attacks(steps: int, classes: int) -> list[tuple[Attack, str]]:
         (Attack(name, steps=_QUERIES * steps if name == "Square" else steps, options=fewer.get(name, {})), norm)
         for name, norms in LIBRARY.items()
         for norm in norms
-        if name not in _LEFT_OUT
+        if name not in LEFT_OUT
     ]
     return own + [(attack, norm) for attack, norm in theirs if _defined(attack, classes)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from utils.attacks.attack import Attack
 from utils.attacks.linked import LINKS
 from utils.core.parts import Part
@@ -19,16 +21,19 @@ class PatientsFound(Part):
     Attributes:
         smallest: model -> link -> of each patient whose verdict is right, the first of ``radii`` that turned it; None
             where none did.
+        subjects: model -> whose verdict is right, in the order of ``smallest``; empty in records from before it.
     """
 
     whom: Whom
     radii: list[float]
     smallest: dict[str, dict[str, list[float | None]]]
+    subjects: dict[str, list[int]] = Field(default_factory=dict)
 
 
 def measure(bench: Bench) -> PatientsFound:
     """Attack each patient's verdict at growing radii."""
     found: dict[str, dict[str, list[float | None]]] = {name: {} for name in bench.models}
+    subjects: dict[str, list[int]] = {}
     for name in bench.models:
         for link in LINKS:
             curve = robustness_curve(
@@ -43,4 +48,6 @@ def measure(bench: Bench) -> PatientsFound:
             found[name][link] = [
                 None if step == NEVER else curve.epsilons[step] for step in curve.first_broken if step != 0
             ]
-    return PatientsFound(whom=whom(bench), radii=list(FINE), smallest=found)
+            right = [subject for subject, step in zip(bench.stacks.subjects.tolist(), curve.first_broken) if step != 0]
+            subjects[name] = right
+    return PatientsFound(whom=whom(bench), radii=list(FINE), smallest=found, subjects=subjects)

@@ -27,7 +27,7 @@ WHOLE, SEEN, ELSEWHERE = "whole image", "Grad-CAM's top tenth", "a tenth elsewhe
 TOP = 0.1
 #: Radius of the smallest sufficient region, how often its share is halved or doubled, and pixels a side of its picture.
 EPS = 4 / 255
-_HALVINGS = 6
+HALVINGS = 6
 SIDE = 32
 
 
@@ -161,8 +161,8 @@ def _sufficient(bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels
         gradient = ascent(model, whole, labels, cross_entropy).gradient
     weight = (gradient * (whole - pixels)).sum(1, keepdim=True)
     low, high = torch.zeros(len(pixels)), torch.ones(len(pixels))
-    for _ in range(_HALVINGS):
-        # on a logarithmic scale, down to one in 2 ** _HALVINGS
+    for _ in range(HALVINGS):
+        # on a logarithmic scale, down to one in 2 ** HALVINGS
         middle = torch.where(low == 0, high / 2, (low * high).sqrt())
         found = _inside(bench, model, pixels, labels, top_share(weight, middle), EPS)
         enough = (predict_batch(model, found).argmax(1) != labels).cpu()
