@@ -21,6 +21,7 @@ from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, splits_in_memory
 from utils.data.raw_images import RawImages
 from utils.data.sets import DataSplits, ImageSet
+from utils.reporting import style
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,6 +46,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if kind in SLOW_FOLDERS or item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+#: Files whose figures are drawn to see that they can be: half of that time would go into pixels.
+COARSE = {
+    "test_atlas.py",
+    "test_benchmarks.py",
+    "test_by_patient.py",
+    "test_compare_recipes.py",
+    "test_cross_validate.py",
+    "test_optuna_search.py",
+    "test_readme.py",
+    "test_recipes.py",
+    "test_robustness_command.py",
+}
+
+
+@pytest.fixture(autouse=True)
+def coarse_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few pixels a figure in the files of ``COARSE``; a kernel of its own, as of a notebook, draws them all."""
+    if request.path.name in COARSE:
+        monkeypatch.setitem(style._STYLE, "savefig.dpi", 40)
 
 
 @pytest.fixture(scope="session")

@@ -320,8 +320,9 @@ def _measured(command: str) -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         parsed = robustness.main.parse(_arguments(command))
         suite = parsed["suite"]
-        name = robustness.record_path(Path(), suite, Threat(), parsed["max_images"]).name
-        curve = read_json(ROOT / "checkpoints" / parsed["model"] / name)["curve"]
+        folder = Path("checkpoints") / parsed["model"]
+        target = parsed["out"] or robustness.record_path(folder, suite, Threat(), parsed["max_images"])
+        curve = read_json(ROOT / target)["curve"]
         assert curve["epsilons"] == [0.0, *(parse_radius(text) for text in parsed["epsilons"])]
         # a vote is attacked through stand-ins, by the budget of the suite
         if parsed["model"] != "Ensemble":

@@ -27,13 +27,13 @@ from utils.experiments.atlas.bracket import _upper
 from utils.experiments.atlas.chapters import CHAPTERS, measure_chapter, read_chapter
 from utils.experiments.atlas.names import attacks
 from utils.experiments.atlas.regions import WHOLE, top_share
-from utils.experiments.atlas.scans import _errors
+from utils.experiments.atlas.scans import Worst, _errors
 from utils.experiments.atlas.targets import share
 from utils.experiments.atlas.universal import NOISE, Change
 from utils.reporting import atlas as reporting
-from utils.reporting import atlas_tables
 from utils.reporting.atlas_figures import FIGURES, draw_atlas, plot_directions
-from utils.reporting.atlas_tables import ATLAS_TABLES, vote_table
+from utils.reporting.atlas_findings import verdict
+from utils.reporting.atlas_tables import ATLAS_TABLES, _gain, vote_table
 from utils.training.checkpoints import save_checkpoint
 from utils.training.config import TrainConfig
 from utils.training.loop import train
@@ -193,8 +193,8 @@ def test_one_change_for_all_beats_random_signs_on_its_model(found) -> None:
 
 
 def test_ties_cost_the_attacker_a_larger_radius(found) -> None:
-    for links in found["patients"].smallest.values():
-        assert len({len(radii) for radii in links.values()}) == 1
+    for name, links in found["patients"].smallest.items():
+        assert {len(radii) for radii in links.values()} == {len(found["patients"].subjects[name])}
         reach = {link: np.sum([np.inf if r is None else r for r in radii]) for link, radii in links.items()}
         assert reach["free"] <= reach["shared"]
 
@@ -328,7 +328,12 @@ def test_a_verdict_on_hardening_needs_an_interval_beside_zero(found) -> None:
     damage = found["scans"].corruptions["blur"]
     told = {(-2.0, -1.0): "helps", (1.0, 2.0): "hurts", (-1.0, 1.0): "cannot be told"}
     for interval, word in told.items():
-        assert atlas_tables._verdict(damage.model_copy(update={"interval": list(interval)})) == word
+        assert verdict(damage.model_copy(update={"interval": list(interval)})) == word
+    for (plain, hard), word in {(28, 11): "helps", (3, 28): "hurts", (14, 15): "cannot be told"}.items():
+        pair = {PLAIN: Worst(one=share(0, 29), worst=share(plain, 29))}
+        assert _gain(pair | {HARDENED: Worst(one=share(0, 29), worst=share(hard, 29))}) == word
+    nobody = Worst(one=share(0, 0), worst=share(0, 0))
+    assert _gain({PLAIN: nobody, HARDENED: nobody}) == "cannot be told"
 
 
 def test_the_sheet_shows_every_kind_at_every_severity(bench: Bench, tmp_path: Path) -> None:

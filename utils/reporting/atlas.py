@@ -24,7 +24,7 @@ _CHAPTER_OF = {
     **{name: name for name in ("names", "regions", "universal", "patients", "survival", "foreign", "scans", "bracket")},
     **dict.fromkeys(("directions", "verdicts", "asked"), "targets"),
     "fooled": "foreign",
-    "worst_scan": "scans",
+    **dict.fromkeys(("severities", "worst_scan"), "scans"),
 }
 #: Folder of the atlas in ``assets/``, and its picture that no record tells.
 ATLAS, SHEET = "Atlas", "corruptions.png"
