@@ -63,3 +63,28 @@ def train_toy(seed: int = 0, *, k: int = 4, hardened: bool = False, steps: int =
         optimizer.step()
     net.zero_grad(set_to_none=True)
     return net.eval()
+
+
+class WeightedSum(nn.Module):
+    """Class 1 where the weighted sum of what pixels are above grey goes beyond ``border``: each best change is known.
+
+    Args:
+        weights: C x H x W.
+    """
+
+    def __init__(self, weights: torch.Tensor, border: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
+        self.border = border
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        away = ((images - 0.5) * self.weights).sum((1, 2, 3)) - self.border
+        return torch.stack([-away, away], 1)
+
+
+class HalfSpace(nn.Module):
+    """Class 1 where the mean pixel is above a half: how far an image is from the border is known."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        away = images.mean((1, 2, 3)) - 0.5
+        return torch.stack([-away, away], 1)

@@ -7,28 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from tests.toy import toy_images
+from tests.toy import HalfSpace, WeightedSum, toy_images
 from utils.core.reproducibility import generator
 from utils.data.stacks import patient_stacks
 from utils.evaluation.smoothing import certify
 from utils.experiments.atlas import bracket, regions, scans
 
 SIDE = 16
-
-
-class _Weighted(nn.Module):
-    """Ill where the weighted sum of pixels goes beyond a border."""
-
-    def __init__(self, weights: torch.Tensor, border: float) -> None:
-        super().__init__()
-        self.register_buffer("weights", weights)
-        self.border = border
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        away = ((images - 0.5) * self.weights).sum((1, 2, 3)) - self.border
-        return torch.stack([-away, away], 1)
 
 
 def _bench(**budget: int) -> SimpleNamespace:
@@ -54,7 +40,7 @@ def test_the_smallest_region_of_a_linear_model_has_its_heaviest_pixels(needed: i
     # between what one pixel fewer gives and what so many give
     border = regions.EPS * float(sorted_weights[: needed - 1].sum() + sorted_weights[:needed].sum()) / 2
     grey, labels = torch.full((2, 1, SIDE, SIDE), 0.5), torch.zeros(2, dtype=torch.long)
-    found = regions._sufficient(_bench(steps=20), _Weighted(weights, border), grey, labels)
+    found = regions._sufficient(_bench(steps=20), WeightedSum(weights, border), grey, labels)
     expected = _share(lambda share: round(share * SIDE**2) >= needed)
     assert found.shares == [expected] * 2 and found.unchanged == 0
     # pixels at random must be more: on average they weigh less
@@ -64,13 +50,13 @@ def test_the_smallest_region_of_a_linear_model_has_its_heaviest_pixels(needed: i
     # and the region that is told does turn the answer
     mask = regions.top_share(weights[None], torch.tensor([expected]))
     inside = regions._inside(
-        _bench(steps=20), _Weighted(weights, border), grey[:1], labels[:1], mask[0, 0], regions.EPS
+        _bench(steps=20), WeightedSum(weights, border), grey[:1], labels[:1], mask[0, 0], regions.EPS
     )
-    assert _Weighted(weights, border)(inside).argmax(1) == 1
+    assert WeightedSum(weights, border)(inside).argmax(1) == 1
 
 
 def test_where_nobody_is_right_or_changed_there_is_no_region() -> None:
-    model, grey = _Weighted(torch.ones(1, SIDE, SIDE), 1e3), torch.full((3, 1, SIDE, SIDE), 0.5)
+    model, grey = WeightedSum(torch.ones(1, SIDE, SIDE), 1e3), torch.full((3, 1, SIDE, SIDE), 0.5)
     unmoved = regions._sufficient(_bench(steps=3), model, grey, torch.zeros(3, dtype=torch.long))
     assert unmoved.shares == [] and unmoved.unchanged == 3 and np.max(unmoved.seen) == 0
     nobody = regions._sufficient(_bench(steps=3), model, grey[:0], torch.zeros(0, dtype=torch.long))
@@ -86,14 +72,6 @@ def _shifted(slices: torch.Tensor, kind: str, severity: int, draws: torch.Genera
     return (slices + float(torch.rand((), generator=draws)) - 0.5).clamp(0, 1)
 
 
-class _Bright(nn.Module):
-    """Ill where the stack is bright on the whole."""
-
-    def forward(self, stacks: torch.Tensor) -> torch.Tensor:
-        away = stacks.mean((1, 2, 3)) - 0.5
-        return torch.stack([-away, away], 1)
-
-
 def test_the_worst_scan_is_that_of_a_plain_loop_and_more_draws_find_no_fewer(monkeypatch) -> None:
     monkeypatch.setattr(scans, "corrupt_slices", _shifted)
     stacks = patient_stacks(toy_images(64, seed=3), 2)
@@ -103,7 +81,7 @@ def test_the_worst_scan_is_that_of_a_plain_loop_and_more_draws_find_no_fewer(mon
     counts = []
     for number in (1, 4, 8):
         bench = _bench(draws=number)
-        bench.stacks, bench.thresholds, bench.verdict = stacks, {"net": 0.5}, lambda _: _Bright()
+        bench.stacks, bench.thresholds, bench.verdict = stacks, {"net": 0.5}, lambda _: HalfSpace()
         found = scans._worst(bench, "motion", "net", clean, truth)
         turned = []
         for place, subject in enumerate(stacks.subjects.tolist()):
@@ -123,19 +101,11 @@ def test_the_worst_scan_is_that_of_a_plain_loop_and_more_draws_find_no_fewer(mon
 # --- the bracket's upper end ----------------------------------------------------------------------------------------
 
 
-class _HalfSpace(nn.Module):
-    """Class 1 where the mean pixel is above a half."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        away = images.mean((1, 2, 3)) - 0.5
-        return torch.stack([-away, away], 1)
-
-
 @pytest.mark.parametrize("distance", [0.2, 0.4, 0.9])
 def test_the_attack_turns_a_half_space_within_one_step_of_its_distance(distance: float) -> None:
     stack = torch.full((1, 2, 8, 8), 0.5 + distance / 128**0.5)
-    upper = bracket._upper(_bench(steps=20), _HalfSpace(), stack, 1, 50)
+    upper = bracket._upper(_bench(steps=20), HalfSpace(), stack, 1, 50)
     beyond = [radius for radius in bracket.RADII if radius >= distance]
     assert upper in beyond[:2]
-    sure = certify(_HalfSpace(), stack, sigma=bracket.SIGMA, draws=generator(0), samples=1000)
+    sure = certify(HalfSpace(), stack, sigma=bracket.SIGMA, draws=generator(0), samples=1000)
     assert sure.answer == 1 and sure.radius <= distance <= upper

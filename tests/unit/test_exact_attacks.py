@@ -12,7 +12,7 @@ import torchattacks
 from PIL import Image
 from torch import nn
 
-from tests.toy import EPS, toy_images, train_toy
+from tests.toy import EPS, WeightedSum, toy_images, train_toy
 from utils.attacks.apgd import apgd
 from utils.attacks.attack import Attack
 from utils.attacks.balls import distance, project
@@ -168,19 +168,6 @@ def test_a_library_attack_without_steps_is_refused(net: nn.Module, batch) -> Non
 # --- inside a mask --------------------------------------------------------------------------------------------------
 
 
-class Weights(nn.Module):
-    """Ill where the weighted sum of pixels is above that of a grey image: every best change is known."""
-
-    def __init__(self, weights: torch.Tensor, bias: float = 0.0) -> None:
-        super().__init__()
-        self.register_buffer("weights", weights)
-        self.bias = bias
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        away = ((images - 0.5) * self.weights).sum((1, 2, 3)) - self.bias
-        return torch.stack([-away, away], 1)
-
-
 def _signs(side: int = 8) -> torch.Tensor:
     return (torch.randint(0, 2, (1, side, side), generator=_draws()) * 2 - 1).float()
 
@@ -191,7 +178,7 @@ def test_inside_a_mask_the_best_change_of_a_linear_model_is_found(tmp_path: Path
     mask[:, :4] = 1
     labels = torch.zeros(2, dtype=torch.long)
     expected = (0.1 * weights * mask).expand(2, 1, 8, 8)
-    found = pgd(Weights(weights), grey, labels, eps=0.1, steps=10, mask=mask, assume_checked=True)
+    found = pgd(WeightedSum(weights), grey, labels, eps=0.1, steps=10, mask=mask, assume_checked=True)
     torch.testing.assert_close(found - grey, expected)
     assert ((found - grey) * (1 - mask)).abs().max() == 0
     # a mask of one's own, as a file
@@ -200,7 +187,7 @@ def test_inside_a_mask_the_best_change_of_a_linear_model_is_found(tmp_path: Path
     large, own = torch.full((1, 1, 32, 32), 0.5), _signs(32)
     attack = Attack("region", options={"mask": str(path)})
     assert attack.title == "PGD-20 in the mask left half.png"
-    shift = attack(Weights(own), large, labels[:1], eps=0.1) - large
+    shift = attack(WeightedSum(own), large, labels[:1], eps=0.1) - large
     torch.testing.assert_close(shift[..., :16], 0.1 * own[None, ..., :16])
     assert shift[..., 16:].abs().max() == 0
 
@@ -232,7 +219,7 @@ def test_masks_that_do_not_fit_are_refused(net: nn.Module, batch, tmp_path: Path
 def test_free_slices_of_a_patient_are_plain_pgd_and_a_shared_change_follows_the_summed_gradient() -> None:
     weights = torch.randn(4, 8, 8, generator=_draws())
     stacks, labels = torch.full((2, 4, 8, 8), 0.5), torch.zeros(2, dtype=torch.long)
-    model = Weights(weights)
+    model = WeightedSum(weights)
     free = linked_pgd(model, stacks, labels, link="free", eps=0.1, steps=10, generator=_draws())
     torch.testing.assert_close(free - stacks, (0.1 * weights.sign()).expand(2, 4, 8, 8))
     shared = linked_pgd(model, stacks, labels, link="shared", eps=0.1, steps=40, generator=_draws())

@@ -9,7 +9,7 @@ from scipy.stats import beta, norm
 from torch import nn
 
 from models.def_models import build_model
-from tests.toy import toy_images
+from tests.toy import HalfSpace, toy_images
 from utils.attacks.gradient import margin, pgd
 from utils.core.reproducibility import generator
 from utils.evaluation import detectors
@@ -18,14 +18,6 @@ from utils.evaluation.smoothing import ABSTAINS, Smoothed, certify, lower_bound,
 from utils.training.objectives import Noisy, Step
 
 EPS = 8 / 255
-
-
-class HalfSpace(nn.Module):
-    """Class 1 where the mean pixel is above a half: how far an image is from the border is known."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        away = images.mean((1, 2, 3)) - 0.5
-        return torch.stack([-away, away], 1)
 
 
 # --- certificates ---------------------------------------------------------------------------------------------------

@@ -215,6 +215,11 @@ def questions(record: AnyRecord) -> str:
     return markdown(list(shown.columns), shown.astype(str).to_numpy().tolist()) + _attacks(worst)
 
 
+def vote(record: AnyRecord) -> str:
+    """A vote under each attack alone and under all, of its own record or of a suite's."""
+    return vote_table(next(iter(_worst([record]).values())))
+
+
 def sweeps(records: Sequence[Record]) -> str:
     """Robust accuracy of all models under each attack of the notebooks alone, a column a radius."""
     rows, counts = {}, set()
@@ -289,7 +294,7 @@ _OF_MODELS: dict[str, Callable[[Any], str]] = {
     "recalls": recalls,
     "price": price,
     "questions": questions,
-    "vote": vote_table,
+    "vote": vote,
 }
 KINDS: dict[str, Callable[[Any], str]] = {
     "leak": leak_table,
