@@ -23,6 +23,7 @@ from utils.attacks.reweighed import Members, reweighed_pgd
 from utils.attacks.targets import targeted_pgd
 from utils.attacks.universal import universal_perturbation
 from utils.attacks.views import eot_pgd, resized, turned, windowed
+from utils.evaluation.worst_case import robustness_curve
 
 RADII = {"linf": EPS, "l2": 0.5, "l0": 4}
 
@@ -206,11 +207,26 @@ def test_masks_that_do_not_fit_are_refused(net: nn.Module, batch, tmp_path: Path
     Image.new("L", (32, 32)).save(tmp_path / "black.png")
     with pytest.raises(ValueError, match="white nowhere"):
         Attack("region", options={"mask": str(tmp_path / "black.png")})
+    with pytest.raises(ValueError, match="path of a picture, not 7"):
+        Attack("region", options={"mask": 7})
     with pytest.raises(OSError):
         Attack("region", options={"mask": str(tmp_path / "none.png")})
     Image.new("L", (32, 32), 255).save(tmp_path / "large.png")
     with pytest.raises(ValueError, match="does not fit"):
         Attack("region", options={"mask": str(tmp_path / "large.png")})(net, *batch, eps=EPS)
+
+
+def test_another_mask_under_the_same_name_is_another_attack(net: nn.Module, tmp_path: Path) -> None:
+    images, path = toy_images(16, seed=5), tmp_path / "mask.png"
+    mask, robust = np.zeros((16, 16), np.uint8), {}
+    mask[0, 0] = 255  # a single pixel, then all
+    for name in ("one", "all"):
+        Image.fromarray(mask).save(path)
+        attack = Attack("region", options={"mask": str(path)})
+        curve = robustness_curve(net, images, attack=attack, epsilons=[0.2], cache=tmp_path / "cache")
+        robust[name] = curve.robust_accuracy[1]
+        mask[:] = 255
+    assert robust["one"] > robust["all"]
 
 
 # --- a patient's slices, views, a vote, one for all -----------------------------------------------------------------

@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -91,6 +92,10 @@ class Kind(ABC):
     def refills(self, budget: Attack) -> bool:
         """See :attr:`Attack.refills`."""
         return False
+
+    def files(self, options: Mapping[str, Any]) -> list[Path]:
+        """Files that options name: with other content it is another attack."""
+        return []
 
     def check_classes(self, classes: int) -> None:  # noqa: B027 - most attacks take any number
         """See :meth:`Attack.check_classes`."""

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from utils.attacks.attack import Attack, describe
 from utils.attacks.gradient import check_batch, check_logits, margin
 from utils.attacks.suites import Threat
+from utils.core.paths import file_digest
 from utils.core.processes import rank, share_out, world_size
 from utils.core.radii import check_eps, radius_label, warn_if_negligible
 from utils.data.sets import ImageSet
@@ -170,6 +171,7 @@ class _Run:
             return {}
         return describe_subject(self.attacker.model, self.attacker.surrogates, self.images) | {
             "attacks": describe(self.attacks),
+            "files": [file_digest(path) for attack in self.attacks for path in attack.kind.files(attack.options)],
             "threat": self.threat.title,
             "seed": self.attacker.seed,
             "batch_size": self.attacker.batch_size,

@@ -49,6 +49,9 @@ class RegionPGD(Kind):
             assume_checked=terms.assume_checked,
         )
 
+    def files(self, options: Mapping[str, Any]) -> list[Path]:
+        return [Path(options["mask"])] if "mask" in options else []
+
     def check_options(self, options: Mapping[str, Any]) -> None:
         if set(options) == {"mask"}:
             read_mask(options["mask"])
@@ -65,6 +68,8 @@ def read_mask(path: str | Path) -> torch.Tensor:
     Raises:
         ValueError, OSError: no picture that can be read, or one that is black everywhere.
     """
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"mask must be the path of a picture, not {path!r}")
     found = torch.from_numpy(decode_grey(Path(path)) > 127)
     if not found.any():
         raise ValueError(f"the mask {path} is white nowhere, so that nothing may be changed")
