@@ -33,10 +33,16 @@ def _on_directions(found: targets.TargetsFound) -> str:
         return f"{one.count} of {one.of}"
 
     return (
-        "Within 1/255 (L∞) an attack on all slices of a patient hides the illness of "
-        f"{turned(plain.hidden[step])} patients found ill and invents one in {turned(plain.invented[step])} found "
-        f"healthy; with hardening, in {turned(hard.hidden[step])} and {turned(hard.invented[step])}."
+        f"Within 1/255 (L∞) an attack on {_slices(found)} slices of each patient hides the illness of "
+        f"{turned(plain.hidden[step])} ill patients that were found ill and invents one in "
+        f"{turned(plain.invented[step])} healthy ones that were found healthy; with hardening, in "
+        f"{turned(hard.hidden[step])} and {turned(hard.invented[step])}."
     )
+
+
+def _slices(found: targets.TargetsFound) -> str:
+    each = found.whom.slices // max(found.whom.patients, 1)
+    return {2: "two", 4: "four", 8: "eight"}.get(each, str(each))
 
 
 def _on_scans(found: scans.ScansFound) -> str:
@@ -44,7 +50,7 @@ def _on_scans(found: scans.ScansFound) -> str:
     lower = sum(own.difference < 0 for own in found.corruptions.values())
     worst = found.worst["motion"]
     return (
-        f"Of {len(told)} kinds of scans that go wrong by themselves hardening lowers the error in {lower}, in "
+        f"Of {len(told)} kinds of bad scans (noise, motion, …) hardening lowers the error in {lower}, in "
         f"{told.count('helps')} of them beyond chance, and raises it beyond chance in {told.count('hurts')}; the worst "
         f"of {found.draws} plausible motions turns {worst[PLAIN].worst.count} of {worst[PLAIN].worst.of} patients, and "
         f"{worst[HARDENED].worst.count} of {worst[HARDENED].worst.of} with hardening."
@@ -57,10 +63,10 @@ def _on_detectors(found: foreign.ForeignFound) -> str:
     for name, detectors in found.detectors.items():
         shares = sorted(100 * own.fooled[step] for own in detectors.values())
         told = f"{shares[0]:.0f}" if round(shares[0]) == round(shares[-1]) else f"{shares[0]:.0f} to {shares[-1]:.0f}"
-        parts.append(f"{told} % of the right slices ({name})")
+        parts.append(f"{told} % of the correctly classified slices ({name})")
     return (
-        "A detector that is attacked too is no defence: within 2/255 (L∞) somebody who knows it has misclassified and "
-        f"accepted {' and '.join(parts)}, whichever of {len(detectors)} detectors is used."
+        "A detector that is attacked too is no defence: within 2/255 (L∞) an attacker who knows it gets "
+        f"{' and '.join(parts)} both misclassified and accepted, whichever of {len(detectors)} detectors is used."
     )
 
 

@@ -134,7 +134,8 @@ def regions_table(chapter: Chapter) -> str:
     )
     least = _percent(0.5**regions.HALVINGS)
     half += f"; {least} % is the least that is tried"
-    said = f"right slices that are misclassified, %; smallest sufficient regions at {radius_label(regions.EPS)}: {half}"
+    said = "right slices that are misclassified, %; smallest sufficient regions of one attack at "
+    said += f"{radius_label(regions.EPS)}: {half}"
     return markdown(header, rows) + _said(record, said)
 
 
@@ -161,7 +162,7 @@ def patients_table(chapter: Chapter) -> str:
             shares = [_percent(float((reached <= eps + 1e-9).mean())) if len(reached) else "-" for eps in shown]
             rows.append([name, LINKS[link], str(len(reached)), *shares, _median(reached)])
     header = ["model", "changes", "patients right", *map(radius_label, shown), "half are turned within"]
-    return markdown(header, rows) + _said(record, "verdicts turned, %; upper bounds of what each bears")
+    return markdown(header, rows) + _said(record, "verdicts turned, %; a better attack may turn more")
 
 
 def _median(reached: np.ndarray) -> str:
@@ -333,7 +334,7 @@ def vote_table(record: SuiteRecord) -> str:
         rows.append(["without the re-weighted attack", *map(_percent, own.without_reweighing)])
         rows.append(["lower by it, points", *map(_percent, gained)])
     whom = f"{curve.n_images} test images of {curve.n_subjects} patients"
-    whom += f", one slice is {100 / curve.n_images:.1f} points"
+    whom += f", one slice is {100 / curve.n_images:.4g} points"
     said = f"{record.data.source}, {protocol_name(record.data.plain())}; {own.rule} vote; {whom}; robust accuracy, %"
     return markdown(["attack", "no attack", *(radius_label(eps) for eps in curve.epsilons[1:])], rows) + f"\n{said}.\n"
 

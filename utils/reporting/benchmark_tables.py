@@ -135,7 +135,7 @@ def gate_attacked_table(record: Mapping[str, Any]) -> str:
         wrong = [f"{100 * share:.1f}" for share in own["misclassified_and_accepted"]]
         noticed = ["-" if share is None else f"{100 * share:.1f}" for share in own["pgd_noticed"]]
         rows.append([whose, "misclassified and accepted", "-", *wrong])
-        rows.append([whose, "of those that plain PGD turns: refused", "-", *noticed])
+        rows.append([whose, "refused, of those turned by PGD that ignores the gate", "-", *noticed])
     header = ["images", "share, %", "no attack", *map(radius_label, attacked["radii"])]
     return markdown(header, rows) + f"\n{record['data']['source']}; radii in L∞.\n"
 
