@@ -88,3 +88,14 @@ class HalfSpace(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         away = images.mean((1, 2, 3)) - 0.5
         return torch.stack([-away, away], 1)
+
+
+class Chances(nn.Module):
+    """A model whose logits were turned into probabilities, as none that is attacked may be."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images).softmax(1)

@@ -11,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.toy import toy_images
+from tests.toy import Chances, toy_images
 from utils.attacks import library as library_attacks
 from utils.attacks.apgd import apgd, apgd_targeted
 from utils.attacks.attack import Attack
 from utils.attacks.gradient import cross_entropy, default_alpha, fgsm, margin, pgd
-from utils.attacks.library import auto_attack, square
+from utils.attacks.library import auto_attack, library_attack, square
+from utils.attacks.linked import linked_pgd
+from utils.attacks.reweighed import Members, reweighed_pgd
+from utils.attacks.targets import targeted_pgd
+from utils.attacks.views import eot_pgd
 from utils.core.modes import attack_mode
 from utils.evaluation.examples import adversarial_examples
 from utils.evaluation.worst_case import robustness_curve
@@ -215,13 +219,18 @@ def test_examples_are_the_same_images_at_each_radius(small_net, splits) -> None:
         assert (before.image - after.image).abs().max() <= EPS + 1e-6
 
 
-class _Softmax(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
+def _stacked(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: float) -> torch.Tensor:
+    """Each image twice, as a patient of two slices whose answer is that to the first."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images).softmax(1)
+    class First(nn.Module):
+        def forward(self, stacks: torch.Tensor) -> torch.Tensor:
+            return model(stacks[:, :1])
+
+    return linked_pgd(First(), images.repeat(1, 2, 1, 1), labels, link="smooth", steps=2, **options)[:, :1]
+
+
+def _vote(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: float) -> torch.Tensor:
+    return reweighed_pgd(Members(nn.ModuleList([model, model])), images, labels, steps=2, **options)
 
 
 PUBLIC = {
@@ -231,6 +240,12 @@ PUBLIC = {
     "apgd_targeted": apgd_targeted,
     "square": partial(square, queries=5),
     "auto_attack": partial(auto_attack, steps=2, queries=5),
+    "pgd_t": partial(targeted_pgd, target="likeliest", steps=2),
+    "eot": partial(eot_pgd, steps=2, samples=1),
+    "linked": _stacked,
+    "reweighed": _vote,
+    "BIM": partial(library_attack, "BIM", steps=2),
+    "CW": partial(library_attack, "CW", steps=2, norm="l2"),
 }
 
 
@@ -239,13 +254,23 @@ def test_every_public_attack_refuses_what_would_pass_for_robust(name: str, small
     images, labels = batch
     attack = PUBLIC[name]
     with pytest.raises(ValueError, match="gives probabilities"):
-        attack(_Softmax(small_net), images, labels, eps=EPS)
+        attack(Chances(small_net), images, labels, eps=EPS)
     with pytest.raises(ValueError, match="labels must be in 0..3"):
         attack(small_net, images, labels + 2, eps=EPS)
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        attack(small_net, 255 * images, labels, eps=EPS)
+    with pytest.raises(ValueError, match="eps|radius"):
+        attack(small_net, images, labels, eps=-EPS)
     with pytest.raises(ValueError, match="1 x 1 pixels are too small"):
         attack(small_net, images[..., :1, :1], labels, eps=EPS)
     found = attack(small_net, images[:3], labels[:3], eps=EPS)
     assert (found - images[:3]).abs().max() <= EPS + 1e-6 and found.shape == images[:3].shape
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd_t", "eot", "linked", "reweighed"])
+def test_a_step_backwards_is_refused(name: str, small_net, batch) -> None:
+    with pytest.raises(ValueError, match="alpha must be in"):
+        PUBLIC[name](small_net, *batch, eps=EPS, alpha=-1.0)
 
 
 class _Bright(nn.Module):

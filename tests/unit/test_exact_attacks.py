@@ -20,7 +20,6 @@ from utils.attacks.gradient import fgsm, pgd
 from utils.attacks.library import LIBRARY, auto_attack, library_attack, settings_of, square
 from utils.attacks.linked import linked_pgd
 from utils.attacks.reweighed import Members, reweighed_pgd
-from utils.attacks.targets import targeted_pgd
 from utils.attacks.universal import universal_perturbation
 from utils.attacks.views import eot_pgd, resized, turned, windowed
 from utils.evaluation.worst_case import robustness_curve
@@ -269,59 +268,6 @@ def test_a_vote_of_one_is_attacked_as_that_one(net: nn.Module, batch) -> None:
 
 
 # --- what they refuse -----------------------------------------------------------------------------------------------
-
-
-class _Chances(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images).softmax(1)
-
-
-def _stacked(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: float) -> torch.Tensor:
-    """Each image twice, as a patient of two slices whose answer is that to the first."""
-
-    class First(nn.Module):
-        def forward(self, stacks: torch.Tensor) -> torch.Tensor:
-            return model(stacks[:, :1])
-
-    return linked_pgd(First(), images.repeat(1, 2, 1, 1), labels, link="smooth", steps=2, **options)[:, :1]
-
-
-def _vote(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, **options: float) -> torch.Tensor:
-    return reweighed_pgd(Members(nn.ModuleList([model, model])), images, labels, steps=2, **options)
-
-
-PUBLIC = {
-    "pgd_t": partial(targeted_pgd, target="likeliest", steps=2),
-    "eot": partial(eot_pgd, steps=2, samples=1),
-    "linked": _stacked,
-    "reweighed": _vote,
-    "BIM": partial(library_attack, "BIM", steps=2),
-    "CW": partial(library_attack, "CW", steps=2, norm="l2"),
-}
-
-
-@pytest.mark.parametrize("name", PUBLIC)
-def test_what_would_pass_for_robust_is_refused(name: str, net: nn.Module, batch) -> None:
-    images, labels, attack = batch[0][:6], batch[1][:6], PUBLIC[name]
-    with pytest.raises(ValueError, match="gives probabilities"):
-        attack(_Chances(net), images, labels, eps=EPS)
-    with pytest.raises(ValueError, match="labels must be in 0..3"):
-        attack(net, images, labels + 4, eps=EPS)
-    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
-        attack(net, 255 * images, labels, eps=EPS)
-    with pytest.raises(ValueError, match="eps|radius"):
-        attack(net, images, labels, eps=-EPS)
-    assert (attack(net, images, labels, eps=EPS) - images).abs().max() <= (1 if name == "CW" else EPS) + 1e-6
-
-
-@pytest.mark.parametrize("name", ["pgd_t", "eot", "linked", "reweighed"])
-def test_a_step_backwards_is_refused(name: str, net: nn.Module, batch) -> None:
-    with pytest.raises(ValueError, match="alpha must be in"):
-        PUBLIC[name](net, batch[0][:2], batch[1][:2], eps=EPS, alpha=-1.0)
 
 
 def test_slices_of_their_own_cannot_be_tied(net: nn.Module, batch) -> None:

@@ -144,6 +144,7 @@ def library_attack(
     check_library_options(name, options)
     if norm not in LIBRARY[name]:
         raise ValueError(f"{name} is bounded in {' or '.join(LIBRARY[name])}, not in {norm}")
+    check_batch(model, images, labels)
     with attack_mode(model), torch.no_grad():
         classes = model(images[:1]).shape[1] if len(images) else 2
     check_library_classes(name, classes)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from utils.attacks.balls import Draws
-from utils.attacks.gradient import Loss, check_logits, pgd
+from utils.attacks.gradient import Loss, check_batch, check_logits, pgd
 from utils.core.modes import attack_mode
+from utils.core.radii import check_eps
 from utils.data.classes import healthy_place
 
 #: Targets that depend on the image: its likeliest wrong class and least likely class, and its stage's neighbours.
@@ -141,6 +142,8 @@ def targeted_pgd(
     Raises:
         TypeError, ValueError: see :func:`utils.attacks.gradient.pgd` and :func:`target_mask`.
     """
+    check_eps(eps, norm)
+    check_batch(model, images, labels)
     if not len(images):
         return images
     with attack_mode(model), torch.no_grad():
