@@ -21,15 +21,15 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.measure import FOLDER, progress, save
-from utils.attacks.gradient import pgd
 from utils.core.paths import CHECKPOINTS, DATASET_VARIABLES
 from utils.core.reproducibility import generator
 from utils.data.scans import standard
 from utils.data.scans.standard import Stripping, as_image, correlation, fit_of, register, standardise, template_image
 from utils.data.scans.volume import Volume, read_volume
 from utils.data.sets import DataSplits, ImageSet, load_splits
-from utils.evaluation.detectors import GateDetector, answers_and_scores, fool_both, push_score
+from utils.evaluation.detectors import GateDetector, answers_and_scores, push_score, share_fooled, share_noticed
 from utils.evaluation.gate import Gate, fit_gate
+from utils.experiments.atlas.foreign import FOREIGN_EPS, REAL_EPS
 from utils.reporting.style import COLOURS, axes_of, finish
 from utils.training.checkpoints import load_checkpoint
 
@@ -39,8 +39,6 @@ MANY = 200
 DIRECTIONS = 64
 #: Wrong turns of a head from which the registration starts, of the 24.
 WRONG_TURNS = (1, 4, 9, 15, 20)
-#: L-infinity radii within which real slices are attacked, and foreign images, which nobody needs to look unchanged.
-REAL_EPS, FOREIGN_EPS = (1 / 255, 2 / 255, 4 / 255), 8 / 255
 #: Steps of PGD on the gate's distance, and test slices that are attacked.
 STEPS, FEW = 20, 80
 
@@ -104,9 +102,10 @@ def _square(values: np.ndarray, side: int = 128) -> torch.Tensor:
     return F.interpolate(picture, (side, side), mode="bilinear", antialias=True)[0].clamp(0, 1)
 
 
-def measure_gate(splits: DataSplits, sets: dict[str, torch.Tensor], models: Sequence[str]) -> dict[str, Any]:
+def measure_gate(
+    gate: Gate, splits: DataSplits, sets: dict[str, torch.Tensor], models: Sequence[str]
+) -> dict[str, Any]:
     """Refused shares and AUROC of each foreign set against the test slices, by the gate and by networks' features."""
-    gate = fit_gate(splits.train, splits.validation)
     test = splits.test.pixels(slice(0, len(splits.test)))
     scores: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"gate": gate.distances}
     scores |= {f"features of {name}": _by_features(name, splits) for name in models}
@@ -134,22 +133,23 @@ class _Silent(nn.Module):
         return images.new_zeros(len(images), 2)
 
 
-def attack_gate(splits: DataSplits, sets: dict[str, torch.Tensor], models: Sequence[str], seed: int) -> dict[str, Any]:
+def attack_gate(
+    gate: Gate, test: ImageSet, sets: dict[str, torch.Tensor], models: Sequence[str], seed: int
+) -> dict[str, Any]:
     """What the gate is worth against somebody who knows it.
 
     Foreign images are pulled towards training slices, test slices away from them, and test slices that a model gets
     right are to be misclassified and accepted at once.
     """
-    gate = fit_gate(splits.train, splits.validation)
     alone = GateDetector(_Silent(), gate)
-    own = gate.distances(splits.test.pixels(slice(0, len(splits.test))))
+    own = gate.distances(test.pixels(slice(0, len(test))))
     pulled = {
         name: gate.distances(
             push_score(alone, images, eps=FOREIGN_EPS, up=False, steps=STEPS, draws=generator(seed, "in"))
         )
         for name, images in progress(list(sets.items()), "foreign images attacked")
     }
-    few = splits.test.balanced_subset(FEW)
+    few = test.balanced_subset(FEW)
     pixels = few.pixels(slice(None))
     out = [
         push_score(alone, pixels, eps=eps, up=True, steps=STEPS, draws=generator(seed, "out", eps)) for eps in REAL_EPS
@@ -169,21 +169,25 @@ def attack_gate(splits: DataSplits, sets: dict[str, torch.Tensor], models: Seque
 def _fooled(gate: Gate, few: ImageSet, name: str, seed: int) -> dict[str, Any]:
     """Right slices that are misclassified and accepted, and what plain PGD turns and the gate notices."""
     model, _ = load_checkpoint(CHECKPOINTS / name)
-    detector = GateDetector(model.eval(), gate)
+    detector = GateDetector(model, gate)
     pixels, labels = few.pixels(slice(None)), few.labels
     right = answers_and_scores(detector, pixels)[0].argmax(1) == labels
-    pixels, labels = pixels[right], labels[right]
-    both, noticed = [], []
-    for eps in REAL_EPS:
-        draws = generator(seed, "both", eps)
-        found = fool_both(detector, pixels, labels, eps=eps, limit=gate.refused, steps=2 * STEPS, draws=draws)
-        logits, away = answers_and_scores(detector, found)
-        both.append(float(((logits.argmax(1) != labels) & (away <= gate.refused)).float().mean()))
-        plain = pgd(model, pixels, labels, eps=eps, steps=STEPS, generator=generator(seed, "plain", eps))
-        logits, away = answers_and_scores(detector, plain)
-        wrong = logits.argmax(1) != labels
-        noticed.append(float((away[wrong] > gate.refused).float().mean()) if wrong.any() else None)
-    return {"right": len(labels), "misclassified_and_accepted": both, "pgd_noticed": noticed}
+    found = detector, pixels[right], labels[right]
+
+    def draws(purpose: str, eps: float) -> torch.Generator:
+        return generator(seed, purpose, eps)
+
+    return {
+        "right": int(right.sum()),
+        "misclassified_and_accepted": [
+            share_fooled(*found, eps=eps, limit=gate.refused, steps=2 * STEPS, draws=draws("both", eps))
+            for eps in REAL_EPS
+        ],
+        "pgd_noticed": [
+            share_noticed(*found, eps=eps, limit=gate.refused, steps=STEPS, draws=draws("plain", eps))
+            for eps in REAL_EPS
+        ],
+    }
 
 
 def _area(own: torch.Tensor, other: torch.Tensor) -> float:
@@ -275,16 +279,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     sets = foreign_sets(splits.test, head, brain, args.seed)
-    gate = measure_gate(splits, sets, args.models)
+    gate = fit_gate(splits.train, splits.validation)
+    found = measure_gate(gate, splits, sets, args.models)
+    found |= {"attacked": attack_gate(gate, splits.test, sets, args.attacked, args.seed)}
     content: dict[str, Any] = {
-        "gate": gate | {"attacked": attack_gate(splits, sets, args.attacked, args.seed)},
+        "gate": found,
         "heads": measure_heads(splits.train, head, brain),
         "volumes": [args.head.name, args.stripped.name],
         "seed": args.seed,
         "data": splits.info,
     }
-    note = f"{gate['test']['slices']} test slices of {gate['test']['patients']} patients; {splits.info['source']}"
-    save("scans", content, gate_figure(gate, note), args.out)
+    note = f"{found['test']['slices']} test slices of {found['test']['patients']} patients; {splits.info['source']}"
+    save("scans", content, gate_figure(found, note), args.out)
     return 0
 
 

@@ -30,6 +30,7 @@ from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.raw_images import RawImages
 from utils.data.scans.volume import Volume
 from utils.data.sets import DataSplits
+from utils.evaluation.gate import fit_gate
 from utils.evaluation.leak_audit import highest_correlations
 from utils.reporting.benchmark_tables import (
     attack_speed_table,
@@ -246,13 +247,14 @@ def test_the_gate_is_measured_on_foreign_images_and_attacked(
     assert all(
         images.shape[1:] == (1, 128, 128) and images.min() >= 0 and images.max() <= 1 for images in sets.values()
     )
-    found = scans.measure_gate(splits, sets, [])
+    gate = fit_gate(splits.train, splits.validation)
+    found = scans.measure_gate(gate, splits, sets, [])
     assert found["auroc"]["gate"]["uniform noise"] == found["refused"]["uniform noise"] == 1
     assert found["auroc"]["gate"]["inverted"] > 0.97 and found["test"]["patients_refused"] <= 0.2
     save_figure(scans.gate_figure(found, "phantoms"), tmp_path / "gate.png")
     heads = {"levels": {"one": [0.9, 0.95]}, "fit": {}, "agreement": [0.97]}
     monkeypatch.setattr(scans, "load_checkpoint", lambda folder: (small_model(), None))
-    attacked = scans.attack_gate(splits, sets, ["small"], 0)
+    attacked = scans.attack_gate(gate, splits.test, sets, ["small"], 0)
     # every attack on the gate is an upper bound of what it is worth, and never below chance of nothing
     assert all(attacked["refused"][name] <= found["refused"][name] for name in sets)
     assert all(attacked["auroc"][name] <= found["auroc"]["gate"][name] + 1e-6 for name in sets)

@@ -13,7 +13,7 @@ from torch import nn
 
 from models.def_models import MRIClassifier
 from utils.attacks.balls import Draws, project, random_point
-from utils.attacks.gradient import Loss, ascent, check_batch, check_gradient, check_logits, default_alpha, margin
+from utils.attacks.gradient import Loss, ascent, check_batch, check_gradient, check_logits, default_alpha, margin, pgd
 from utils.core.checks import number, whole
 from utils.core.modes import attack_mode, eval_mode
 from utils.core.parts import Part
@@ -32,7 +32,13 @@ _ENOUGH, _TIER = 0.05, 1e3
 
 
 class Detector(nn.Module):
-    """Answers and a score that is the higher the more foreign an image is.
+    """Gives logits and, as a last column, a score that is the higher the more foreign an image is: N x (K + 1)."""
+
+    model: nn.Module
+
+
+class FeatureDetector(Detector):
+    """A score of a classifier's features and logits.
 
     Args:
         model: the classifier.
@@ -40,42 +46,42 @@ class Detector(nn.Module):
 
     model: MRIClassifier
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: MRIClassifier) -> None:
         super().__init__()
-        self.model = model  # type: ignore[assignment] # only features need an MRIClassifier
+        self.model = model
 
     def scored(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Scores N of features N x F and logits N x K."""
         raise NotImplementedError
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits with the score as a last column, N x (K + 1)."""
+        """See :class:`Detector`."""
         features = self.model.features(images)
         logits = self.model.backbone.get_submodule(self.model.head_name)(features)
         return torch.cat([logits, self.scored(features, logits)[:, None]], 1)
 
 
-class SoftmaxDetector(Detector):
+class SoftmaxDetector(FeatureDetector):
     """Minus the highest probability (Hendrycks and Gimpel, 2017, arXiv:1610.02136)."""
 
     def scored(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Detector.scored`."""
+        """See :meth:`FeatureDetector.scored`."""
         from pytorch_ood.detector import MaxSoftmax
 
         return MaxSoftmax.score(logits)
 
 
-class EnergyDetector(Detector):
+class EnergyDetector(FeatureDetector):
     """Minus the logarithm of the sum of exponentials (Liu et al., 2020, arXiv:2010.03759)."""
 
     def scored(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Detector.scored`."""
+        """See :meth:`FeatureDetector.scored`."""
         from pytorch_ood.detector import EnergyBased
 
         return EnergyBased.score(logits)
 
 
-class MahalanobisDetector(Detector):
+class MahalanobisDetector(FeatureDetector):
     """Distance to the nearest class centre in the classes' common covariance (Lee et al., 2018, arXiv:1807.03888).
 
     Args:
@@ -101,12 +107,12 @@ class MahalanobisDetector(Detector):
             self.register_buffer(name, value.detach().clone())
 
     def scored(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Detector.scored`."""
+        """See :meth:`FeatureDetector.scored`."""
         away = ((features - self.centre) @ self.axes)[:, None] - self.mu
         return 0.5 * torch.einsum("nkf,fg,nkg->nk", away, self.precision, away).amin(1)
 
 
-class NeighbourDetector(Detector):
+class NeighbourDetector(FeatureDetector):
     """Distance to the fifth nearest training image in features of length 1 (Sun et al., 2022, arXiv:2204.06507)."""
 
     known: torch.Tensor
@@ -116,7 +122,7 @@ class NeighbourDetector(Detector):
         self.register_buffer("known", F.normalize(features, dim=1))
 
     def scored(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Detector.scored`."""
+        """See :meth:`FeatureDetector.scored`."""
         return torch.cdist(F.normalize(features, dim=1), self.known).kthvalue(NEIGHBOUR, dim=1).values
 
 
@@ -124,21 +130,22 @@ class GateDetector(Detector):
     """Distance of the pixels to the nearest training slice, which decides whether :mod:`utils.predict` answers.
 
     Args:
+        model: gives the logits.
         gate: of the data that the model was trained on.
     """
 
     def __init__(self, model: nn.Module, gate: Gate) -> None:
-        super().__init__(model)
-        self.gate = gate
+        super().__init__()
+        self.model, self.gate = model, gate
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """See :meth:`Detector.forward`."""
+        """See :class:`Detector`."""
         return torch.cat([self.model(images), self.gate.distances(images)[:, None]], 1)
 
 
 def fit_detectors(
     model: MRIClassifier, train: ImageSet, *, device: torch.device | str = "cpu", batch_size: int = 128
-) -> dict[str, Detector]:
+) -> dict[str, FeatureDetector]:
     """Name -> detector, fitted on training images.
 
     Raises:
@@ -247,6 +254,47 @@ def fool_both(
         return torch.where(wrong < _ENOUGH, wrong - _TIER, towards_accepted)
 
     return _climb(detector, images, labels, selective, eps, steps, draws)
+
+
+def share_fooled(
+    detector: Detector,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    eps: float,
+    limit: float,
+    steps: int,
+    draws: Draws = None,
+) -> float:
+    """Share of images that :func:`fool_both` has misclassified and accepted; 0 of none. See there."""
+    if not len(labels):
+        return 0.0
+    found = fool_both(detector, images, labels, eps=eps, limit=limit, steps=steps, draws=draws)
+    logits, scores = answers_and_scores(detector, found)
+    return float(((logits.argmax(1) != labels.cpu()) & (scores <= limit)).float().mean())
+
+
+def share_noticed(
+    detector: Detector,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    eps: float,
+    limit: float,
+    steps: int,
+    draws: Draws = None,
+) -> float | None:
+    """Share of what PGD that knows the model alone has misclassified that is refused; None where that is nothing.
+
+    Args:
+        detector, images, labels, eps, limit, steps, draws: see :func:`fool_both`.
+    """
+    if not len(labels):
+        return None
+    found = pgd(detector.model, images, labels, eps=eps, steps=steps, generator=draws, assume_checked=True)
+    logits, scores = answers_and_scores(detector, found)
+    wrong = logits.argmax(1) != labels.cpu()
+    return float((scores[wrong] > limit).float().mean()) if wrong.any() else None
 
 
 def _climb(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 import torch
 import torch.nn.functional as F
 
-from utils.attacks.gradient import pgd
 from utils.core.parts import Part
 from utils.core.reproducibility import generator
 from utils.data.phantom import PhantomConfig, make_phantoms
@@ -16,9 +15,10 @@ from utils.evaluation.detectors import (
     Separation,
     answers_and_scores,
     fit_detectors,
-    fool_both,
     push_score,
     separation,
+    share_fooled,
+    share_noticed,
 )
 from utils.experiments.atlas.bench import Bench, Whom, whom
 
@@ -111,12 +111,13 @@ def _watched(bench: Bench, detector: Detector, kinds: Mapping[str, torch.Tensor]
     right = logits.argmax(1) == images.labels
     refused, fooled = [float((real > limit).float().mean())], [0.0]
     noticed: list[float | None] = [None]
+    asked, steps = (detector, pixels[right], labels[right]), bench.budget.steps
     for eps in REAL_EPS:
-        draws = generator(bench.seed, "out", eps)
-        out = push_score(detector, pixels, eps=eps, up=True, steps=bench.budget.steps, draws=draws)
-        refused.append(float((answers_and_scores(detector, out)[1] > limit).float().mean()))
-        fooled.append(_fooled(bench, detector, pixels[right], labels[right], limit, eps))
-        noticed.append(_noticed(bench, detector, pixels[right], labels[right], limit, eps))
+        out, both, plain = (generator(bench.seed, purpose, eps) for purpose in ("out", "both", "plain"))
+        pushed = push_score(detector, pixels, eps=eps, up=True, steps=steps, draws=out)
+        refused.append(float((answers_and_scores(detector, pushed)[1] > limit).float().mean()))
+        fooled.append(share_fooled(*asked, eps=eps, limit=limit, steps=2 * steps, draws=both))
+        noticed.append(share_noticed(*asked, eps=eps, limit=limit, steps=steps, draws=plain))
     return Watched(
         foreign={kind: _pulled(bench, detector, own, real, limit) for kind, own in kinds.items()},
         refused=refused,
@@ -136,26 +137,3 @@ def _pulled(bench: Bench, detector: Detector, foreign: torch.Tensor, real: torch
         accepted_before=float((before <= limit).float().mean()),
         accepted_after=float((after <= limit).float().mean()),
     )
-
-
-def _fooled(
-    bench: Bench, detector: Detector, pixels: torch.Tensor, labels: torch.Tensor, limit: float, eps: float
-) -> float:
-    if not len(labels):
-        return 0.0
-    draws, steps = generator(bench.seed, "both", eps), 2 * bench.budget.steps
-    found = fool_both(detector, pixels, labels, eps=eps, limit=limit, steps=steps, draws=draws)
-    logits, scores = answers_and_scores(detector, found)
-    return float(((logits.argmax(1) != labels.cpu()) & (scores <= limit)).float().mean())
-
-
-def _noticed(
-    bench: Bench, detector: Detector, pixels: torch.Tensor, labels: torch.Tensor, limit: float, eps: float
-) -> float | None:
-    if not len(labels):
-        return None
-    draws = generator(bench.seed, "plain", eps)
-    found = pgd(detector.model, pixels, labels, eps=eps, steps=bench.budget.steps, generator=draws, assume_checked=True)
-    logits, scores = answers_and_scores(detector, found)
-    wrong = logits.argmax(1) != labels.cpu()
-    return float((scores[wrong] > limit).float().mean()) if wrong.any() else None
