@@ -104,7 +104,7 @@ def test_the_worst_scan_is_that_of_a_plain_loop_and_more_draws_find_no_fewer(mon
 @pytest.mark.parametrize("distance", [0.2, 0.4, 0.9])
 def test_the_attack_turns_a_half_space_within_one_step_of_its_distance(distance: float) -> None:
     stack = torch.full((1, 2, 8, 8), 0.5 + distance / 128**0.5)
-    upper = bracket._upper(_bench(steps=20), HalfSpace(), stack, 1, 50)
+    upper = bracket._upper(_bench(steps=20, samples=200), HalfSpace(), stack, 1, 50)
     beyond = [radius for radius in bracket.RADII if radius >= distance]
     assert upper in beyond[:2]
     sure = certify(HalfSpace(), stack, sigma=bracket.SIGMA, draws=generator(0), samples=1000)

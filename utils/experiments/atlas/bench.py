@@ -62,7 +62,7 @@ class AtlasBudget:
 
 #: On phantoms, to show that everything runs; its numbers mean nothing.
 QUICK = AtlasBudget(
-    slices=2, patients=4, steps=2, images=4, epochs=1, views=1, draws=3, certified=2, samples=40, noise_epochs=1
+    slices=2, patients=4, steps=1, images=4, epochs=1, views=1, draws=3, certified=2, samples=40, noise_epochs=1
 )
 
 

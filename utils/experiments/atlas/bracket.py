@@ -30,7 +30,7 @@ RADII = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _RATE = 5e-4
 #: Noisy copies of each validation patient that choose the threshold.
 _COPIES = 8
-#: Noisy copies through which the attack climbs, and those that judge it.
+#: Noisy copies through which the attack climbs, and those that judge it, at most.
 _CLIMBED, _JUDGED = 4, 200
 
 
@@ -142,6 +142,7 @@ def _bracket(bench: Bench, verdict: Verdict, patients: ImageSet, place: int) -> 
 
 def _upper(bench: Bench, verdict: Verdict, stack: torch.Tensor, answer: int, size: int) -> float | None:
     """The first length at which most noisy copies of the attacked patient certainly get another answer."""
+    judged = min(_JUDGED, bench.budget.samples)
     smoothed = Smoothed(verdict, SIGMA, samples=_CLIMBED, seed=bench.seed).eval()
     label = torch.tensor([answer], device=stack.device)
     for eps in RADII:
@@ -156,8 +157,8 @@ def _upper(bench: Bench, verdict: Verdict, stack: torch.Tensor, answer: int, siz
             generator=draws,
             assume_checked=True,
         )
-        counts = noisy_counts(verdict, found, sigma=SIGMA, samples=_JUDGED, draws=draws, batch_size=size)
-        others = _JUDGED - int(counts[answer])
-        if lower_bound(others, _JUDGED, ERROR / len(RADII)) > 0.5:
+        counts = noisy_counts(verdict, found, sigma=SIGMA, samples=judged, draws=draws, batch_size=size)
+        others = judged - int(counts[answer])
+        if lower_bound(others, judged, ERROR / len(RADII)) > 0.5:
             return eps
     return None
