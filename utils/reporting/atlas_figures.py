@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.attacks.linked import LINKS
-from utils.core.radii import NORM_SIGNS, grey_levels, radius_label
+from utils.core.radii import grey_levels, radius_label
 from utils.core.reproducibility import generator
 from utils.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_slices
 from utils.data.sets import protocol_name
@@ -71,7 +71,7 @@ def plot_names(found: names.NamesFound, note: str = "") -> Figure:
             ax.plot(shown, range(len(ordered)), _MARKS[name], color=hue, label=name, markersize=5)
             ax.axvline(100 * found.clean[name], color=hue, linestyle=":", linewidth=1)
         ax.set_yticks(range(len(ordered)), [row.title for row in ordered], fontsize=8)
-        ax.set_title(f"within {NORM_SIGNS[norm]} {ordered[0].radius.removeprefix('L2 ')}", fontsize=9, loc="left")
+        ax.set_title(f"within {ordered[0].within}", fontsize=9, loc="left")
     axes[-1, 0].set(xlabel="right without attack and under it (%)", xlim=(-2, 102))
     axes[0, 0].legend(loc="lower right", fontsize=8, title="dotted: without attack", title_fontsize=8)
     return finish(figure, "What each attack alone leaves", f"{found.images} test slices; {note}".strip("; "))

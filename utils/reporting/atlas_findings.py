@@ -32,17 +32,13 @@ def _on_directions(found: targets.TargetsFound) -> str:
     def turned(one: targets.Share) -> str:
         return f"{one.count} of {one.of}"
 
+    slices = found.whom.slices // found.whom.patients
     return (
-        f"Within 1/255 (L∞) an attack on {_slices(found)} slices of each patient hides the illness of "
+        f"Within 1/255 (L∞) an attack on {slices} slices of each patient hides the illness of "
         f"{turned(plain.hidden[step])} ill patients that were found ill and invents one in "
         f"{turned(plain.invented[step])} healthy ones that were found healthy; with hardening, in "
         f"{turned(hard.hidden[step])} and {turned(hard.invented[step])}."
     )
-
-
-def _slices(found: targets.TargetsFound) -> str:
-    each = found.whom.slices // max(found.whom.patients, 1)
-    return {2: "two", 4: "four", 8: "eight"}.get(each, str(each))
 
 
 def _on_scans(found: scans.ScansFound) -> str:

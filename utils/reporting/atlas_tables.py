@@ -10,7 +10,7 @@ import scipy  # loads its parts at their first use
 
 from utils.attacks.linked import LINKS
 from utils.attacks.targets import target_label
-from utils.core.radii import NORM_SIGNS, radius_label
+from utils.core.radii import radius_label
 from utils.data.sets import protocol_name
 from utils.evaluation.robustness import SuiteRecord
 from utils.evaluation.smoothing import lower_bound
@@ -47,12 +47,7 @@ def names_table(chapter: Chapter) -> str:
     """Every attack alone."""
     record, found = chapter
     rows = [
-        [
-            row.title,
-            f"{NORM_SIGNS[row.norm]} {row.radius.removeprefix('L2 ')}",
-            *(_percent(row.robust[name]) for name in (PLAIN, HARDENED)),
-            f"{row.seconds:.2f}",
-        ]
+        [row.title, row.within, *(_percent(row.robust[name]) for name in (PLAIN, HARDENED)), f"{row.seconds:.2f}"]
         for row in _strongest_first(found)
     ]
     clean = [["no attack", "", *(_percent(found.clean[name]) for name in (PLAIN, HARDENED)), ""]]
@@ -283,12 +278,11 @@ def worst_scan_table(chapter: Chapter) -> str:
 def _gain(models: Mapping[str, scans.Worst]) -> str:
     """Whether the worst scan turns fewer patients with hardening, beyond both intervals."""
     plain, hard = (models[name].worst for name in (PLAIN, HARDENED))
-    bounds = plain.low, plain.high, hard.low, hard.high
-    if None in bounds:
+    if plain.low is None or plain.high is None or hard.low is None or hard.high is None:
         return "cannot be told"
-    if (hard.high or 0) < (plain.low or 0):
+    if hard.high < plain.low:
         return "helps"
-    return "hurts" if (hard.low or 0) > (plain.high or 0) else "cannot be told"
+    return "hurts" if hard.low > plain.high else "cannot be told"
 
 
 def bracket_table(chapter: Chapter) -> str:

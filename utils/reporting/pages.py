@@ -284,7 +284,8 @@ def _targeted(record: SuiteRecord) -> bool:
     return any("apgd-t" in name or "autoattack" in name or "targeted" in name for name in names)
 
 
-#: Tables of records of models, or of suites, as types.
+#: Tables of one record of a model or a suite, and of several of them.
+_OF_A_MODEL: dict[str, Callable[[Any], str]] = {"questions": questions, "vote": vote}
 _OF_MODELS: dict[str, Callable[[Any], str]] = {
     "headline": headline,
     "trained": trained,
@@ -293,8 +294,6 @@ _OF_MODELS: dict[str, Callable[[Any], str]] = {
     "sweeps": sweeps,
     "recalls": recalls,
     "price": price,
-    "questions": questions,
-    "vote": vote,
 }
 KINDS: dict[str, Callable[[Any], str]] = {
     "leak": leak_table,
@@ -315,6 +314,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "heads": heads_table,
     "large_set": large_set_table,
     "near_training": near_training_table,
+    **_OF_A_MODEL,
     **_OF_MODELS,
     **ATLAS_TABLES,
 }
@@ -328,7 +328,7 @@ def _read(kind: str, path: Path) -> Any:
         return read_part(RecipesSummary, path, "make it again from its runs")
     if kind in ATLAS_TABLES:
         return read_chapter(path.parent, path.stem)
-    if kind not in _OF_MODELS:
+    if kind not in _OF_A_MODEL | _OF_MODELS:
         return read_json(path)
     if path.name == RECORD:
         return read_record_file(path)
@@ -353,7 +353,7 @@ def rebuilt(text: str, root: Path = ROOT) -> str:
             if not paths:
                 raise FileNotFoundError(f"no record {pattern} in {root}")
             found += [_read(kind, path) for path in paths]
-        several = "*" in record or " " in record
+        several = kind in _OF_MODELS or "*" in record or " " in record
         return begin + KINDS[kind](found if several else found[0]) + end
 
     return _BLOCK.sub(replace, text)

@@ -10,7 +10,7 @@ from utils.attacks.attack import Attack
 from utils.attacks.library import LIBRARY
 from utils.attacks.suites import Threat
 from utils.core.parts import Part
-from utils.core.radii import radius_label
+from utils.core.radii import NORM_SIGNS, radius_label
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.atlas.bench import Bench
 
@@ -39,6 +39,11 @@ class NameRow(Part):
     radius: str
     robust: dict[str, float]
     seconds: float
+
+    @property
+    def within(self) -> str:
+        """The radius with its norm, for tables and figures."""
+        return self.radius if self.norm != "linf" else f"{NORM_SIGNS[self.norm]} {self.radius}"
 
 
 class NamesFound(Part):
