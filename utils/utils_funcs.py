@@ -50,7 +50,7 @@ from utils.experiments.search_space import apply_hyperparams, apply_to_objective
 from utils.grad_cam import explain_rows, grad_cam
 from utils.optuna_search import load_hyperparams, optuna_search
 from utils.reporting.answers import answers_table, plot_answer, told
-from utils.reporting.atlas import ATLAS, Atlas, atlas_budget, atlas_models, atlas_splits
+from utils.reporting.atlas import ATLAS, Atlas, atlas_budget, atlas_models, atlas_splits, attacked_vote
 from utils.reporting.embedding import save_embedding
 from utils.reporting.figures import hardening_cams, member_cams, recipe, show, show_search
 from utils.reporting.findings import leak_findings, robustness_findings, training_findings
@@ -103,6 +103,7 @@ __all__ = [
     "atlas_splits",
     "attack_explorer",
     "attack_strip",
+    "attacked_vote",
     "audit",
     "audit_table",
     "baseline_answers",

@@ -172,6 +172,19 @@ atlas.show("brackets")
 atlas.table("bracket")
 
 # %% [markdown]
+# ## The vote
+#
+# Three hardened networks answer together, and one attacked slice must turn their common answer. The re-weighted attack
+# pulls most at the members that are still right. These are the models in `checkpoints/`, which vote in
+# `results.ipynb`.
+#
+# How to read it: each row is one attack alone, the worst case is all of them, and the last row says by how many points
+# the re-weighted attack lowers it.
+
+# %%
+uf.attacked_vote(workspace)
+
+# %% [markdown]
 # ## Every attack by its name
 #
 # Ours and those of torchattacks, each alone on the same slices, and what a slice costs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import add_backbone, small_model
+from conftest import ROOT, add_backbone, small_model
 from torch import nn
 
 from utils.commands.atlas import main
-from utils.core.paths import read_json
+from utils.core.paths import read_json, write_json
 from utils.data.corruptions import CORRUPTIONS
 from utils.data.sets import DataFacts, DataSplits
+from utils.data.workspace import Workspace
 from utils.evaluation.by_patient import MeanOfSlices
 from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.metrics import predict
@@ -361,3 +363,17 @@ def test_a_vote_is_shown_with_and_without_the_reweighed_attack() -> None:
     assert "| worst case | 80.0 | 40.0 |" in table and "| lower by it, points | 0.0 | 10.0 |" in table
     with pytest.raises(ValueError, match="is no vote"):
         vote_table(SuiteRecord.model_construct(title="ResNet34", curve=curve, vote=None, data=data))
+
+
+def test_the_notebook_shows_the_vote_of_the_results_or_says_who_makes_it(tmp_path: Path) -> None:
+    workspace = Workspace.open(str(tmp_path))
+    assert "results.ipynb" in repr(reporting.attacked_vote(workspace))
+    content = read_json(ROOT / "checkpoints" / "Ensemble" / "record.json")
+    path = workspace.checkpoint("Ensemble") / "record.json"
+    write_json(path, content)
+    page = (ROOT / "assets" / "ATLAS.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"<!-- table vote .*?-->\n(.*?)<!-- end -->", page, re.S)
+    assert repr(reporting.attacked_vote(workspace)).strip() == block.strip()
+    write_json(path, content | {"worst_case": None})
+    with pytest.raises(ValueError, match=r"no attack on the vote; run results\.ipynb again"):
+        reporting.attacked_vote(workspace)

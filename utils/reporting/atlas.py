@@ -14,10 +14,12 @@ from utils.data.workspace import Workspace
 from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, AtlasBudget, Bench, flat
 from utils.experiments.atlas.chapters import CHAPTERS, chapter_path, measure_chapter, read_chapter
 from utils.experiments.folds import fold_of
+from utils.experiments.records import ENSEMBLE
 from utils.reporting.atlas_figures import FIGURES, caption, corruption_sheet, save_atlas
-from utils.reporting.atlas_tables import ATLAS_TABLES
+from utils.reporting.atlas_tables import ATLAS_TABLES, vote_table
+from utils.reporting.robustness_figures import worst_cases
 from utils.reporting.style import save_figure
-from utils.training.checkpoints import checkpoint_folder, load_checkpoint
+from utils.training.checkpoints import RECORD, checkpoint_folder, load_checkpoint, read_record
 
 #: Table -> its chapter; the others need all that were measured.
 _CHAPTER_OF = {
@@ -86,6 +88,21 @@ class Atlas:
     def _chapter(self, name: str) -> tuple[Any, Any]:
         measure_chapter(self.bench, name, self.folder, note=self.note)
         return read_chapter(self.folder, name)
+
+
+def attacked_vote(workspace: Workspace) -> Table:
+    """The vote of ``results.ipynb`` under each attack alone and under all, or who makes it.
+
+    Raises:
+        ValueError: its record is not whole, or tells of no attack.
+    """
+    folder = workspace.checkpoint(ENSEMBLE)
+    if not (folder / RECORD).is_file():
+        return Table("No vote has been attacked yet; `results.ipynb` lets the hardened models vote, and attacks them.")
+    worst = worst_cases({ENSEMBLE: read_record(folder)})
+    if ENSEMBLE not in worst:
+        raise ValueError(f"{folder / RECORD} tells of no attack on the vote; run results.ipynb again")
+    return Table(vote_table(worst[ENSEMBLE]))
 
 
 def sheet_of(splits: DataSplits) -> Figure:
