@@ -32,14 +32,15 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
-#: Whole commands and notebooks, and what reads many committed files, take their time.
+#: Whole commands and notebooks, and what reads many committed files, take their time; single tests beyond two seconds
+#: are marked where they stand.
 SLOW_FOLDERS, SLOW_FILES = {"integration"}, {"test_readme.py", "test_real_images.py"}
 #: These begin: a process that took one of them last would work alone at the end.
 LONGEST = ("test_notebooks.py", "test_readme.py", "test_real_images.py", "test_browser.py", "test_processes.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Each test is of the kind its folder says; ``-m "not slow"`` leaves out what takes minutes. Long files first."""
+    """Each test is of the kind its folder says; ``-m "not slow"`` leaves out what takes long. Long files first."""
     for item in items:
         kind = item.path.parent.name
         item.add_marker(getattr(pytest.mark, kind))

@@ -36,6 +36,7 @@ def test_installed_versions_satisfy_the_pins(name: str) -> None:
     assert _pins("requirements.txt")[name].specifier.contains(metadata.version(name), prereleases=True)
 
 
+@pytest.mark.slow
 def test_nothing_is_dragged_down_and_nothing_conflicts() -> None:
     assert Version(metadata.version("notebook")) >= Version("7")
     assert Version(metadata.version("requests")) >= Version("2.32")
@@ -67,11 +68,13 @@ def test_not_for_clinical_use_stands_in_the_readme() -> None:
     assert "Not for clinical use" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_importing_has_no_side_effects() -> None:
     script = "import sys, utils.utils_funcs; assert not {'torchattacks', 'kagglehub'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
+@pytest.mark.slow
 def test_the_one_import_leaves_slow_libraries_for_later() -> None:
     slow = {"accelerate", "IPython", "ipywidgets", "pytorch_grad_cam", "scipy.ndimage", "scipy.stats", "seaborn"}
     slow |= {"sklearn", "timm", "torch._dynamo", "torchattacks", "torchmetrics", "torchvision"}

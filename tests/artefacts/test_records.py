@@ -65,6 +65,7 @@ def test_all_other_committed_records_read_and_lose_nothing(kind: type[Part], pat
     assert _comparable(json.loads(json.dumps(record.plain()))) == _comparable(read_json(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", FOLDS, ids=lambda path: path.name)
 def test_a_summary_of_folds_tells_what_its_folds_answered(folder: Path) -> None:
     summary = read_part(FoldsSummary, folder / "summary.json", "")

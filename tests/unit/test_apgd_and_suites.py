@@ -186,6 +186,7 @@ def test_a_fooled_sample_takes_its_other_starts_along() -> None:
     assert passed == [3, 3, 3, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [lambda *a: square(*a, eps=EPS, queries=20), lambda *a: auto_attack(*a, eps=EPS)])
 def test_library_attacks_leave_everything_as_it_was(toy_nets, toy_test, run, capsys) -> None:
     net = toy_nets["plain"]

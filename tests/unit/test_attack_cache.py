@@ -143,6 +143,7 @@ def test_modes_and_gradients_do_not_count() -> None:
     assert describe_module(one) == describe_module(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet34", "dino_v2"])
 def test_a_fresh_process_comes_to_the_same_key(backbone: str) -> None:
     code = (

@@ -132,6 +132,7 @@ def test_commands_take_options_from_a_file_and_typed_ones_count_more(tmp_path: P
     assert "which one" in help_text and "--config FILE.yaml" in help_text and "Show what was asked for" in help_text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT is sent otherwise there")
 def test_ctrl_c_ends_a_command_in_one_line(tmp_path: Path) -> None:
     arguments = ["-m", "utils", "prepare", "--source", "phantom", "--out", str(tmp_path / "data")]

@@ -25,6 +25,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_second_run_is_identical(prepared: Path, tmp_path: Path, capsys) -> None:
     assert main(["--source", "phantom", "--split", "patient", "--out", str(tmp_path)]) == 0
     assert "saved to" in capsys.readouterr().out
@@ -46,6 +47,7 @@ def test_sets_hold_plain_uint8_tensors_and_no_shared_patient(prepared: Path) -> 
     assert list(table.columns) == ["path", "label", "subject", "slice", "synthetic", "split"] and len(table) == 512
 
 
+@pytest.mark.slow
 def test_seed_and_ratios_change_the_split(prepared: Path, tmp_path: Path) -> None:
     other = prepare_dataset("phantom", out=tmp_path, ratios=(0.5, 0.25, 0.25), seed=7)
     assert other.fingerprint != load_splits(prepared).fingerprint and len(other.test) == 128
@@ -58,6 +60,7 @@ def test_a_leak_is_refused_on_load(prepared: Path, tmp_path: Path) -> None:
         check_no_leak(splits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "garbage", "edited", "foreign", "columns"])
 def test_damaged_files_are_refused_with_what_to_do(prepared: Path, tmp_path: Path, damage: str) -> None:
     for name in FILES:
@@ -128,6 +131,7 @@ def test_patient_ids_are_stripped_and_nobody_stays_nobody(tmp_path: Path) -> Non
     assert found[0] == found[1] >= 0 and found[2] == -1
 
 
+@pytest.mark.slow
 def test_a_folder_in_the_way_leaves_everything_alone(prepared: Path, tmp_path: Path, capsys) -> None:
     for name in FILES[:3]:
         (tmp_path / name).write_bytes((prepared / name).read_bytes())
@@ -150,6 +154,7 @@ def test_all_files_are_written_or_none(tmp_path: Path) -> None:
     assert first.read_text() == "old" and sorted(p.name for p in tmp_path.iterdir()) == ["a"]
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_saved_files_alone(prepared: Path, tmp_path: Path) -> None:
     """A file-size limit makes the kernel refuse the write, as a full disk does."""
     for name in FILES:

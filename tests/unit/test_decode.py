@@ -290,6 +290,7 @@ print(len(raw), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak is KiB on Linux")
 def test_memory_is_that_of_the_stored_size_and_not_of_the_files(tmp_path: Path) -> None:
     for label, name in enumerate(("AD", "CN")):

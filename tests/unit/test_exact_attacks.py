@@ -106,6 +106,7 @@ def test_several_targeted_steps_hit_more_often_than_one(net: nn.Module, batch) -
     assert hits(10) > hits(1)
 
 
+@pytest.mark.slow
 def test_auto_pgd_breaks_no_fewer_than_fgsm_and_pgd(hardened: nn.Module, batch) -> None:
     found = _wrong(hardened, apgd(hardened, *batch, eps=EPS, steps=30, generator=_draws()), batch[1]).sum()
     simpler = fgsm(hardened, *batch, eps=EPS), pgd(hardened, *batch, eps=EPS, steps=30, generator=_draws())

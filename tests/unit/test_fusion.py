@@ -37,6 +37,7 @@ def both() -> dict[str, DataSplits]:
     return {name: splits_in_memory(raw, group_by_subject(raw), "patient") for name, raw in raws.items()}
 
 
+@pytest.mark.slow
 def test_the_second_contrast_shows_the_same_heads_with_bright_fluid(both) -> None:
     one, other = both["T1"].test, both["T2"].test
     assert one.paths == other.paths and torch.equal(one.labels, other.labels)

@@ -49,6 +49,7 @@ class Noisy(_Defence):
         return self.net(images + 0.1 * torch.randn_like(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["plain", "hardened"])
 def test_honest_models_pass(which: str, toy_nets, toy_test) -> None:
     panel = masking_panel(toy_nets[which], toy_test, **RUN | {"attacks": ENOUGH})
@@ -58,6 +59,7 @@ def test_honest_models_pass(which: str, toy_nets, toy_test) -> None:
     assert panel.plain()["verdict"] == "gradient checks 9/9"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "defence, betrayed_by",
     [
@@ -76,6 +78,7 @@ def test_broken_defences_are_flagged(defence, betrayed_by, toy_nets, toy_test) -
     assert all(any(question.startswith(start) for question in failed) for start in betrayed_by), failed
 
 
+@pytest.mark.slow
 def test_too_few_steps_are_noticed(toy_nets, toy_test) -> None:
     weak = (Attack("fgsm"), Attack("pgd", steps=4, alpha=EPS / 40, random_start=False, stop_when_fooled=True))
     with pytest.warns(UserWarning, match="cannot reach"):
@@ -84,6 +87,7 @@ def test_too_few_steps_are_noticed(toy_nets, toy_test) -> None:
     assert "PGD-4 is not weaker than FGSM" in failed and "ten times the steps change nothing" in failed
 
 
+@pytest.mark.slow
 def test_square_is_held_against_all_gradient_attacks_of_the_number(toy_nets, toy_test) -> None:
     """One PGD may stall where another loss does not: only what every gradient leaves betrays a masked one."""
     stalled = Attack("pgd", steps=1, alpha=EPS / 100, random_start=False)

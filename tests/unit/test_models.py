@@ -108,6 +108,7 @@ def test_dinov2_weights_of_another_size_are_resampled(tmp_path: Path) -> None:
     assert torch.equal(same.backbone.pos_embed.half(), body["pos_embed"])
 
 
+@pytest.mark.slow
 def test_dinov2_pretrained_downloads_by_timm_and_fails_at_once_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     published = {k: torch.full_like(v, 0.25) for k, v in def_models._timm().state_dict().items()}
     asked = []

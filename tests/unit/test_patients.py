@@ -131,6 +131,7 @@ def _numbered(raw: RawImages, people: np.ndarray) -> RawImages:
     return replace(raw, paths=names)
 
 
+@pytest.mark.slow
 def test_names_of_numbers_are_a_guess_that_pixels_confirm(full_stacks: RawImages) -> None:
     few, people = _thinned(full_stacks, 4), np.repeat(np.arange(12), 8)
     found = group_by_subject(_numbered(few, people))
@@ -193,6 +194,7 @@ def test_accepted_doubt_travels_into_every_record_and_title(full_stacks: RawImag
     assert set(manifest["note"]) == {"patient unverified"} and list(manifest.columns) == [*MANIFEST_COLUMNS, "note"]
 
 
+@pytest.mark.slow
 def test_the_same_heads_scanned_twice_are_found_in_each_other(full_stacks: RawImages) -> None:
     once = full_stacks.pixels
     again = np.stack([np.roll(image, (-3, 2), (0, 1)) for image in once])
@@ -205,6 +207,7 @@ def test_the_same_heads_scanned_twice_are_found_in_each_other(full_stacks: RawIm
     assert subjects.count in (12, 24) and (subjects.count == 12 or "scanned or cut twice" in " ".join(subjects.doubts))
 
 
+@pytest.mark.slow
 def test_a_nearest_neighbour_bears_witness_of_people_on_both_sides() -> None:
     raw = make_phantoms(PhantomConfig(n_subjects=64, n_levels=16, seed=2))
     people = np.repeat(np.arange(64), 16)
@@ -223,6 +226,7 @@ def test_the_audit_of_unverified_patients_does_not_ask_their_groups(full_stacks:
     assert audit_table([found]).loc["patient", "nearest is the same patient"] == "patients unverified"
 
 
+@pytest.mark.slow
 def test_one_lit_pixel_in_a_corner_drops_nobody(full_stacks: RawImages) -> None:
     pixels = full_stacks.pixels.copy()
     pixels[::3, 0, 0] = 1
@@ -273,6 +277,7 @@ def test_commands_refuse_accept_and_say_so(full_stacks: RawImages, tmp_path: Pat
 # --- what is there already
 
 
+@pytest.mark.slow
 def test_phantoms_replace_neither_real_images_nor_their_audit(full_stacks: RawImages, tmp_path: Path) -> None:
     subjects = group_by_subject(full_stacks)
     split_and_save(full_stacks, subjects, out=tmp_path / "data")

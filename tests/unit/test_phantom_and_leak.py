@@ -48,6 +48,7 @@ def test_difficulty_spreads_patients() -> None:
         PhantomConfig(difficulty=3)
 
 
+@pytest.mark.slow
 def test_leak_lesson_on_phantoms() -> None:
     raw = make_phantoms()
     subjects = group_by_subject(raw)

@@ -15,6 +15,7 @@ from utils.reporting.embedding import embed, embedding_figure, redraw_embedding,
 from utils.reporting.sweep import EPSILONS, frame, save_animation, sweep
 
 
+@pytest.mark.slow
 def test_a_sweep_stays_in_its_radii_and_says_what_the_models_answer() -> None:
     models, image = {"Toy": train_toy(), "Toy_atk": train_toy(hardened=True)}, toy_images(8, seed=3)
     image = image.subset(torch.tensor([0]))

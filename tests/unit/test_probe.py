@@ -12,6 +12,7 @@ from utils.evaluation.metrics import predict
 from utils.evaluation.probe import STRENGTH, fit_head, last_linear
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [2, 4])
 @pytest.mark.parametrize("backbone", ["dino_v2", "resnet34"])
 def test_a_fitted_head_answers_new_images_and_leaves_the_rest_alone(backbone: str, k: int) -> None:

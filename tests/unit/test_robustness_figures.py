@@ -49,6 +49,7 @@ def workspace(tmp_path_factory, toy_nets, toy_test) -> Workspace:
     return root
 
 
+@pytest.mark.slow
 def test_tables_are_made_of_records_alone(workspace: Workspace) -> None:
     records = robustness_records(workspace, "quick")
     assert list(records) == ["ResNet34", "ResNet34_atk", "Ensemble"]

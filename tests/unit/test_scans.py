@@ -223,6 +223,7 @@ def moved(template: Volume) -> Volume:
 STRIPPED = Stripping(stripped=True)
 
 
+@pytest.mark.slow
 def test_a_moved_head_gives_the_templates_slices(template: Volume, moved: Volume) -> None:
     own = sitk.Resample(as_image(template), standard.grid(Cut()), sitk.Transform(), sitk.sitkLinear, 0.0)
     expected = sitk.GetArrayFromImage(own)
@@ -237,6 +238,7 @@ def test_a_moved_head_gives_the_templates_slices(template: Volume, moved: Volume
     assert all(picture.min() >= 0 and picture.max() <= 1 for picture in found.pictures.values())
 
 
+@pytest.mark.slow
 def test_a_head_that_lies_otherwise_than_its_file_says(moved: Volume) -> None:
     turned = replace(moved, voxels=np.ascontiguousarray(moved.voxels[:, :, ::-1]))
     with pytest.raises(ValueError, match="the head does not lie as the file says"):
@@ -295,6 +297,7 @@ def test_rows_of_axial_slices_lead_to_the_front_as_in_the_public_ones() -> None:
     assert (first[2], last[2]) == (-4, 27)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COLIN.is_dir(), reason="needs Debian's mricron-data, a whole head")
 def test_a_whole_head_and_its_stripped_copy_give_the_same_slices() -> None:
     extra("deepbet")

@@ -175,6 +175,7 @@ def test_both_halves_are_fooled_where_the_radius_reaches_both_borders() -> None:
         assert torch.equal(both, torch.maximum(away.repeat(4), away.repeat_interleave(4)) < eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["maximum softmax", "energy", "Mahalanobis", "nearest neighbours"])
 def test_both_are_fooled_at_once_more_often_than_by_an_attack_that_knows_only_one(name: str, fitted) -> None:
     detector, images = fitted[name], toy_images(16, seed=4)
@@ -219,6 +220,7 @@ def test_detectors_do_not_depend_on_the_global_generator() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*scores))
 
 
+@pytest.mark.slow
 def test_the_scale_of_logits_does_not_change_what_is_fooled(fitted) -> None:
     detector, images = fitted["nearest neighbours"], toy_images(12, seed=4)
     pixels = images.pixels(slice(None))

@@ -16,6 +16,7 @@ def stacks():
     return make_phantoms(PhantomConfig(n_subjects=8, n_levels=32, seed=3))
 
 
+@pytest.mark.slow
 def test_patients_are_found_from_pixels_alone(stacks) -> None:
     found = find_subjects(stacks.pixels, stacks.labels)
     pairs = {(a, b) for a, b in zip(found.subject.tolist(), stacks.subjects.tolist())}
@@ -47,6 +48,7 @@ def test_images_without_black_corners_are_all_real() -> None:
     assert not flagged.any() and "cannot be told" in notes[0]
 
 
+@pytest.mark.slow
 def test_odd_groups_are_reported(stacks) -> None:
     mixed = find_subjects(stacks.pixels, np.arange(len(stacks)) % 4).notes
     merged = find_subjects(stacks.pixels, stacks.labels, threshold=0.2).notes

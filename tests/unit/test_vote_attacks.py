@@ -20,6 +20,7 @@ def members() -> list[nn.Module]:
     return [train_toy(seed) for seed in (1, 2, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["soft", "hard", "weighted"])
 def test_transfer_alone_flatters_a_vote(rule: str, members, toy_test) -> None:
     weights = [0.5, 0.3, 0.2] if rule == "weighted" else None
@@ -39,6 +40,7 @@ def test_transfer_alone_flatters_a_vote(rule: str, members, toy_test) -> None:
     assert table.oracle[0] >= table.oracle[1]
 
 
+@pytest.mark.slow
 def test_one_image_fools_the_vote_itself(members, toy_test) -> None:
     vote = Vote(members, rule="hard").eval()
     worst, _ = attack_vote(vote, toy_test, epsilons=[RADIUS], suite="quick")

@@ -135,6 +135,7 @@ def test_layouts_of_dinov2(wrap: Callable, left: str, tmp_path: Path) -> None:
     assert "head new" in said
 
 
+@pytest.mark.slow
 def test_dinov2_of_another_grid_is_resampled_and_registers_are_refused_by_name(tmp_path: Path) -> None:
     state = _dinov2(112)
     model, _ = _load(_saved(state, tmp_path), "dino_v2")
@@ -178,6 +179,7 @@ def test_two_models_under_one_name_are_refused(tmp_path: Path) -> None:
         _load(_saved(_prefixed(state, "module.") | _prefixed(state, "model."), tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", ["classes", "class_names", "class_to_idx", "record.json", "header", "our header"])
 def test_a_head_of_another_class_order_is_refused_naming_both(told: str, tmp_path: Path) -> None:
     state, other = _resnet().state_dict(), CLASSES[::-1]

@@ -158,6 +158,7 @@ def test_dinov2_as_published(layout, left: str, tmp_path: Path, capsys) -> None:
     assert "head new" in said and left in said
 
 
+@pytest.mark.slow
 def test_positions_of_another_grid_are_resampled_and_registers_refused(tmp_path: Path) -> None:
     torch.save(
         {"teacher": {f"backbone.{k}": v for k, v in _facebook(_dino(70).state_dict()).items()}}, tmp_path / "a.pth"

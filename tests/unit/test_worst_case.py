@@ -36,6 +36,7 @@ def worst(toy_nets, toy_test):
     return robustness_curve(toy_nets["plain"], toy_test, attack=SUITES["quick"], epsilons=GRID)
 
 
+@pytest.mark.slow
 def test_carrying_upwards_never_counts_more_than_attacking_afresh(worst, toy_nets, toy_test) -> None:
     assert worst.robust_accuracy == sorted(worst.robust_accuracy, reverse=True)
     for eps, carried in zip(worst.epsilons[1:], worst.robust_accuracy[1:]):
@@ -60,6 +61,7 @@ def test_every_attack_only_lowers_the_worst_case(worst, toy_nets, toy_test) -> N
     assert all(both <= one for both, one in zip(worst.robust_accuracy, alone.robust_accuracy))
 
 
+@pytest.mark.slow
 def test_what_is_known_is_not_attacked_again_and_counts_the_same(worst, toy_nets, toy_test, monkeypatch) -> None:
     net, more = toy_nets["plain"], Attack("pgd", loss="margin", stop_when_fooled=True)
     at_once = robustness_curve(net, toy_test, attack=[*SUITES["quick"], more], epsilons=GRID)
@@ -98,6 +100,7 @@ def test_the_progress_bar_ends_full(toy_nets, toy_test, monkeypatch) -> None:
     assert bars[0].n == bars[0].total == 2 * len(toy_test) * (2 + 8 + 12 + 5)
 
 
+@pytest.mark.slow
 def test_worst_case_breaks_at_least_what_autoattack_does(toy_nets, toy_test) -> None:
     attacks = (*SUITES["quick"], Attack("apgd", steps=30), Attack("apgd_t", steps=30))
     few = toy_test.balanced_subset(64)
@@ -211,6 +214,7 @@ def test_a_models_digest_sees_weights_and_settings(resnet) -> None:
     assert describe_module(resnet) != before
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_ends_the_same(toy_nets, toy_test, tmp_path) -> None:
     script = textwrap.dedent(f"""
         import sys
@@ -310,6 +314,7 @@ def test_what_only_bf16_believes_is_attacked_again_in_float32(toy_test) -> None:
     assert curve.robust_accuracy == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_a_compiled_model_finds_what_the_model_itself_finds(toy_nets, toy_test, tmp_path) -> None:
     options = {"attack": SUITES["quick"], "epsilons": [EPS], "batch_size": 24}
     plain = robustness_curve(toy_nets["hardened"], toy_test, **options)
