@@ -23,11 +23,13 @@ from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.metrics import predict
 from utils.evaluation.robustness import SuiteRecord
 from utils.evaluation.vote import VoteAttack
-from utils.experiments.atlas import chapters, targets
-from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, AtlasBudget, Bench, flat, open_bench
+from utils.experiments.atlas import chapters, patients, targets
+from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, RADII, AtlasBudget, Bench, flat, open_bench
 from utils.experiments.atlas.bracket import _upper
 from utils.experiments.atlas.chapters import CHAPTERS, measure_chapter, read_chapter
+from utils.experiments.atlas.foreign import REAL_EPS
 from utils.experiments.atlas.names import attacks
+from utils.experiments.atlas.patients import FINE
 from utils.experiments.atlas.regions import WHOLE, top_share
 from utils.experiments.atlas.scans import Worst, _errors
 from utils.experiments.atlas.targets import share
@@ -42,6 +44,7 @@ from utils.training.loop import train
 from utils.training.objectives import Adversarial, Standard
 
 BUDGET = replace(QUICK, slices=2, patients=0, images=16, epochs=3, steps=5, draws=4, views=2, certified=3, samples=60)
+BUDGET = replace(BUDGET, radii=())
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +274,17 @@ def test_what_cannot_be_compared_is_refused(bench: Bench, splits: DataSplits) ->
         AtlasBudget(steps=0)
     few = open_bench(bench.models, splits, budget=replace(BUDGET, patients=4))
     assert len(few.stacks) == 4 and len(few.stacks.labels.unique()) == len(bench.stacks.labels.unique())
+
+
+def test_a_budget_may_cut_the_radii_down(bench: Bench) -> None:
+    few = replace(bench, budget=QUICK)
+    assert few.radii(RADII) == few.radii(FINE) == (1 / 255, 2 / 255, 8 / 255)
+    assert few.radii(REAL_EPS) == (1 / 255, 2 / 255) and bench.radii(RADII) == RADII
+    measured = {"targets": targets.measure(few), "patients": patients.measure(few)}
+    assert {tuple(found.radii) for found in measured.values()} == {few.radii(RADII)}
+    # a record from before there was a choice is one of all radii
+    assert few.facts("targets")["budget"]["radii"] == list(QUICK.radii)
+    assert "radii" not in bench.facts("targets")["budget"]
 
 
 def test_the_command_measures_the_named_chapters(

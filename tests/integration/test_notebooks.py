@@ -421,6 +421,18 @@ def test_notebooks_run_beside_each_other_and_after_what_they_need(tmp_path: Path
     assert len(list((tmp_path / "out" / "notebooks").glob("*.ipynb"))) == 4
 
 
+def test_results_share_the_cores_with_the_atlas_and_have_them_alone_without(tmp_path: Path, monkeypatch) -> None:
+    given: dict[str, int | None] = {}
+    monkeypatch.setattr(reproduce, "execute", lambda path, *_, threads: given.update({path.stem: threads}))
+    monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 2)
+    steps = [(path, {}) for path, _ in plan(Order().filled())]
+    run(steps, out=tmp_path, jobs=2)
+    assert given["results"] == given["attack_atlas"] == given["resnet_model_atk"] == 1
+    assert given["prepare_dataset"] is None
+    run([step for step in steps if step[0] != reproduce.ATLAS], out=tmp_path, jobs=2)
+    assert given["results"] is None
+
+
 def test_notebooks_and_commands_take_as_many_slices_of_each_patient() -> None:
     for path in itertools.chain.from_iterable(notebook_plan.model_notebooks().values()):
         assert parameters_of(nbformat.read(path, as_version=4))["slices_per_patient"] == SLICES_PER_PATIENT, path

@@ -40,16 +40,16 @@ FIGURE_BYTES, FIGURE_COLOURS, FIGURE_WIDTH = 80_000, 256, 720
 #: Seconds between two looks at the bar of a cell.
 BAR_EVERY = 2.0
 
-#: The order of notebooks that run beside each other: the long atlas waits for one model alone, the results for all.
+#: The order of notebooks that run beside each other: the long atlas comes last, with the results beside it.
 TURNS = (
     "prepare_dataset",
     "efficientnet_model",
     "dino_v2_model",
     "efficientnet_model_atk",
     "resnet_model",
-    "attack_atlas",
     "resnet_model_atk",
     "dino_v2_model_atk",
+    "attack_atlas",
     "results",
 )
 
@@ -182,12 +182,13 @@ def run(steps: list[tuple[Path, dict[str, Any]]], *, out: Path | None, jobs: int
     if jobs > 1:
         steps = sorted(steps, key=lambda step: _turn(step[0]))
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    atlas = any(path == ATLAS for path, _ in steps)
     futures: dict[Path, Future] = {}
     with ThreadPoolExecutor(jobs) as pool:
         for path, values in steps:
             needed = [future for other, future in futures.items() if _needs(path, other)]
             target = out / "notebooks" / path.name if out else path
-            alone = _stage(path) in (0, 3) and path != ATLAS
+            alone = _stage(path) == 0 or (path == RESULTS and not atlas)
             futures[path] = pool.submit(_execute_after, needed, path, values, target, None if alone else threads)
         failed: list[BaseException] = []
         try:

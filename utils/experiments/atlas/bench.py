@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -42,6 +42,7 @@ class AtlasBudget:
         certified: patients who get a certificate.
         samples: noisy copies of a patient for it.
         noise_epochs: of training on noise, before it.
+        radii: L-infinity radii to which a chapter's own are cut down; () takes all of them.
     """
 
     slices: int = 4
@@ -54,15 +55,32 @@ class AtlasBudget:
     certified: int = 24
     samples: int = 1000
     noise_epochs: int = 6
+    radii: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            whole(name, value, 0 if name == "patients" else 1)
+            if name != "radii":
+                whole(name, value, 0 if name == "patients" else 1)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything as plain values; without ``radii`` where there are all, as in records from before them."""
+        counts = {name: value for name, value in asdict(self).items() if name != "radii"}
+        return counts | ({"radii": list(self.radii)} if self.radii else {})
 
 
 #: On phantoms, to show that everything runs; its numbers mean nothing.
 QUICK = AtlasBudget(
-    slices=2, patients=4, steps=1, images=4, epochs=1, views=1, draws=3, certified=2, samples=40, noise_epochs=1
+    slices=2,
+    patients=4,
+    steps=1,
+    images=4,
+    epochs=1,
+    views=1,
+    draws=3,
+    certified=2,
+    samples=40,
+    noise_epochs=1,
+    radii=(1 / 255, 2 / 255, 8 / 255),
 )
 
 
@@ -96,6 +114,10 @@ class Bench:
         """Place of the class that means healthy."""
         return healthy_place(self.classes)
 
+    def radii(self, all_radii: Sequence[float]) -> tuple[float, ...]:
+        """Those of a chapter's L-infinity radii that the budget pays for."""
+        return tuple(eps for eps in all_radii if not self.budget.radii or eps in self.budget.radii)
+
     def few(self) -> ImageSet:
         """``budget.images`` slices, spread over patients."""
         return self.slices.balanced_subset(self.budget.images, self.seed)
@@ -118,7 +140,7 @@ class Bench:
         """Everything that a chapter's numbers depend on, as plain values."""
         return {
             "section": section,
-            "budget": asdict(self.budget),
+            "budget": self.budget.facts(),
             "seed": self.seed,
             "fingerprint": self.splits.fingerprint,
             "models": {name: model.backbone_name for name, model in self.models.items()},

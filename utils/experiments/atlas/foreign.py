@@ -72,7 +72,7 @@ def measure(bench: Bench) -> ForeignFound:
         found[name] = {title: _watched(bench, detector, kinds) for title, detector in fitted.items()}
     return ForeignFound(
         whom=whom(bench),
-        radii=list(REAL_EPS),
+        radii=list(bench.radii(REAL_EPS)),
         foreign_radius=FOREIGN_EPS,
         images=len(bench.few()),
         detectors=found,
@@ -112,7 +112,7 @@ def _watched(bench: Bench, detector: Detector, kinds: Mapping[str, torch.Tensor]
     refused, fooled = [float((real > limit).float().mean())], [0.0]
     noticed: list[float | None] = [None]
     asked, steps = (detector, pixels[right], labels[right]), bench.budget.steps
-    for eps in REAL_EPS:
+    for eps in bench.radii(REAL_EPS):
         out, both, plain = (generator(bench.seed, purpose, eps) for purpose in ("out", "both", "plain"))
         pushed = push_score(detector, pixels, eps=eps, up=True, steps=steps, draws=out)
         refused.append(float((answers_and_scores(detector, pushed)[1] > limit).float().mean()))

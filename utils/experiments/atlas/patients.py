@@ -40,7 +40,7 @@ def measure(bench: Bench) -> PatientsFound:
                 bench.verdict(name),
                 bench.questions(),
                 attack=Attack("linked", steps=bench.budget.steps, options={"link": link}),
-                epsilons=FINE,
+                epsilons=bench.radii(FINE),
                 seed=bench.seed,
                 batch_size=16,
                 device=bench.device,
@@ -50,4 +50,4 @@ def measure(bench: Bench) -> PatientsFound:
             ]
             right = [subject for subject, step in zip(bench.stacks.subjects.tolist(), curve.first_broken) if step != 0]
             subjects[name] = right
-    return PatientsFound(whom=whom(bench), radii=list(FINE), smallest=found, subjects=subjects)
+    return PatientsFound(whom=whom(bench), radii=list(bench.radii(FINE)), smallest=found, subjects=subjects)

@@ -100,7 +100,7 @@ def measure(bench: Bench) -> RegionsFound:
         pixels, labels = _right(bench, model)
         regions[name] = _regions(bench, model, pixels, labels)
         sufficient[name] = _sufficient(bench, model, pixels, labels)
-    return RegionsFound(whom=whom(bench), radii=list(RADII), regions=regions, sufficient=sufficient)
+    return RegionsFound(whom=whom(bench), radii=list(bench.radii(RADII)), regions=regions, sufficient=sufficient)
 
 
 def _right(bench: Bench, model: MRIClassifier) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +112,7 @@ def _right(bench: Bench, model: MRIClassifier) -> tuple[torch.Tensor, torch.Tens
 
 def _regions(bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, Region]:
     if not len(pixels):
-        return {title: Region(area=0.0, misclassified=[0.0] * len(RADII)) for title in _masks()}
+        return {title: Region(area=0.0, misclassified=[0.0] * len(bench.radii(RADII))) for title in _masks()}
     masks = {title: mask(model, pixels) for title, mask in _masks().items()}
     fooled = {title: _fooled(bench, model, pixels, labels, mask) for title, mask in masks.items()}
     fooled[WHOLE] = torch.stack(list(fooled.values())).any(0)
@@ -125,9 +125,10 @@ def _regions(bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: t
 def _fooled(
     bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Who is misclassified within each of ``RADII``, or within a smaller one, bool R x N."""
+    """Who is misclassified within each of the radii, or within a smaller one, bool R x N."""
     found = [
-        predict_batch(model, _inside(bench, model, pixels, labels, mask, eps)).argmax(1) != labels for eps in RADII
+        predict_batch(model, _inside(bench, model, pixels, labels, mask, eps)).argmax(1) != labels
+        for eps in bench.radii(RADII)
     ]
     return torch.stack(found).cumsum(0) > 0
 

@@ -55,11 +55,16 @@ def measure(bench: Bench) -> SurvivalFound:
         right[name] = len(labels)
         alone[name] = {title: _wrong(bench, model, pixels, labels, view) or 0.0 for title, view in VIEWS.items()}
         found[name] = {
-            attack.title: [_survived(bench, model, pixels, labels, attack, eps) for eps in EPS]
+            attack.title: [_survived(bench, model, pixels, labels, attack, eps) for eps in bench.radii(EPS)]
             for attack in (Attack("pgd", steps=bench.budget.steps), Attack("eot", steps=bench.budget.steps))
         }
     return SurvivalFound(
-        whom=whom(bench), radii=list(EPS), draws=bench.budget.views, right=right, by_view=alone, attacks=found
+        whom=whom(bench),
+        radii=list(bench.radii(EPS)),
+        draws=bench.budget.views,
+        right=right,
+        by_view=alone,
+        attacks=found,
     )
 
 

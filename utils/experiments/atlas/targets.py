@@ -75,7 +75,7 @@ def measure(bench: Bench) -> TargetsFound:
     """Patients by the worst case over FGSM, PGD on two losses and targeted APGD; slices by targeted PGD."""
     return TargetsFound(
         whom=whom(bench),
-        radii=list(RADII),
+        radii=list(bench.radii(RADII)),
         directions={name: _direction(bench, name) for name in bench.models},
         reached={name: _reached(bench, name) for name in bench.models},
         asked={name: _asked(bench, name) for name in bench.models},
@@ -88,7 +88,7 @@ def _direction(bench: Bench, name: str) -> Direction:
         bench.verdict(name),
         patients,
         attack=notebook_attacks(bench.budget.steps),
-        epsilons=RADII,
+        epsilons=bench.radii(RADII),
         seed=bench.seed,
         batch_size=16,
         device=bench.device,

@@ -59,7 +59,7 @@ def measure(bench: Bench) -> UniversalFound:
     right = {name: predict(model, test, device=bench.device).argmax(1) == test.labels for name, model in _models(bench)}
     found: dict[str, dict[str, list[float]]] = {name: {} for name, _ in _models(bench)}
     last: dict[str, torch.Tensor] = {}
-    for eps in EPS:
+    for eps in bench.radii(EPS):
         shifts = {
             f"from {name}": universal_perturbation(
                 model, train, eps=eps, epochs=bench.budget.epochs, seed=bench.seed, device=bench.device
@@ -75,7 +75,7 @@ def measure(bench: Bench) -> UniversalFound:
     return UniversalFound(
         whom=whom(bench),
         fitted_on=len(train),
-        radii=list(EPS),
+        radii=list(bench.radii(EPS)),
         misclassified=found,
         change={name: Change.of(last[f"from {name}"]) for name, _ in _models(bench)},
     )
