@@ -16,7 +16,7 @@ from conftest import ROOT, extra
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.whole_processes import WATCH
-from utils.core.paths import file_digest
+from utils.core.paths import file_digest, read_json
 from utils.data.archives import DATA_SOURCES
 from utils.data.preparation import group_by_subject, split_and_save, splits_in_memory
 from utils.data.raw_images import RawImages
@@ -74,6 +74,10 @@ def test_leak_of_the_published_split(mri_root: Path) -> None:
     published, patient = (splits_in_memory(raw, subjects, name) for name in ("published", "patient"))
     assert [len(part) for _, part in published] == [8192, 2048, 1279]
     leaky, clean = audit_splits(published, patient)
+    recorded = read_json(ROOT / "assets" / "Dataset" / "leak_audit.json")["splits"]
+    for found, record in zip((leaky, clean), recorded, strict=True):
+        for name, value in found.as_dict().items():
+            assert record[name] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-6)), name
     assert leaky.accuracy > 0.995 and 0.44 < clean.accuracy < 0.56
     assert leaky.same_patient > 0.97 and clean.same_patient == 0 and clean.max_correlation < 0.975
 

@@ -255,7 +255,7 @@ def test_the_gate_is_measured_on_foreign_images_and_attacked(
     heads = {"levels": {"one": [0.9, 0.95]}, "fit": {}, "agreement": [0.97]}
     monkeypatch.setattr(scans, "load_checkpoint", lambda folder: (small_model(), None))
     attacked = scans.attack_gate(gate, splits.test, sets, ["small"], 0)
-    # every attack on the gate is an upper bound of what it is worth, and never below chance of nothing
+    # a gate that is attacked tells no more foreign images than one that is not
     assert all(attacked["refused"][name] <= found["refused"][name] for name in sets)
     assert all(attacked["auroc"][name] <= found["auroc"]["gate"][name] + 1e-6 for name in sets)
     assert attacked["refused"]["uniform noise"] == 1 and attacked["test_refused"] == sorted(attacked["test_refused"])

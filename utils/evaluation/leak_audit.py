@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ from utils.data.splits import patient_folds
 from utils.data.subject_ids import UNKNOWN
 from utils.data.subjects import Subjects
 
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 1024
 _TRAIN_ROWS_AT_ONCE = 16_384
 _PLANES_AT_ONCE = 32
 #: An audit asks for at most so many test images, spread over patients.
@@ -67,11 +68,9 @@ class LeakAudit:
 def audit_leak(train: ImageSet, test: ImageSet, protocol: str) -> LeakAudit:
     """Measure how far ``test``, or a fixed part of a large one, can be answered by looking up ``train``."""
     test = test.balanced_subset(_MOST_TEST)
-    known, asked = raw_pixels(train), raw_pixels(test)
-    nearest, _ = nearest_neighbours(known, asked)
-    radii = certified_radii(known, train.labels.numpy(), asked, test.labels.numpy(), limit=1.01 * max(GRID))
+    labels, limit = train.labels.numpy(), 1.01 * max(GRID)
+    nearest, radii = _nearest_and_radii(raw_pixels(train), labels, raw_pixels(test), test.labels.numpy(), limit)
     correlations = highest_correlations(train, test)
-    labels = train.labels.numpy()
     usual = np.bincount(labels).argmax()
     return LeakAudit(
         protocol=protocol,
@@ -80,7 +79,7 @@ def audit_leak(train: ImageSet, test: ImageSet, protocol: str) -> LeakAudit:
         accuracy=float((labels[nearest] == test.labels.numpy()).mean()),
         majority=float((test.labels.numpy() == usual).mean()),
         expected=expected_accuracy(train, test),
-        same_patient=_same_patient_share(train, test) if patients_verified(test.info) else None,
+        same_patient=_same_patient_share(train, test, nearest) if patients_verified(test.info) else None,
         max_correlation=float(correlations.max()),
         correlations=correlations,
         certified_accuracy=[float((radii > eps).mean()) for eps in GRID],
@@ -117,15 +116,23 @@ def nearest_neighbours(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray,
     Args:
         train, test: N x D and M x D, floats or 8-bit pixels, which are taken to [0, 1].
     """
-    norms = _squared_norms(train)
     nearest = np.empty(len(test), dtype=np.int64)
     distance = np.empty(len(test), dtype=np.float32)
+    for block, squared, own in _distances(train, test):
+        nearest[block], distance[block] = squared.argmin(1), squared.min(1) + own[:, 0]
+    return nearest, distance
+
+
+def _distances(train: np.ndarray, test: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """A block of ``test``, its squared distances to ``train`` less its own squared norms, and these, M x 1."""
+    norms = _squared_norms(train)
     for start in range(0, len(test), _ROWS_AT_ONCE):
         rows = _unit(test[start : start + _ROWS_AT_ONCE])
-        squared = _squared_distances(train, norms, rows)
-        nearest[start : start + len(rows)] = squared.argmin(1)
-        distance[start : start + len(rows)] = squared.min(1) + (rows**2).sum(1)
-    return nearest, distance
+        yield (
+            slice(start, start + len(rows)),
+            _squared_distances(train, norms, rows),
+            (rows**2).sum(1, keepdims=True),
+        )
 
 
 def certified_radii(
@@ -146,14 +153,19 @@ def certified_radii(
     Returns:
         float array M.
     """
-    norms = _squared_norms(train)
-    radii = np.empty(len(test))
-    for start in range(0, len(test), _ROWS_AT_ONCE):
-        rows = _unit(test[start : start + _ROWS_AT_ONCE])
-        squared = (_squared_distances(train, norms, rows) + (rows**2).sum(1, keepdims=True)).clip(0)
-        for place, distances in enumerate(squared, start):
+    return _nearest_and_radii(train, train_labels, test, test_labels, limit)[1]
+
+
+def _nearest_and_radii(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, limit: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of :func:`nearest_neighbours` and radii of :func:`certified_radii`, of distances that are taken once."""
+    nearest, radii = np.empty(len(test), dtype=np.int64), np.empty(len(test))
+    for block, squared, own in _distances(train, test):
+        nearest[block] = squared.argmin(1)
+        for place, distances in enumerate((squared + own).clip(0), block.start):
             radii[place] = _nearest_plane(train, distances, train_labels == test_labels[place], limit)
-    return radii
+    return nearest, radii
 
 
 def _nearest_plane(train: np.ndarray, squared: np.ndarray, own: np.ndarray, radius: float) -> float:
@@ -180,11 +192,13 @@ def highest_correlations(train: ImageSet, test: ImageSet) -> np.ndarray:
     return np.concatenate([(chunk @ known.T).max(1) for chunk in chunks])
 
 
-def _same_patient_share(train: ImageSet, test: ImageSet) -> float:
+def _same_patient_share(train: ImageSet, test: ImageSet, nearest: np.ndarray) -> float:
+    """Test images whose nearest image of a known patient is of theirs; ``nearest`` is that of all training images."""
     real = train.subset(torch.nonzero(train.subjects != UNKNOWN)[:, 0])
     if not len(real):
         return float("nan")
-    nearest, _ = nearest_neighbours(raw_pixels(real), raw_pixels(test))
+    if len(real) < len(train):
+        nearest, _ = nearest_neighbours(raw_pixels(real), raw_pixels(test))
     return float((real.subjects.numpy()[nearest] == test.subjects.numpy()).mean())
 
 
