@@ -77,6 +77,27 @@ def test_a_slice_of_an_unknown_patient_is_answered(root: Path, capsys) -> None:
     assert {**read_json(again / "mine_answer.json"), "environment": {}} == {**told, "environment": {}}
 
 
+def test_what_was_measured_on_others_is_not_said_of_a_training_slice(root: Path, capsys) -> None:
+    train = load_splits(root / "data").train
+    picture = root / "seen.png"
+    Image.fromarray(train.images[4, 0].numpy()).save(picture)
+    assert _ask(root, picture, "--attack", "none") == 0
+    said = capsys.readouterr().out
+    assert "trained on this very slice" in said and "were right" not in said
+    told = read_json(root / "out" / "seen_answer.json")
+    assert told["trained_on"] == 1 and told["answer"] and told.get("of_such") is told.get("in_tenth") is None
+    own = torch.nonzero(train.subjects == train.subjects[4])[:, 0]
+    for place in own.tolist():
+        path = root / "stack" / f"s{int(train.slices[place])}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(train.images[place, 0].numpy()).save(path)
+    assert _ask(root, root / "stack", "--together", "--attack", "none") == 0
+    assert f"trained on {len(own)} of these slices" in capsys.readouterr().out
+    # of others it is said, with an interval over patients
+    assert _ask(root, _slice(load_splits(root / "data"), 3, root / "new.png"), "--attack", "none") == 0
+    assert "95 % interval over patients" in capsys.readouterr().out
+
+
 def test_what_the_model_does_not_know_gets_no_answer(root: Path, capsys) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (128, 128), dtype=np.uint8)
     Image.fromarray(noise).save(root / "noise.png")

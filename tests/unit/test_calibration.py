@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from torch import nn
 
 from utils.evaluation.calibration import CALIBRATION, Calibration, Decision, Outcomes, log_odds, question, with_outcomes
@@ -44,6 +45,24 @@ def test_calibrated_probabilities_turn_out_as_they_say() -> None:
         if n > 150:
             assert ill / n == pytest.approx((tenth + 0.5) / 10, abs=0.12)
     assert sum(n for n, _ in tested.tested) == sum(n for n, _ in tested.right.values()) == 6_000
+
+
+def test_slices_of_one_patient_are_drawn_together() -> None:
+    """Ten slices of each patient that all turn out alike tell as much as one."""
+    fitted = fit_outcomes(*_cases(6_000, slope=2.0, shift=0.5), CLASSES)
+    logits, labels = _cases(60, slope=2.0, shift=0.5, seed=2)
+    alone = with_outcomes(fitted, logits, labels, CLASSES)
+    tenfold = with_outcomes(fitted, logits.repeat(10, 1), labels.repeat(10), CLASSES, torch.arange(60).repeat(10))
+    for answer, (n, right) in alone.right.items():
+        assert tenfold.right[answer] == [10 * n, 10 * right] and tenfold.patients[answer] == alone.patients[answer] == n
+        wilson = binomtest(right, n).proportion_ci(method="wilson")
+        assert alone.bounds[answer] == pytest.approx([wilson.low, wilson.high])
+        low, high = tenfold.bounds[answer]
+        own, least = alone.bounds[answer], binomtest(10 * right, 10 * n).proportion_ci(method="wilson")
+        assert low <= right / n <= high and high - low > 2 * (least.high - least.low)
+        assert high - low == pytest.approx(own[1] - own[0], rel=0.3)
+    nobody = with_outcomes(fitted, logits[:0], labels[:0], CLASSES)
+    assert not nobody.bounds and set(nobody.patients.values()) == {0}
 
 
 @given(st.floats(0.05, 20), st.floats(-3, 3), st.floats(0.01, 0.99), st.integers(0, 10))

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SmallNet
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
 from utils.data.sets import DataSplits
@@ -48,6 +50,21 @@ def test_a_training_slice_has_no_distance(gate: Gate, splits: DataSplits) -> Non
     assert gate.distances(splits.train.pixels(slice(0, 4))).max() < 0.02  # of rounding to 8 bits
 
 
+def test_it_knows_each_training_slice_by_its_pixels(gate: Gate, splits: DataSplits, tmp_path: Path) -> None:
+    train, test = splits.train.images, splits.test.images
+    assert len(gate.trained) == len(train) and gate.among_training(train).all()
+    assert not gate.among_training(test).any()
+    # what is told is certain: another copy is not recognised
+    touched = train.clone()
+    touched[:, 0, 0, 0] ^= 1
+    assert not gate.among_training(touched).any()
+    gate.save(tmp_path)
+    assert Gate.load(tmp_path).among_training(train[:3]).all()
+    # a gate from before it knows none
+    save_file({"references": gate.references}, tmp_path / GATE, metadata=safe_open(tmp_path / GATE, "pt").metadata())
+    assert not Gate.load(tmp_path).among_training(train).any()
+
+
 def test_distances_are_those_of_pytorch_ood_and_can_be_attacked(gate: Gate, splits: DataSplits) -> None:
     from pytorch_ood.detector import KNN
 
@@ -83,7 +100,7 @@ def test_other_reasons(gate: Gate) -> None:
     assert gate.reason(torch.zeros(1, 1, 32, 32)) == "it shows nothing"
     noise = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(1))
     assert "no training slice looks like it" in gate.reason(noise)
-    assert "farther from all training slices than 99%" in gate.reason(noise, DOUBTFUL)
+    assert "farther from the kept training slices than 99%" in gate.reason(noise, DOUBTFUL)
 
 
 def test_it_is_written_and_read_as_it_is(gate: Gate, splits: DataSplits, tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import scipy  # loads its parts at their first use
 import torch
+from pydantic import Field
 from torch import nn
 
 from utils.core.parts import Part, read_part
 from utils.core.paths import write_json
 from utils.data.classes import healthy_class, severity
+from utils.evaluation.intervals import patient_groups, share_interval
 
 CALIBRATION = "calibration.json"
 #: Answers are put together by tenths of their probability.
@@ -31,6 +35,9 @@ class Outcomes(Part):
         n_fitted: validation cases.
         tested: for each tenth of that probability [test cases, those of them not healthy]; empty without threshold.
         right: answer -> [test cases with it, those of them that were right].
+        bounds: answer -> 95 % interval of that share: of patients, after Wilson (1927), where each case is one; else
+            from a bootstrap over patients. Empty in files from before it.
+        patients: answer -> how many patients its test cases are of.
     """
 
     temperature: float
@@ -39,6 +46,8 @@ class Outcomes(Part):
     n_fitted: int
     tested: list[list[int]]
     right: dict[str, list[int]]
+    bounds: dict[str, list[float]] = Field(default_factory=dict)
+    patients: dict[str, int] = Field(default_factory=dict)
 
     @property
     def cut(self) -> float:
@@ -157,24 +166,54 @@ def question(classes: Sequence[str]) -> tuple[str, str] | None:
     return f"no {word}", word
 
 
-def with_outcomes(fitted: Outcomes, logits: torch.Tensor, labels: torch.Tensor, classes: Sequence[str]) -> Outcomes:
+def with_outcomes(
+    fitted: Outcomes,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    classes: Sequence[str],
+    subjects: torch.Tensor | None = None,
+) -> Outcomes:
     """What was fitted, with how such answers turned out on test cases.
 
     Args:
         logits: N x K of test cases.
         labels: int64 tensor N.
+        subjects: whose each case is, int64 N; None says that each is a patient's of its own.
     """
+    whose = torch.arange(len(labels)) if subjects is None else subjects
     asked, healthy = question(classes), healthy_class(classes)
     if asked is None or healthy is None or fitted.threshold is None:
         said = logits.argmax(1)
-        right = {name: _counts(said == place, labels == place) for place, name in enumerate(classes)}
-        return fitted.model_copy(update={"tested": [], "right": right})
+        by_answer = {name: (said == place, labels == place) for place, name in enumerate(classes)}
+        return fitted.model_copy(update={"tested": [], **_turned_out(by_answer, whose)})
     place = list(classes).index(healthy)
     ill, truth = 1 - fitted.chances(logits, place)[:, place], labels != place
     tenth = (ill * BINS).long().clamp(max=BINS - 1)
     answered = log_odds(logits, place) >= fitted.cut
-    right = {asked[0]: _counts(~answered, ~truth), asked[1]: _counts(answered, truth)}
-    return fitted.model_copy(update={"tested": [_counts(tenth == n, truth) for n in range(BINS)], "right": right})
+    turned_out = _turned_out({asked[0]: (~answered, ~truth), asked[1]: (answered, truth)}, whose)
+    return fitted.model_copy(update={"tested": [_counts(tenth == n, truth) for n in range(BINS)], **turned_out})
+
+
+def _turned_out(
+    by_answer: Mapping[str, tuple[torch.Tensor, torch.Tensor]], subjects: torch.Tensor
+) -> dict[str, dict[str, Any]]:
+    """``right``, ``bounds`` and ``patients`` of :class:`Outcomes`: answer -> who got it, and for whom it is right."""
+    bounds = {name: _bounds(true[chosen], subjects[chosen]) for name, (chosen, true) in by_answer.items()}
+    return {
+        "right": {name: _counts(chosen, true) for name, (chosen, true) in by_answer.items()},
+        "bounds": {name: own for name, own in bounds.items() if own},
+        "patients": {name: len(set(patient_groups(subjects[chosen]))) for name, (chosen, _) in by_answer.items()},
+    }
+
+
+def _bounds(right: torch.Tensor, subjects: torch.Tensor) -> list[float] | None:
+    """95 % interval of the share that is right; slices of one patient are drawn together."""
+    if not len(right):
+        return None
+    if len(subjects.unique()) < len(subjects):
+        return share_interval(right, subjects)
+    found = scipy.stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return [float(found.low), float(found.high)]
 
 
 def _counts(chosen: torch.Tensor, true: torch.Tensor) -> list[int]:

@@ -7,7 +7,8 @@ not see it: those of the committed ones hardly tell a rotated slice from an upri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class Gate:
         doubtful, refused: distances, in [0, 2], above which an image is so.
         shape: height and width of the slices of the data set.
         fingerprint: of the data.
+        trained: int64, sorted: by :func:`pixel_digests` all training slices; empty in gates from before it.
     """
 
     references: torch.Tensor
@@ -55,9 +57,20 @@ class Gate:
     refused: float
     shape: tuple[int, int]
     fingerprint: str
+    trained: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def among_training(self, images: torch.Tensor) -> torch.Tensor:
+        """Which images are, pixel by pixel, slices that the model was trained on, bool N.
+
+        A copy that was turned, resized or compressed again is not known; what is told so is certain.
+
+        Args:
+            images: uint8 N x 1 x H x W.
+        """
+        return torch.isin(pixel_digests(images), self.trained)
 
     def distances(self, images: torch.Tensor) -> torch.Tensor:
-        """Distance of each image to the nearest training slice, once brightness and contrast are taken off, N.
+        """Distance of each image to the nearest of ``references``, once brightness and contrast are taken off, N.
 
         It has a gradient, so that it can be attacked: :class:`utils.evaluation.detectors.GateDetector`.
 
@@ -86,7 +99,7 @@ class Gate:
         if best[name] <= self.doubtful:
             return f"it looks like a slice that is {name}"
         if verdict == DOUBTFUL:
-            return f"it is farther from all training slices than {_DOUBT_SHARE:.0%} of the validation slices are"
+            return f"it is farther from the kept training slices than {_DOUBT_SHARE:.0%} of the validation slices are"
         return "no training slice looks like it: another plane or height, a skull that is still there, or no such MRI"
 
     def save(self, folder: Path) -> None:
@@ -97,7 +110,7 @@ class Gate:
             "shape": "x".join(map(str, self.shape)),
             "fingerprint": self.fingerprint,
         }
-        content = {"references": self.references.contiguous()}
+        content = {"references": self.references.contiguous(), "trained": self.trained}
         # one entry a line of the header would be written in changing order
         atomic_write(Path(folder) / GATE, lambda path: save_file(content, path, metadata={"gate": _joined(told)}))
 
@@ -119,9 +132,16 @@ class Gate:
             with safe_open(path, "pt") as opened:
                 told = dict(entry.split("=", 1) for entry in (opened.metadata() or {})["gate"].split(";"))
                 references = opened.get_tensor("references")
+                names = set(opened.keys())
+                trained = {name: opened.get_tensor(name) for name in names & {"trained"}}
             height, width = map(int, told["shape"].split("x"))
             return cls(
-                references, float(told["doubtful"]), float(told["refused"]), (height, width), told["fingerprint"]
+                references,
+                float(told["doubtful"]),
+                float(told["refused"]),
+                (height, width),
+                told["fingerprint"],
+                **trained,
             )
         except Exception as error:  # a damaged file makes safetensors raise almost anything
             raise ValueError(f"{path} is not a readable gate ({error}); run python -m utils calibrate again") from error
@@ -148,7 +168,18 @@ def fit_gate(train: ImageSet, validation: ImageSet) -> Gate:
     found = torch.cat([open_gate.distances(validation.pixels(part)) for part in parts])
     doubtful, farthest = float(found.quantile(_DOUBT_SHARE)), float(found.max())
     limits = (round(doubtful, 4), round(_REFUSE_FACTOR * max(farthest, doubtful), 4))
-    return Gate(references, *limits, open_gate.shape, open_gate.fingerprint)
+    return replace(open_gate, doubtful=limits[0], refused=limits[1], trained=pixel_digests(train.images).sort().values)
+
+
+def pixel_digests(images: torch.Tensor) -> torch.Tensor:
+    """The first eight bytes of the SHA-256 of each image's pixels, int64 N.
+
+    Args:
+        images: uint8 N x C x H x W.
+    """
+    rows = images.cpu().contiguous().flatten(1).numpy()
+    found = [int.from_bytes(hashlib.sha256(row).digest()[:8], "little", signed=True) for row in rows]
+    return torch.tensor(found, dtype=torch.int64)
 
 
 def _pooled(images: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ class Fragility(Part):
 
 
 class SliceAnswer(Part):
-    """One slice: its file, its distance to the nearest training slice, verdict of the gate, and probability."""
+    """One slice: its file, its distance to the nearest kept training slice, the gate's verdict, and probability."""
 
     file: str
     distance: float
@@ -62,8 +62,11 @@ class Answer(Part):
         threshold: from which the answer is that it is so; ``slice_threshold`` the same for single slices.
         classes: class -> calibrated probability.
         of_such: answers like this one on test patients: [how many, how many of them were right].
+        of_such_patients: how many patients these are of; ``of_such_interval`` the 95 % interval of the share that was
+            right, over patients.
+        trained_on: how many of the slices are, pixel by pixel, among those that the model was trained on.
         in_tenth: test cases whose probability lies in the same tenth: [how many, how many were not healthy].
-            None, like ``of_such``, where the image is refused.
+            None, like ``of_such``, where the image is refused or was trained on.
         members: title -> that probability by each member of a vote.
         heat_outside: share of the Grad-CAM map outside the brain.
     """
@@ -84,6 +87,9 @@ class Answer(Part):
     slice_threshold: float | None = None
     classes: dict[str, float] = {}
     of_such: list[int] | None = None
+    of_such_patients: int | None = None
+    of_such_interval: list[float] | None = None
+    trained_on: int = 0
     in_tenth: list[int] | None = None
     tested_on: str = ""
     members: dict[str, float] = {}

@@ -66,7 +66,7 @@ def calibrate(workspace: Workspace, folder: Path, splits: DataSplits) -> Calibra
         weights_sha256=weights_of(workspace, folder),
         source=splits.info["source"],
         note=data_note(splits.info),
-        slice=_measured((validation, sides[0].labels), (test, sides[1].labels), splits.classes),
+        slice=_measured((validation, sides[0].labels), (test, sides[1].labels), splits.classes, sides[1].subjects),
         patient=_measured(patients_fitted, patients_tested, splits.classes) if known else None,
     )
     gate.save(folder)
@@ -80,5 +80,7 @@ def _patients(logits: torch.Tensor, images: ImageSet) -> _Answers:
     return means.clamp(min=1e-9).log(), labels
 
 
-def _measured(validation: _Answers, test: _Answers, classes: list[str]) -> Outcomes:
-    return with_outcomes(fit_outcomes(*validation, classes), *test, classes)
+def _measured(
+    validation: _Answers, test: _Answers, classes: list[str], subjects: torch.Tensor | None = None
+) -> Outcomes:
+    return with_outcomes(fit_outcomes(*validation, classes), *test, classes, subjects)

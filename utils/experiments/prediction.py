@@ -133,6 +133,7 @@ def answer_case(
         return Answer(**told, verdict=UNREADABLE, reason=case.problem), Seen()
     images = case.images.float() / 255
     told |= _gated(predictor.gate, images, case)
+    told["trained_on"] = int(predictor.gate.among_training(case.images).sum())
     seen = Seen(image=images[_middle(images), 0].numpy())
     if told["verdict"] == REFUSED and not force:
         return Answer(**told), seen
@@ -144,9 +145,9 @@ def answer_case(
         seen.heat = grad_cam(member, middle)[0]
         told |= {"heat_of": title, "heat_outside": _outside(seen.heat, middle[0, 0].cpu().numpy())}
     told["notes"] += _warnings(told, predictor.outcomes(case))
-    if told["verdict"] == REFUSED:
-        # measured on slices that the gate lets in
-        told |= {"of_such": None, "in_tenth": None}
+    if told["verdict"] == REFUSED or told["trained_on"]:
+        # measured on slices that the gate lets in, of people that the model had never seen
+        told |= dict.fromkeys(("of_such", "of_such_patients", "of_such_interval", "in_tenth"))
     return Answer(**told), seen
 
 
@@ -155,6 +156,12 @@ def _warnings(told: Mapping[str, Any], known: Outcomes) -> list[str]:
     found = []
     if told["verdict"] == REFUSED:
         found.append("The gate refuses this image: nothing that was measured of answers holds for this one.")
+    if told["trained_on"]:
+        which = "this very slice" if told["kind"] == "slice" else f"{told['trained_on']} of these slices"
+        found.append(
+            f"The model was trained on {which} and may know the answer by heart: nothing that was measured on other "
+            "people holds for it."
+        )
     if known.temperature >= _HARDLY_ORDERS:
         found.append(
             f"This model hardly tells {told['kind']}s apart: its probabilities all lie near the share of the ill."
@@ -275,14 +282,26 @@ def _said(predictor: Predictor, known: Outcomes, logits: torch.Tensor, chances: 
     }
     if asked is None or predictor.healthy is None or known.threshold is None:
         answer = predictor.classes[int(chances[0].argmax())]
-        return own | {"answer": answer, "question": "class", "of_such": known.right.get(answer)}
+        return own | {"answer": answer, "question": "class"} | _of_such(known, answer)
     answer = asked[int(_decision(predictor, known)(logits)[0].argmax())]
     tenth = min(int(probability * BINS), BINS - 1)
-    return own | {
-        "answer": answer,
-        "question": asked[1],
+    return (
+        own
+        | {
+            "answer": answer,
+            "question": asked[1],
+            "in_tenth": known.tested[tenth] if known.tested else None,
+        }
+        | _of_such(known, answer)
+    )
+
+
+def _of_such(known: Outcomes, answer: str) -> dict[str, Any]:
+    """How such an answer turned out on test patients."""
+    return {
         "of_such": known.right.get(answer),
-        "in_tenth": known.tested[tenth] if known.tested else None,
+        "of_such_patients": known.patients.get(answer),
+        "of_such_interval": known.bounds.get(answer),
     }
 
 

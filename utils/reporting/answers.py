@@ -18,7 +18,7 @@ from utils.experiments.records import display_name
 from utils.reporting.style import COLOURS, axes_of, finish
 
 #: Letters of a line of the answer, which takes two of the four columns.
-_WIDTH = 84
+_WIDTH = 76
 #: Fewer test cases in a tenth say nothing.
 _FEWEST = 5
 
@@ -50,7 +50,7 @@ def _plot_refusal(answer: Answer, seen: Seen) -> Figure:
         ax.axis("off")
     if seen.image is not None:
         _picture(axes[0, 0], seen.image, answer.kind)
-    _words(axes[0, 1], told(answer))
+    _words(axes[0, 1], told(answer), left=0)
     return finish(figure, f"{answer.case}: no answer by {answer.model}", NOT_CLINICAL)
 
 
@@ -60,7 +60,10 @@ def told(answer: Answer) -> list[str]:
         return [f"Not readable: {answer.reason}.", "No answer.", *answer.notes]
     lines = [f"Gate: {answer.verdict}" + (f". {_sentence(answer.reason)}" if answer.reason else ".")]
     if answer.distance is not None and answer.limit is not None:
-        lines.append(f"Distance to the nearest training slice {answer.distance:.2f}, refused above {answer.limit:.2f}.")
+        lines.append(
+            f"Distance to the nearest training slice that the gate keeps {answer.distance:.2f}, refused above "
+            f"{answer.limit:.2f}."
+        )
     if answer.answer is None:
         return [*lines, "No answer.", *answer.notes]
     asked = "its probability" if answer.question == "class" else f"probability of {answer.question}"
@@ -75,15 +78,15 @@ def told(answer: Answer) -> list[str]:
 
 
 def _how_such_turned_out(answer: Answer) -> list[str]:
-    from scipy.stats import binomtest
-
     lines = []
     if answer.of_such and answer.of_such[0]:
         n, right = answer.of_such
-        low, high = binomtest(right, n).proportion_ci(method="wilson")
+        whose = f" of {answer.of_such_patients} patients" if answer.kind == "slice" and answer.of_such_patients else ""
+        low, high = answer.of_such_interval or (None, None)
+        sure = f", 95 % interval over patients {low:.0%} to {high:.0%}" if low is not None else ""
         lines.append(
-            f"Of {n} test {answer.kind}s with this answer {right} were right ({right / n:.0%}, 95 % interval {low:.0%} "
-            f"to {high:.0%}; {answer.tested_on})."
+            f"Of {n} test {answer.kind}s{whose} with this answer {right} were right ({right / n:.0%}{sure}; "
+            f"{answer.tested_on})."
         )
     if answer.in_tenth and answer.in_tenth[0] >= _FEWEST and answer.probability is not None:
         n, ill = answer.in_tenth
@@ -216,10 +219,10 @@ def _around(ax: Axes, answer: Answer) -> None:
         ax.axvline(100 * answer.threshold, color="grey", linestyle="--", linewidth=1)
 
 
-def _words(ax: Axes, lines: Sequence[str]) -> None:
+def _words(ax: Axes, lines: Sequence[str], *, left: float = -0.1) -> None:
     text = "\n\n".join(textwrap.fill(line, _WIDTH) for line in lines)
     # over two columns, whose width the layout must not give to one
-    ax.text(-0.1, 1, text, va="top", fontsize=10, transform=ax.transAxes).set_in_layout(False)
+    ax.text(left, 1, text, va="top", fontsize=10, transform=ax.transAxes).set_in_layout(False)
 
 
 def _fragile(answer: Answer) -> str:
