@@ -64,7 +64,7 @@ atlas.table("worst_scan")
 # %% [markdown]
 # ## Which way answers are turned
 #
-# To hide an illness and to invent one are different harms. All slices of a patient are attacked together, and the
+# To hide an illness and to invent one are different harms. The slices of a patient are attacked together, and the
 # patient's verdict is the target.
 #
 # How to read it: of the patients that are found right without attack, the share that is turned within each radius.

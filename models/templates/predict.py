@@ -9,7 +9,7 @@
 #
 # - **Needs** a model in `checkpoints/` that `python -m utils calibrate` has prepared, as the committed ones are.
 #   Whole heads and DICOM need `env/requirements-scans.txt`, too.
-# - **Takes** seconds for a slice, about a minute for a whole head on two CPU cores.
+# - **Takes** about half a minute for a slice and a minute for a whole head on two CPU cores, most of it for the attack.
 # - **Not for clinical use.** Research code; nothing here may inform a diagnosis.
 
 __SETUP__
@@ -44,7 +44,7 @@ print(f"{predictor.title}: classes {', '.join(predictor.classes)}, trained on {p
 # %% [markdown]
 # ## The answer
 #
-# First the gate. An image that is farther from every training slice than any validation slice is gets no answer: a
+# First the gate. An image that is farther from every kept training slice than any validation slice is gets no answer: a
 # network has one for noise, too. A phantom is refused by models of real brains, as it should be.
 
 # %%

@@ -109,12 +109,13 @@ def _check_out(out: Path, source: str) -> None:
 
 
 def _folder(workspace: Workspace, model: str) -> Path:
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         return checkpoint_folder(model)
     folder = checkpoint_folder(workspace.checkpoint(model))
-    if not folder.is_dir():
+    if not model or not folder.is_dir():
         known = sorted(path.parent.name for path in folder.parent.glob("*/record.json"))
-        raise FileNotFoundError(f"there is no model {model}; there are {', '.join(known) or 'none'}")
+        asked = model or "without a name"
+        raise FileNotFoundError(f"there is no model {asked}; there are {', '.join(known) or 'none'}")
     return folder
 
 

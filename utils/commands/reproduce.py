@@ -24,8 +24,9 @@ def main(*, order: Annotated[Order, Parameter(name="*")] = Order()) -> None:  # 
     together = f", {jobs} at a time" if jobs > 1 else ""
     print(f"{len(steps)} notebooks{together}, profile {order.profile}, results in {folder}")
     if order.profile == "quick":
-        print("about one minute a notebook on two CPU cores; each training says how long it will take")
+        print("one to four minutes a notebook on two CPU cores; each training says how long it will take")
     run(steps, out=order.out, jobs=jobs)
     minutes = (time.perf_counter() - begun) / 60
     page = write_gallery(folder)
-    print(f"done in {minutes:.1f} minutes. Figures: {page}  notebooks: {order.out or ROOT / 'models'}")
+    notebooks = order.out / "notebooks" if order.out else ROOT / "models"
+    print(f"done in {minutes:.1f} minutes. Figures: {page}  notebooks: {notebooks}")

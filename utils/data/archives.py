@@ -113,7 +113,7 @@ def kaggle_handle(source: str) -> str:
     if mistyped or not re.fullmatch(r"[\w-]+/[\w-]+", handle):
         raise FileNotFoundError(
             f"{source} is neither a folder, an archive, a Kaggle handle (owner/data-set), one of "
-            f"{sorted(DATA_SOURCES)}, nor 'phantom'. Check the spelling, or use --source phantom "
+            f"{sorted(DATA_SOURCES)}, nor 'kaggle' or 'phantom'. Check the spelling, or give the word phantom instead, "
             "to try everything without data."
         )
     return handle

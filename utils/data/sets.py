@@ -24,7 +24,9 @@ MANIFEST = "manifest.csv"
 MANIFEST_COLUMNS = ["path", "label", "subject", "slice", "synthetic", "split"]
 #: A last column where something is to be said of single images.
 REMARKS = "note"
-_REMEDY = "Run `python -m utils prepare --source PATH --split patient` (or dataset/prepare_dataset.ipynb) again."
+_REMEDY = (
+    "Prepare the images: `python -m utils prepare --source PATH --split patient`, or dataset/prepare_dataset.ipynb."
+)
 
 
 @dataclass

@@ -81,7 +81,7 @@ class Atlas:
 
     def sheet(self) -> Figure:
         """One slice of the first test patient as every kind of bad scan, drawn and saved."""
-        drawn = sheet_of(self.bench.splits)
+        drawn = sheet_of(self.bench.splits, self.note)
         save_figure(drawn, self.folder / SHEET)
         return drawn
 
@@ -105,16 +105,18 @@ def attacked_vote(workspace: Workspace) -> Table:
     return Table(vote_table(worst[ENSEMBLE]))
 
 
-def sheet_of(splits: DataSplits) -> Figure:
+def sheet_of(splits: DataSplits, note: str = "") -> Figure:
     """The middle slice of the first test patient as every kind of bad scan."""
-    return corruption_sheet(flat(patient_stacks(splits.test, 1)).pixels(slice(0, 1)))
+    return corruption_sheet(flat(patient_stacks(splits.test, 1)).pixels(slice(0, 1)), note)
 
 
 def redraw_atlas(workspace: Workspace, splits: DataSplits | None) -> list[Path]:
     """Draw the figures of a workspace's atlas again from their records; the sheet of scans where there are images."""
     folder = workspace.assets(ATLAS)
     paths = save_atlas(folder)
-    return [*paths, save_figure(sheet_of(splits), folder / SHEET)] if paths and splits else paths
+    return (
+        [*paths, save_figure(sheet_of(splits, workspace.note(splits)), folder / SHEET)] if paths and splits else paths
+    )
 
 
 def atlas_budget(profile: str) -> AtlasBudget:

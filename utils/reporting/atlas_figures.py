@@ -22,7 +22,7 @@ from utils.experiments.atlas.chapters import CHAPTERS, ChapterRecord, chapter_pa
 from utils.reporting.style import COLOURS, axes_of, finish, legend_of_curves, line_style, percent_axis, save_figure
 
 #: Colour of each model in every figure.
-HUES = {PLAIN: COLOURS[1], HARDENED: COLOURS[0]}
+HUES = {PLAIN: COLOURS[0], HARDENED: COLOURS[1]}
 _MARKS = {PLAIN: "o", HARDENED: "s"}
 #: Chapters that take :meth:`utils.experiments.atlas.bench.Bench.few` slices.
 _OF_FEW_SLICES = ("regions", "survival", "foreign")
@@ -72,8 +72,10 @@ def plot_names(found: names.NamesFound, note: str = "") -> Figure:
             ax.axvline(100 * found.clean[name], color=hue, linestyle=":", linewidth=1)
         ax.set_yticks(range(len(ordered)), [row.title for row in ordered], fontsize=8)
         ax.set_title(f"within {ordered[0].within}", fontsize=9, loc="left")
+        ax.set_ylim(-0.6, len(ordered) - 0.4)
     axes[-1, 0].set(xlabel="right without attack and under it (%)", xlim=(-2, 102))
-    axes[0, 0].legend(loc="lower right", fontsize=8, title="dotted: without attack", title_fontsize=8)
+    axes[0, 0].plot([], [], ":", color="grey", linewidth=1, label="without attack")
+    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=8)
     return finish(figure, "What each attack alone leaves", f"{found.images} test slices; {note}".strip("; "))
 
 
@@ -99,7 +101,8 @@ def plot_directions(found: targets.TargetsFound, note: str = "") -> Figure:
         _shares_by_radius(ax, levels)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     axes[0, 0].set_ylabel("share of patients (%)")
-    said = "all slices of a patient attacked, its verdict is the target; bars: 95 %"
+    each = found.whom.slices // max(found.whom.patients, 1)
+    said = f"{each} slices of each patient attacked together, its verdict is the target; bars: 95 %, Wilson"
     return finish(figure, "Which way an attack turns patients", said, note)
 
 
@@ -308,11 +311,12 @@ def plot_brackets(found: bracket.BracketFound, note: str = "") -> Figure:
     ax.plot([], [], "^", color="grey", label="certified to bear")
     ax.plot([], [], "v", color="grey", label="turned by an attack")
     ax.plot([], [], "_", color="grey", label="by none that was tried")
+    ax.axhline(found.longest, color="grey", linestyle=":", label="longest certificate\nof so many copies")
     ax.set(yscale="log", ylabel="L2 length over all slices", xlabel="test patients", xticks=[])
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     said = (
-        f"the model trained on noise of {found.sigma}, {found.samples} noisy copies a patient, error "
-        f"{found.error:g}; {len(found.patients) - len(sure)} of {len(found.patients)} get no certificate"
+        f"trained on noise of {found.sigma}, {found.samples} copies a patient, error {found.error:g}; "
+        f"{len(found.patients) - len(sure)} of {len(found.patients)} get no certificate"
     )
     return finish(figure, "Between which bounds each patient's answer lies", said, note)
 
@@ -351,7 +355,7 @@ def save_atlas(folder: Path) -> list[Path]:
     return [save_figure(figure, path) for path, figure in draw_atlas(folder).items()]
 
 
-def corruption_sheet(slices: torch.Tensor) -> Figure:
+def corruption_sheet(slices: torch.Tensor, note: str = "") -> Figure:
     """Each kind of bad scan at each severity, of one slice, for a reader's eye.
 
     Args:
@@ -368,4 +372,4 @@ def corruption_sheet(slices: torch.Tensor) -> Figure:
         row[0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=7)
     for ax, title in zip(axes[0], ["as scanned", *(f"severity {severity}" for severity in SEVERITIES)]):
         ax.set_title(title, fontsize=7)
-    return finish(figure, "Scans that go wrong by themselves")
+    return finish(figure, "Scans that go wrong by themselves", "the middle slice of the first test patient", note)

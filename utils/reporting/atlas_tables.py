@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy  # loads its parts at their first use
 
 from utils.attacks.linked import LINKS
 from utils.attacks.targets import target_label
 from utils.core.radii import radius_label
 from utils.data.sets import protocol_name
 from utils.evaluation.robustness import SuiteRecord
-from utils.evaluation.smoothing import lower_bound
-from utils.experiments.atlas import bracket, names, regions, scans, targets
+from utils.experiments.atlas import names, regions, scans, targets
 from utils.experiments.atlas.bench import HARDENED, PLAIN
 from utils.experiments.atlas.chapters import ChapterRecord
 from utils.experiments.records import display_name
@@ -99,10 +97,16 @@ def asked_table(chapter: Chapter) -> str:
     words = list(next(iter(found.asked.values())))
     header = ["model", *(targets_label(word) for word in words)]
     rows = [[name, *(_percent(own[word]) for word in words)] for name, own in found.asked.items()]
-    said = (
-        f"slices that get the wanted answer, of those that have another without attack, %, {radius_label(targets.EPS)}"
-    )
+    right = "; ".join(_by_class(name, table) for name, table in found.reached.items())
+    said = "slices that get the wanted answer, of those that have another without attack, %, "
+    said += f"{radius_label(targets.EPS)}; right without attack, {right}"
     return markdown(header, rows) + _said(record, said)
+
+
+def _by_class(name: str, reached: dict[str, dict[str, float | None]]) -> str:
+    """Which classes a model knows at all: the diagonal of what an attacker can reach."""
+    known = [f"{own} {_percent(table[own])}" for own, table in reached.items()]
+    return f"{name}: {', '.join(known)}"
 
 
 def targets_label(word: str) -> str:
@@ -295,17 +299,12 @@ def bracket_table(chapter: Chapter) -> str:
         ["certified and right", _percent(found.certified) + " %"],
         ["no certificate", _percent(found.abstained) + " %"],
         ["certified L2 length, median of those certified", _length([one.lower for one in sure])],
-        [f"the longest that {found.samples} copies can certify", f"{_ceiling(found):.2f}"],
+        [f"the longest that {found.samples} copies can certify", f"{found.longest:.2f}"],
         ["turned by an attack", f"{len(upper)} of {len(sure)}"],
         ["L2 length of that attack, median of those turned", _length(upper)],
     ]
     said = f"noise of {found.sigma} a pixel, {found.samples} copies, each radius wrong with probability {found.error:g}"
     return markdown(["question", "answer"], rows) + _said(record, said)
-
-
-def _ceiling(found: bracket.BracketFound) -> float:
-    """The certificate of a patient all of whose noisy copies get the same answer."""
-    return found.sigma * float(scipy.stats.norm.ppf(lower_bound(found.samples, found.samples, found.error)))
 
 
 def _length(values: Sequence[float]) -> str:

@@ -80,7 +80,8 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
     rows.sort(key=lambda row: "-" not in row[:-1])
     radii = [radius_label(eps) for eps in first.epsilons[1:]]
     asked = ["no attack, all slices", "no attack", *radii]
-    header = ["model", *(f"AUROC, {column}" for column in asked), "balanced accuracy"]
+    decided = f"balanced accuracy by patient, {' / '.join(['no attack', *radii])}"
+    header = ["model", *(f"AUROC, {column}" for column in asked), decided]
     balanced = any(row[-1] != "-" for row in rows)
     if not balanced:
         header, rows = header[:-1], [row[:-1] for row in rows]
@@ -94,7 +95,7 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
     hardened_at = dict.fromkeys(radius_label(one.budget.eps) for one in summaries)
     said += f"; hardened at {' or '.join(hardened_at)}"
     said += (
-        "; balanced accuracy on all slices without attack, then at each radius, each fold at the threshold that is "
+        "; balanced accuracy of the same question, without attack on all slices, each fold at the threshold that is "
         "best on its validation patients"
         if balanced
         else ""
