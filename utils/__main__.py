@@ -2,7 +2,9 @@
 
 import sys
 
-from utils.commands.verbs import main
-
 if __name__ == "__main__":
+    try:
+        from utils.commands.verbs import main
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}; activate the environment into which env/requirements.txt was installed (README.md)")
     sys.exit(main())

@@ -120,7 +120,8 @@ def test_commands_take_options_from_a_file_and_typed_ones_count_more(tmp_path: P
         (["--config", str(file)], f'Unknown option: "[modle]" from {file}'),
         (["--config"], "--config needs the path"),
         (["--config", str(tmp_path / "none.yaml"), "--model", "a"], "none.yaml"),
-        (["--max-images", "3"], "--model requires an argument"),
+        (["--max-images", "3"], "--model is needed"),
+        (["--model"], "--model requires an argument"),
         (["--model", "a", "--max-images", "many"], 'Invalid value for --max-images: unable to convert "many" into int'),
         (["--model", "a", "--colour", "red"], "--colour"),
     ):

@@ -10,7 +10,7 @@ from typing import Any
 
 from cyclopts import App, Parameter
 from cyclopts.config import Yaml
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 #: Ended by Ctrl-C, as shells count it; words that make no call, as argparse counts it.
 STOPPED, MISUSED = 130, 2
@@ -56,7 +56,7 @@ class Command:
             print("\nstopped; the same command goes on from what is finished", file=sys.stderr)
             return STOPPED
         except CycloptsError as error:
-            return _said(f"{str(error).rstrip('.')}; {self.app.name[0]} --help lists the options", MISUSED)
+            return _said(f"{_misused(error, words)}; {self.app.name[0]} --help lists the options", MISUSED)
         except (OSError, ValueError, RuntimeError, FloatingPointError, KeyError, ImportError) as error:
             if debug:
                 traceback.print_exc()
@@ -88,6 +88,14 @@ class Command:
 def command(name: str) -> Callable[[Callable[..., int | None]], Command]:
     """Make a function the command ``name``, for instance ``python -m utils train``."""
     return lambda function: Command(function, name)
+
+
+def _misused(error: CycloptsError, words: Sequence[str]) -> str:
+    """What is wrong with a command's words; of an option that is not there at all, that it is needed."""
+    name = error.argument.name if isinstance(error, MissingArgumentError) and error.argument else ""
+    if name.startswith("--") and not any(word.split("=")[0] == name for word in words):
+        return f"{name} is needed"
+    return str(error).rstrip(".")
 
 
 def _told(error: Exception) -> str:
