@@ -18,7 +18,7 @@ SIDE = 16
 
 
 def _bench(**budget: int) -> SimpleNamespace:
-    return SimpleNamespace(seed=0, device="cpu", budget=SimpleNamespace(**budget))
+    return SimpleNamespace(seed=0, device="cpu", budget=SimpleNamespace(**budget), radii=tuple)
 
 
 # --- the smallest region that suffices ------------------------------------------------------------------------------

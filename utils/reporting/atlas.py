@@ -113,10 +113,11 @@ def sheet_of(splits: DataSplits, note: str = "") -> Figure:
 def redraw_atlas(workspace: Workspace, splits: DataSplits | None) -> list[Path]:
     """Draw the figures of a workspace's atlas again from their records; the sheet of scans where there are images."""
     folder = workspace.assets(ATLAS)
-    paths = save_atlas(folder)
-    return (
-        [*paths, save_figure(sheet_of(splits, workspace.note(splits)), folder / SHEET)] if paths and splits else paths
-    )
+    paths, done = save_atlas(folder), [name for name in CHAPTERS if chapter_path(folder, name).is_file()]
+    if not paths or not splits:
+        return paths
+    note = read_chapter(folder, done[0])[0].note
+    return [*paths, save_figure(sheet_of(splits, note), folder / SHEET)]
 
 
 def atlas_budget(profile: str) -> AtlasBudget:
