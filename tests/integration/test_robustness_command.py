@@ -142,6 +142,7 @@ ONE = ["--max-images", "8", "--batch-size", "8", "--steps", "3"]
         ("ifgsm_t", ["2/255", "--option", "target=healthy"], "I-FGSM-3 to class 0"),
         ("ifgsm_t", ["2/255", "--option", "target=ill"], "I-FGSM-3 to classes 1, 2, 3"),
         ("region", ["2/255", "--option", "part=ventricles"], "PGD-3 in the ventricles"),
+        ("universal", ["2/255", "--option", "images=32"], "One change for all, 3 epochs"),
         ("MIFGSM", ["2/255", "--option", "decay=0.5"], "MIFGSM-3 of torchattacks"),
         ("OnePixel", ["2", "--norm", "l0", "--option", "popsize=4"], "OnePixel-3 of torchattacks"),
     ],
@@ -161,6 +162,7 @@ def test_one_attack_by_name(root: Path, name: str, more: list[str], title: str) 
     ("more", "said"),
     [
         (["--attack", "ifgsm_t"], "takes the option target"),
+        (["--attack", "universal", "--untied", "224"], "fitted on grey images at their own size"),
         (["--attack", "ifgsm_t", "--option", "target=worst"], "a target must be one of likeliest"),
         (["--attack", "region", "--option", "part=skull"], "one of brain, background, ventricles, rim"),
         (["--attack", "OnePixel"], "an attack in L0, not in L-inf"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -385,3 +387,38 @@ def test_a_universal_change_beats_noise_on_other_images(net: nn.Module) -> None:
     assert wrong[0] > wrong[1]
     with pytest.raises(ValueError, match="epochs"):
         universal_perturbation(net, train, eps=EPS, epochs=0)
+
+
+def test_one_change_for_all_runs_by_its_name_and_is_judged_like_every_attack(net: nn.Module, tmp_path: Path) -> None:
+    train, test = toy_images(256, seed=1), toy_images(64, seed=8)
+    attack, radii = Attack("universal", steps=5, options={"images": 256}), [EPS / 2, EPS]
+    curve = robustness_curve(net, test, attack=attack, epsilons=radii, fit_on=train, cache=tmp_path)
+    # the worst case over both radii, each with the change that the function itself finds
+    wrong = net(test.pixels(slice(None))).argmax(1) != test.labels
+    for eps, robust in zip(radii, curve.robust_accuracy[1:]):
+        shift = universal_perturbation(net, train, eps=eps, epochs=5)
+        wrong |= net((test.pixels(slice(None)) + shift).clamp(0, 1)).argmax(1) != test.labels
+        assert robust == pytest.approx(1 - wrong.float().mean().item())
+    # in the ball of each image, so that an attack on the image itself finds as much
+    each = robustness_curve(net, test, attack=Attack("pgd", steps=20), epsilons=radii)
+    assert each.robust_accuracy[-1] <= curve.robust_accuracy[-1]
+    # what it was fitted on tells evaluations apart
+    assert robustness_curve(net, test, attack=attack, epsilons=radii, fit_on=train, cache=tmp_path) is not None
+    known = len(list(tmp_path.iterdir()))
+    robustness_curve(net, test, attack=attack, epsilons=radii, fit_on=toy_images(256, seed=9), cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2 * known
+
+
+def test_an_attack_that_is_fitted_first_says_what_it_needs(net: nn.Module, batch) -> None:
+    attack, test = Attack("universal"), toy_images(8, seed=8)
+    with pytest.raises(ValueError, match="name them as fit_on"):
+        robustness_curve(net, test, attack=attack, epsilons=[EPS])
+    with pytest.raises(ValueError, match="name them as fit_on"):
+        attack(net, *batch, eps=EPS)
+    with pytest.raises(ValueError, match="grey images at their own size"):
+        robustness_curve(net, test, attack=attack, epsilons=[EPS], fit_on=test, threat=Threat(size=32))
+    with pytest.raises(ValueError, match="in L-inf or L2, not in L0"):
+        robustness_curve(net, test, attack=attack, epsilons=[4], fit_on=test, threat=Threat("l0"))
+    for options in ({"images": 0}, {"images": True}, {"epochs": 3}):
+        with pytest.raises(ValueError, match="images"):
+            Attack("universal", options=options)

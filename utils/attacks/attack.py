@@ -30,6 +30,7 @@ from utils.attacks.balls import Draws
 from utils.attacks.gradient import LOSSES
 from utils.core.checks import choice, number, whole
 from utils.core.radii import NORM_TITLES, check_eps
+from utils.data.sets import ImageSet
 
 _LOSS_TITLES = {"ce": "", "margin": " margin", "nll": ""}
 
@@ -43,12 +44,24 @@ class Terms:
     draws: Draws = None
     batch_size: int | None = None
     assume_checked: bool = False
+    fitted: torch.Tensor | None = None
 
     @property
     def seed(self) -> int:
         """A seed below 2**31 from the first generator, for attacks that take one for a whole batch."""
         first = next(iter(self.draws), None) if isinstance(self.draws, Sequence) else self.draws
         return 0 if first is None else first.initial_seed() % 2**31
+
+    @property
+    def learnt(self) -> torch.Tensor:
+        """What :meth:`Kind.fit` gave.
+
+        Raises:
+            ValueError: the attack was not fitted.
+        """
+        if self.fitted is None:
+            raise ValueError("this attack is first fitted on images that are not attacked: name them as fit_on")
+        return self.fitted
 
 
 class Kind(ABC):
@@ -61,6 +74,7 @@ class Kind(ABC):
         options: names that :attr:`Attack.options` may have; None takes any.
         takes_loss: whether :attr:`Attack.loss` is its loss.
         times: between the title and the number of starts.
+        fits: whether :meth:`fit` comes first, on images that are not those attacked.
     """
 
     title: ClassVar[str]
@@ -69,6 +83,7 @@ class Kind(ABC):
     options: ClassVar[tuple[str, ...] | None] = None
     takes_loss: ClassVar[bool] = False
     times: ClassVar[str] = "x"
+    fits: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(
@@ -80,6 +95,10 @@ class Kind(ABC):
         terms: Terms,
     ) -> torch.Tensor:
         """Adversarial images of the shape of ``images``, in [0, 1] and within ``terms.eps``."""
+
+    def fit(self, budget: Attack, model: nn.Module, images: ImageSet, eps: float, norm: str, seed: int) -> torch.Tensor:
+        """What :attr:`Terms.fitted` is, of an attack that :attr:`fits`: learnt on images, once for each radius."""
+        raise TypeError(f"{self.title_of(budget)} is not fitted on images")
 
     def title_of(self, budget: Attack) -> str:
         """The title with its budget."""
@@ -236,16 +255,20 @@ class Attack:
         draws: Draws = None,
         batch_size: int | None = None,
         assume_checked: bool = False,
+        fitted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Adversarial images; at ``eps`` 0 the images themselves.
 
         ``batch_size`` bounds the images a pass of an attack that :attr:`refills`; others take all at once. For
-        ``assume_checked`` see :func:`utils.attacks.gradient.fgsm`.
+        ``assume_checked`` see :func:`utils.attacks.gradient.fgsm`; for ``fitted``, :meth:`Kind.fit`.
+
+        Raises:
+            ValueError: another norm, or an attack that should have been fitted.
         """
         self.check_norm(norm)
         if check_eps(eps, norm) == 0:
             return images
-        terms = Terms(eps, norm, draws, batch_size, assume_checked)
+        terms = Terms(eps, norm, draws, batch_size, assume_checked, fitted)
         return self.kind(self, model, images, labels, terms)
 
     def settings(self) -> dict[str, Any]:

@@ -59,10 +59,10 @@ def main(
         root: holds checkpoints/; without it this repository.
         suite: which attacks: smoke, quick, brief, targeted, standard (to publish) or full.
         attack: one attack instead of a suite, such as ifgsm, pgd_t, MIFGSM or OnePixel; a wrong name shows all.
-        steps: of that attack; queries of square.
+        steps: of that attack; queries of square; epochs over training images of universal.
         restarts: of that attack.
         option: what only that attack knows, as NAME=VALUE: target=healthy, part=ventricles, mask=FILE,
-            samples=10, c=2.
+            samples=10, images=512, c=2.
         epsilons: radii, such as 1/255 or 0.005, or L2 lengths, or numbers of pixels; without it the norm's grid.
         norm: of the radii.
         untied: attack three colour planes of this side instead of the grey image.
@@ -108,6 +108,7 @@ def main(
         precision=precision,
         compiled=compile,
         cache=workspace.attack_cache,
+        fit_on=splits.train,
     )
     own = {"title": folder.name, "classes": splits.classes, "data": splits.info, "note": stored.note}
     if is_main():

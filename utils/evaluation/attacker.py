@@ -29,6 +29,7 @@ class Attacker:
         surrogates: name -> model for attacks that use another model's gradient.
         precision: of the attacks' passes; answers are always judged in float32.
         compiled: attack by way of :class:`utils.core.compiled.Compiled`.
+        fit_on: images for attacks that are fitted first; None where there is no such attack.
     """
 
     model: nn.Module
@@ -40,8 +41,10 @@ class Attacker:
     device: torch.device | str
     precision: str
     compiled: bool
+    fit_on: ImageSet | None = None
 
     def __post_init__(self) -> None:
+        self._fitted: dict[tuple[Attack, float, int], torch.Tensor] = {}
         self.bf16 = uses_bf16(self.precision, self.device)
         models = {"": self.model, **self.surrogates}
         self._sources = {name: Compiled(model) if self.compiled else model for name, model in models.items()}
@@ -70,7 +73,7 @@ class Attacker:
         # drawn for each image by itself: it meets the same start whoever else is attacked and whatever ran before
         title = replace(attack, restarts=1).title
         draws = [generator(self.seed, eps, title, start, image) for image in index.tolist()]
-        attacked = self._attacked(attack, clean, labels, draws, eps)
+        attacked = self._attacked(attack, clean, labels, draws, eps, self._fit(attack, eps, start))
         size = self.threat.measure(attacked - clean)
         if size.max() > eps * (1 + 1e-4) + 1e-6:
             raise ValueError(f"{attack.title} left the ball: {size.max():.6f} is more than {eps:.6f}")
@@ -81,15 +84,43 @@ class Attacker:
         plain = {key: value.cpu() for key, value in found.items()}
         return plain | {"seconds": torch.tensor(time.perf_counter() - begun)}
 
+    def check(self, attack: Attack) -> None:
+        """Refuse, before any work, an attack that cannot run here.
+
+        Raises:
+            ValueError: another norm; an attack that is fitted first, without images for it or on enlarged ones.
+        """
+        attack.check_norm(self.threat.norm)
+        if attack.kind.fits and self.fit_on is None:
+            raise ValueError(f"{attack.title!r} is first fitted on images that are not attacked: name them as fit_on")
+        if attack.kind.fits and self.threat.size is not None:
+            raise ValueError(f"{attack.title!r} is fitted on grey images at their own size, not on {self.threat.title}")
+
+    def _fit(self, attack: Attack, eps: float, start: int) -> torch.Tensor | None:
+        """What the attack learns, once for each radius and start."""
+        if self.fit_on is None or not attack.kind.fits:
+            return None
+        key = (attack, eps, start)
+        if key not in self._fitted:
+            model = self.surrogates.get(attack.surrogate, self.model)
+            self._fitted[key] = attack.kind.fit(attack, model, self.fit_on, eps, self.threat.norm, self.seed + start)
+        return self._fitted[key]
+
     def _answers(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         return torch.cat([predict_batch(model, part) for part in images.split(self.batch_size)])
 
     def _attacked(
-        self, attack: Attack, clean: torch.Tensor, labels: torch.Tensor, draws: Sequence[torch.Generator], eps: float
+        self,
+        attack: Attack,
+        clean: torch.Tensor,
+        labels: torch.Tensor,
+        draws: Sequence[torch.Generator],
+        eps: float,
+        fitted: torch.Tensor | None,
     ) -> torch.Tensor:
         fast, plain = self.source(attack), self.surrogates.get(attack.surrogate, self.model)
         with autocast(self.precision, self.device):
-            attacked = self._run(attack, fast, clean, labels, draws, eps)
+            attacked = self._run(attack, fast, clean, labels, draws, eps, fitted)
             if not self.bf16 and not self.compiled:
                 return attacked
             # an attack leaves an image at the first point where the program that it uses is fooled
@@ -97,7 +128,7 @@ class Attacker:
         again = torch.nonzero(believed & (self._answers(plain, attacked).argmax(1) == labels))[:, 0]
         if len(again):
             draws = [draws[place] for place in again.tolist()]
-            attacked[again] = self._run(attack, plain, clean[again], labels[again], draws, eps)
+            attacked[again] = self._run(attack, plain, clean[again], labels[again], draws, eps, fitted)
         return attacked
 
     def _run(
@@ -108,6 +139,7 @@ class Attacker:
         labels: torch.Tensor,
         draws: Sequence[torch.Generator],
         eps: float,
+        fitted: torch.Tensor | None,
     ) -> torch.Tensor:
         return attack(
             model,
@@ -118,6 +150,7 @@ class Attacker:
             draws=draws,
             batch_size=self.batch_size,
             assume_checked=True,
+            fitted=fitted,
         ).clamp(0, 1)
 
 

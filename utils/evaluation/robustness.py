@@ -98,6 +98,7 @@ def evaluate_robustness(
     precision: str = "fp32",
     compiled: bool = False,
     cache: Path | None = None,
+    fit_on: ImageSet | None = None,
 ) -> WorstCase:
     """The whole protocol on one model or vote.
 
@@ -109,7 +110,7 @@ def evaluate_robustness(
         panel_images, panel_eps, queries: see :func:`judge`.
         precision, compiled: of the attacks; the panel's are always made in float32 by the model as it is.
         cache: folder for finished batches.
-        images, threat, seed, batch_size, device: see :func:`utils.evaluation.worst_case.robustness_curve`.
+        images, threat, seed, batch_size, device, fit_on: see :func:`utils.evaluation.worst_case.robustness_curve`.
 
     Raises:
         ValueError: an unknown suite, a vote to be compiled or attacked by one attack; also see
@@ -122,7 +123,20 @@ def evaluate_robustness(
     if compiled and isinstance(model, Vote):
         raise ValueError("a vote is attacked through many models, each of which would be compiled: leave --compile out")
     curve, table = _attacked(
-        model, images, suite, attacks, epsilons, names, threat, seed, batch_size, device, precision, compiled, cache
+        model,
+        images,
+        suite,
+        attacks,
+        epsilons,
+        names,
+        threat,
+        seed,
+        batch_size,
+        device,
+        precision,
+        compiled,
+        cache,
+        fit_on,
     )
     judged = judge(
         model,
@@ -160,6 +174,7 @@ def _attacked(
     precision: str,
     compiled: bool,
     cache: Path | None,
+    fit_on: ImageSet | None,
 ) -> tuple[RobustnessCurve, VoteAttack | None]:
     """The worst case of a model, or of a vote with what each kind of attack leaves of it."""
     if isinstance(model, Vote):
@@ -188,6 +203,7 @@ def _attacked(
         precision=precision,
         compiled=compiled,
         cache=cache,
+        fit_on=fit_on,
     )
     return curve, None
 

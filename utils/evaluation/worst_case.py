@@ -22,7 +22,7 @@ from utils.core.paths import file_digest
 from utils.core.processes import rank, share_out, world_size
 from utils.core.radii import check_eps, radius_label, warn_if_negligible
 from utils.data.sets import ImageSet
-from utils.evaluation.attack_cache import AttackCache, describe_subject
+from utils.evaluation.attack_cache import AttackCache, describe_images, describe_subject
 from utils.evaluation.attacker import Attacker
 from utils.evaluation.curve import NEVER, AttackRun, RobustnessCurve, ThreatFacts, share_robust
 
@@ -48,6 +48,7 @@ def robustness_curve(
     cache: Path | None = None,
     known: RobustnessCurve | None = None,
     on_broken: OnBroken | None = None,
+    fit_on: ImageSet | None = None,
 ) -> RobustnessCurve:
     """Run attacks at growing radii, each only on what no earlier attack and no smaller radius has broken.
 
@@ -70,9 +71,11 @@ def robustness_curve(
             curve is the worst case of theirs and these.
         on_broken: called with the indices of images that were just broken, the images that broke them, and the
             index of the radius.
+        fit_on: images of other patients, for attacks that are first fitted on some.
 
     Raises:
-        ValueError: a bad radius; an attack from a surrogate that is not given, or one of another norm; ``known`` is of
+        ValueError: a bad radius; an attack that :meth:`utils.evaluation.attacker.Attacker.check` refuses, or from a
+            surrogate that is not given; ``known`` is of
             other images, radii or another threat, or of a model with other answers; labels, logits or images that
             :func:`utils.attacks.gradient.check_logits` or :func:`utils.attacks.gradient.check_batch` refuses.
         TypeError: a model in half precision.
@@ -80,7 +83,7 @@ def robustness_curve(
     attacks = [attack] if isinstance(attack, Attack) else list(attack)
     warn_if_negligible(epsilons, (threat or Threat()).norm)
     attacker = Attacker(
-        model, images, threat or Threat(), dict(surrogates or {}), seed, batch_size, device, precision, compiled
+        model, images, threat or Threat(), dict(surrogates or {}), seed, batch_size, device, precision, compiled, fit_on
     )
     run = _Run(attacker, attacks, known, on_broken)
     return run.curve(sorted({0.0, *(check_eps(eps, attacker.threat.norm) for eps in epsilons)}), title, cache)
@@ -101,7 +104,7 @@ class _Run:
             raise ValueError(f"there is no attack, or its surrogate is not given: {', '.join(sorted(missing))}")
         self.images, self.threat = self.attacker.images, self.attacker.threat
         for attack in self.attacks:
-            attack.check_norm(self.threat.norm)
+            self.attacker.check(attack)
         first = torch.arange(min(len(self.images), 1))
         check_batch(self.attacker.model, self.threat.images(self.images, first, "cpu"), self.images.labels[first])
 
@@ -169,7 +172,10 @@ class _Run:
         """All that the numbers depend on but the radii, told once: digests of large models take their time."""
         if folder is None:
             return {}
-        return describe_subject(self.attacker.model, self.attacker.surrogates, self.images) | {
+        told = describe_subject(self.attacker.model, self.attacker.surrogates, self.images)
+        if self.attacker.fit_on is not None and any(attack.kind.fits for attack in self.attacks):
+            told["fit_on"] = describe_images(self.attacker.fit_on)
+        return told | {
             "attacks": describe(self.attacks),
             "files": [file_digest(path) for attack in self.attacks for path in attack.kind.files(attack.options)],
             "threat": self.threat.title,

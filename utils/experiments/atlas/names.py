@@ -67,6 +67,7 @@ def attacks(steps: int, classes: int) -> list[tuple[Attack, str]]:
         (Attack("apgd", steps=steps), "linf"),
         (Attack("apgd_t", steps=steps), "linf"),
         (Attack("square", steps=_QUERIES * steps), "linf"),
+        (Attack("universal", steps=steps), "linf"),
         (Attack("pgd", steps=steps), "l2"),
     ]
     fewer = {"Pixle": {"restarts": max(1, int(_PIXLE * steps))}}
@@ -90,7 +91,7 @@ def _defined(attack: Attack, classes: int) -> bool:
 def measure(bench: Bench) -> NamesFound:
     """Each attack alone on the same slices."""
     images = bench.slices.balanced_subset(min(_IMAGES, bench.budget.images), bench.seed)
-    rows, clean = [], {}
+    rows, clean, train = [], {}, bench.train_slices()
     for attack, norm in tqdm(attacks(min(_STEPS, bench.budget.steps), len(bench.classes)), desc="by name", leave=False):
         begun, robust = time.perf_counter(), {}
         for name, model in bench.models.items():
@@ -102,6 +103,7 @@ def measure(bench: Bench) -> NamesFound:
                 threat=Threat(norm),
                 seed=bench.seed,
                 device=bench.device,
+                fit_on=train,
             )
             clean[name], robust[name] = curve.robust_accuracy
         rows.append(
