@@ -49,7 +49,7 @@ from utils.experiments.records import (
 from utils.experiments.search_space import apply_hyperparams, apply_to_objective, pick_space
 from utils.grad_cam import explain_rows, grad_cam
 from utils.optuna_search import load_hyperparams, optuna_search
-from utils.reporting.answers import answers_table, plot_answer, told
+from utils.reporting.answers import answers_found, answers_table, plot_answer, told
 from utils.reporting.atlas import ATLAS, Atlas, atlas_budget, atlas_models, atlas_splits, attacked_vote
 from utils.reporting.embedding import save_embedding
 from utils.reporting.figures import hardening_cams, member_cams, recipe, show, show_search
@@ -95,6 +95,7 @@ __all__ = [
     "adversarial_examples",
     "answer_case",
     "answer_explorer",
+    "answers_found",
     "answers_table",
     "apply_hyperparams",
     "apply_to_objective",

@@ -18,6 +18,12 @@ ROOT = TEMPLATES.parent.parent
 #: the setup cell asks for the address.
 REPOSITORY = ""
 
+#: Stands above the parameters, for whoever opens a notebook that was executed.
+INJECTED = (
+    "Change what you like and run all cells. A copy that was run from the command line has one more cell below, with "
+    "the values of that run: delete it, or it replaces yours."
+)
+
 #: Tag of a cell that is shown folded.
 FOLDED = "hide-input"
 
@@ -68,7 +74,7 @@ def badge(stem: str) -> str:
 def _read(template: str, marks: dict[str, str], stem: str) -> nbformat.NotebookNode:
     text = (TEMPLATES / f"{template}.py").read_text(encoding="utf-8")
     setup = (TEMPLATES / "setup.py").read_text(encoding="utf-8")
-    marks = {"SETUP": setup, "REPOSITORY": REPOSITORY, "BADGE": badge(stem), **marks}
+    marks = {"SETUP": setup, "INJECTED": INJECTED, "REPOSITORY": REPOSITORY, "BADGE": badge(stem), **marks}
     if not marks["BADGE"]:
         text = text.replace("# __BADGE__\n#\n", "")
     for mark, value in marks.items():

@@ -14,6 +14,8 @@ __SETUP__
 
 # %% [markdown]
 # ## Parameters
+#
+# __INJECTED__
 
 # %% tags=["parameters"]
 BACKBONE = "__BACKBONE__"  # a key of BACKBONES in models/def_models.py

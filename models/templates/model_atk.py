@@ -19,6 +19,8 @@ __SETUP__
 
 # %% [markdown]
 # ## Parameters
+#
+# __INJECTED__
 
 # %% tags=["parameters"]
 BACKBONE = "__BACKBONE__"  # a key of BACKBONES in models/def_models.py
@@ -226,14 +228,15 @@ uf.attack_explorer(model, test, note=note)
 # goes on with more steps.
 #
 # Why this recipe: of five, trained on the real images over several seeds and chosen on validation patients alone
-# (`benchmarks/recipes`, table in the README), training on attacked images only, `adversarial` with `adv_weight = 1`,
-# was the most robust in the worst case. `n_fgsm` came within its spread with a single step, and is what to take where
-# time is short. Keeping half of the loss on clean images, TRADES and MART were less robust at 2/255, and none of them
-# was better without attack by more than the seeds differ. Of twelve changes to the winner only one stood out: on
-# validation patients `sampling = "class"` trades eleven points of accuracy for four of balanced accuracy under attack,
-# and not on every seed, so it stays a choice. All this on a ResNet34 at 32 pixels; another backbone or size may order
-# them otherwise, and `python -m utils recipes` tells. A transformer has to be trained as a whole (`trainable =
-# "all"`): on a frozen DINOv2 encoder, hardening found only the answer that is always the same.
+# (`benchmarks/recipes`, table in `assets/RESULTS.md`), training on attacked images only, `adversarial` with `adv_weight
+# = 1`, was the most robust in the worst case. `n_fgsm` came within its spread with a single step, and is what to take
+# where time is short. Keeping half of the loss on clean images, TRADES and MART were less robust at 2/255, and none of
+# them was better without attack by more than the seeds differ. Of twelve changes to the winner two stood out on
+# validation patients: CutMix costs eight points, and `sampling = "class"` trades eleven points of accuracy for four of
+# balanced accuracy under attack, though not on every seed, so it stays a choice. All this on a ResNet34 at 32 pixels;
+# another backbone or size may order them otherwise, and `python -m utils recipes` tells. A transformer has to be
+# trained as a whole (`trainable = "all"`): on a frozen DINOv2 encoder, hardening found only the answer that is always
+# the same.
 
 # %%
 augmentation = uf.Augmentation(strength=augmentation_strength, scanner=scanner)

@@ -16,6 +16,8 @@ __SETUP__
 
 # %% [markdown]
 # ## Parameters
+#
+# __INJECTED__
 
 # %% tags=["parameters"]
 scan = ""  # a slice, a folder, a NIfTI or DICOM file; "" takes a head of Debian's mricron-data, else a phantom
@@ -64,13 +66,17 @@ uf.plot_answer(answer, seen, predictor.classes)
 # %% [markdown]
 # ## Yours
 #
-# Upload a slice or a NIfTI file; its answer comes below. The slider attacks it within a radius of your choice.
+# Upload a slice or a NIfTI file; its answer comes below. The slider attacks it within a radius of your choice. This
+# cell needs a running kernel: as a page it is empty.
 
 # %%
 uf.answer_explorer(predictor, reading, force=force)
 
 # %% [markdown]
 # ## What we found
+
+# %%
+print(uf.answers_found([answer for answer, _ in answers]))
 
 # %%
 uf.answers_table([answer for answer, _ in answers])

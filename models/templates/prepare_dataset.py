@@ -16,6 +16,8 @@ __SETUP__
 
 # %% [markdown]
 # ## Parameters
+#
+# __INJECTED__
 
 # %% tags=["parameters"]
 source = "phantom"  # a folder, an archive, a Kaggle handle, or "phantom"

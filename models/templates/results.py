@@ -15,6 +15,8 @@ __SETUP__
 
 # %% [markdown]
 # ## Parameters
+#
+# __INJECTED__
 
 # %% tags=["parameters"]
 models = []  # titles of the models that vote; [] takes every hardened one in checkpoints

@@ -190,7 +190,7 @@ def test_what_is_missing_or_of_another_model_is_said(root: Path, capsys) -> None
     shutil.copy(root / "checkpoints" / "EfficientNetB0" / CALIBRATION, folder / CALIBRATION)
     assert _ask(root, path) == 1 and "is of other weights than those beside it" in capsys.readouterr().err
     (folder / CALIBRATION).unlink()
-    assert _ask(root, path) == 1 and "python -m utils calibrate --model" in capsys.readouterr().err
+    assert _ask(root, path) == 1 and f"python -m utils calibrate --root {root} --model" in capsys.readouterr().err
     (folder / "gate.safetensors").unlink()
     assert _ask(root, path) == 1 and "which images the model knows" in capsys.readouterr().err
     (folder / WEIGHTS).unlink()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.toy import toy_images, train_toy
 from utils.reporting.embedding import embed, embedding_figure, redraw_embedding, save_embedding
-from utils.reporting.sweep import EPSILONS, frame, save_animation, sweep
+from utils.reporting.sweep import EPSILONS, frame, save_animation, sweep, turned_at
 
 
 @pytest.mark.slow
@@ -23,21 +23,29 @@ def test_a_sweep_stays_in_its_radii_and_says_what_the_models_answer() -> None:
     for title, (images, probabilities) in found.items():
         assert ((images - image.pixels(slice(None))).abs().amax((1, 2, 3)) <= torch.tensor(EPSILONS[:9:4]) + 1e-6).all()
         assert torch.allclose(probabilities, models[title](images).softmax(1), atol=1e-5)
-    figure = frame(found, 2, image.classes, label=int(image.labels[0]), eps=EPSILONS[8], notes=["a note"])
+    options = {"label": int(image.labels[0]), "eps": EPSILONS[8], "attack": "PGD-20", "notes": ["a note"]}
+    figure = frame(found, 2, image.classes, **options)
     answers = [image.classes[int(own[2].argmax())] for _, own in found.values()]
     titles = [ax.get_title() for ax in figure.axes]
     assert titles[::2] == ["Toy", "Toy, hardened"] and [title.split(":")[0] for title in titles[1::2]] == answers
-    assert "2/255" in figure.get_suptitle() and "a note" in figure.get_suptitle()
+    assert "PGD-20 changes each pixel by at most 2/255" in figure.get_suptitle() and "a note" in figure.get_suptitle()
 
 
 def test_an_animation_has_all_its_frames(tmp_path: Path) -> None:
     models, image = {"Toy": train_toy()}, toy_images(1, seed=3)
     found = sweep(models, image, EPSILONS[:3])
-    figures = [frame(found, step, image.classes, label=0, eps=EPSILONS[step], notes=[]) for step in range(3)]
+    options = {"label": 0, "attack": "FGSM", "notes": []}
+    figures = [frame(found, step, image.classes, eps=EPSILONS[step], **options) for step in range(3)]
     with Image.open(save_animation(figures, tmp_path / "sweep.gif")) as animation:
         assert animation.n_frames == 3 and animation.info["loop"] == 0
     with pytest.raises(ValueError, match="one frame"):
         save_animation([], tmp_path / "sweep.gif")
+
+
+def test_the_radius_from_which_answers_are_wrong_is_told() -> None:
+    chances = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
+    assert turned_at(chances, 0, EPSILONS[:3]) == "misclassified from 0.5/255 on"
+    assert turned_at(chances[:2], 0, EPSILONS[:2]) == "always right"
 
 
 def test_slices_of_one_prototype_lie_together(tmp_path: Path) -> None:

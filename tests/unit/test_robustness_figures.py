@@ -98,7 +98,7 @@ def test_a_pair_is_compared_on_the_same_images(workspace: Workspace, toy_test) -
     plain, hardened = (records[name].curve.robust_accuracy[-1] for name in ("ResNet34", "ResNet34_atk"))
     last = table.iloc[-1]
     assert last["difference (points)"].startswith(f"{100 * (hardened - plain):.1f} [")
-    assert last["only the first robust"] - last["only the second robust"] == round(64 * (hardened - plain))
+    assert last["robust only when hardened"] - last["robust only when not hardened"] == round(64 * (hardened - plain))
     assert 0 <= float(last["McNemar p"]) <= 1
     curve = records["ResNet34"].curve.model_copy(update={"epsilons": [0.0]})
     short = records["ResNet34"].model_copy(update={"curve": curve})

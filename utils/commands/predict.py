@@ -80,9 +80,9 @@ def main(
             answer = exported(predictor, case, answer, seen, Path(f"{stem}_attacked"), export)
             if seen.stack is None:
                 print(f"{answer.case}: nothing exported, for no attack turned its answer around")
+        print(f"{answer.case}: " + "\n  ".join(told(answer)), flush=True)
         _write(stem, case, answer, seen, predictor.classes)
         found.append((answer, seen))
-        print(f"{answer.case}: " + " ".join(told(answer)), flush=True)
     if len(found) > 1:
         table = answers_table([answer for answer, _ in found])
         atomic_write(out / TABLE, lambda path: table.to_csv(path, index=False))
@@ -95,7 +95,7 @@ def _write(stem: Path, case: Case, answer: Answer, seen: Seen, classes: list[str
     write_json(Path(f"{stem}_answer.json"), answer.plain())
     if case.pictures:
         save_figure(plot_steps(case.name, case.pictures, case.facts), Path(f"{stem}_steps.png"))
-    print(save_figure(plot_answer(answer, seen, classes), Path(f"{stem}_answer.png")))
+    print(f"  {save_figure(plot_answer(answer, seen, classes), Path(f'{stem}_answer.png'))}")
 
 
 def _check_out(out: Path, source: str) -> None:

@@ -230,10 +230,11 @@ def _picture(file: Path, notes: list[str]) -> np.ndarray:
 
 def _fitted(pixels: np.ndarray, reading: Reading, notes: list[str]) -> np.ndarray:
     if pixels.shape != reading.shape:
-        how = "with black beside it" if reading.fit == "pad" else "stretched"
+        height, width = reading.shape
+        same = pixels.shape[0] * width == pixels.shape[1] * height
+        how = "" if same else ", with black beside it" if reading.fit == "pad" else ", stretched"
         notes.append(
-            f"The picture has {pixels.shape[1]} x {pixels.shape[0]} pixels; it was fitted into {reading.shape[1]} x "
-            f"{reading.shape[0]}, {how}."
+            f"The picture has {pixels.shape[1]} x {pixels.shape[0]} pixels; it was fitted into {width} x {height}{how}."
         )
     return fit_into(pixels, reading.shape, stretch=reading.fit == "stretch")
 
@@ -243,7 +244,14 @@ def _of_volume(volume: Volume, files: list[str], reading: Reading) -> Case:
     slices = np.stack([fit_into(piece, reading.shape, stretch=True) for piece in made.slices])
     name = re.sub(r"\.(nii(\.gz)?|hdr|mgz|mgh)$", "", volume.name, flags=re.IGNORECASE)
     images = torch.from_numpy(slices)[:, None]
-    return Case(name, images, files, True, made.notes, made.facts | {"levels_mm": made.levels}, made.pictures)
+    seen = {"lowest, middle, highest slice, as models see them:\nthe back of the head above": _three(slices)}
+    facts = made.facts | {"levels_mm": made.levels}
+    return Case(name, images, files, True, made.notes, facts, made.pictures | seen)
+
+
+def _three(slices: np.ndarray) -> np.ndarray:
+    """The lowest, the middle and the highest of slices, side by side in [0, 1]."""
+    return np.hstack([slices[0], slices[len(slices) // 2], slices[-1]]) / 255
 
 
 def _of_dicom(files: list[Path], name: str, reading: Reading) -> Case:

@@ -15,6 +15,7 @@ from torch import nn
 from utils.core.parts import Part, read_part
 from utils.core.paths import write_json
 from utils.data.classes import healthy_class, severity
+from utils.evaluation.gate import calibrating
 from utils.evaluation.intervals import patient_groups, share_interval
 
 CALIBRATION = "calibration.json"
@@ -113,8 +114,8 @@ class Calibration(Part):
         path = Path(folder) / CALIBRATION
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist, so nothing is known of how right this model's answers are: run python -m "
-                f"utils calibrate --model {folder} first"
+                f"{path} does not exist, so nothing is known of how right this model's answers are: run "
+                f"{calibrating(Path(folder))} first"
             )
         found = read_part(cls, path, _AGAIN)
         if found.weights_sha256 != weights_sha256:

@@ -125,8 +125,8 @@ class Gate:
         path = Path(folder) / GATE
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} does not exist, so it cannot be told which images the model knows: run python -m utils "
-                f"calibrate --model {folder} first"
+                f"{path} does not exist, so it cannot be told which images the model knows: run "
+                f"{calibrating(Path(folder))} first"
             )
         try:
             with safe_open(path, "pt") as opened:
@@ -145,6 +145,14 @@ class Gate:
             )
         except Exception as error:  # a damaged file makes safetensors raise almost anything
             raise ValueError(f"{path} is not a readable gate ({error}); run python -m utils calibrate again") from error
+
+
+def calibrating(folder: Path) -> str:
+    """The command that makes the model of a folder ready for scans of one's own."""
+    command = "python -m utils calibrate"
+    if folder.parent.name == "checkpoints":
+        return f"{command} --root {folder.parents[1]} --model {folder.name}"
+    return f"{command} --model {folder} --data FOLDER, with the prepared images that it was trained on,"
 
 
 def fit_gate(train: ImageSet, validation: ImageSet) -> Gate:

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from utils.core.radii import radius_label
+from utils.data.classes import healthy_class
 from utils.evaluation.gate import ACCEPTED, REFUSED
 from utils.experiments.answer_records import NOT_CLINICAL, UNREADABLE, Answer, FileAnswer
 from utils.experiments.prediction import Seen
@@ -36,7 +37,7 @@ def plot_answer(answer: Answer, seen: Seen, classes: Sequence[str]) -> Figure:
         _heat(figure, axes[0, 1], seen.image, seen.heat, answer)
     if seen.before is not None:
         axes[1, 2].axis("on")
-        _classes(axes[1, 2], seen, classes)
+        _classes(axes[1, 2], answer, seen, classes)
     _words(axes[0, 2], told(answer))
     _attack(axes[1], answer, seen)
     _around(axes[1, 3], answer)
@@ -61,8 +62,8 @@ def told(answer: Answer) -> list[str]:
     lines = [f"Gate: {answer.verdict}" + (f". {_sentence(answer.reason)}" if answer.reason else ".")]
     if answer.distance is not None and answer.limit is not None:
         lines.append(
-            f"Distance to the nearest training slice that the gate keeps {answer.distance:.2f}, refused above "
-            f"{answer.limit:.2f}."
+            f"Distance to the nearest of the training slices that the gate compares with: {answer.distance:.2f}, "
+            f"refused above {answer.limit:.2f}."
         )
     if answer.answer is None:
         return [*lines, "No answer.", *answer.notes]
@@ -98,6 +99,21 @@ def _how_such_turned_out(answer: Answer) -> list[str]:
     return lines
 
 
+def answers_found(answers: Sequence[Answer]) -> str:
+    """What came of all cases, in sentences."""
+    answered = [answer for answer in answers if answer.answer is not None]
+    lines = [f"{len(answered)} of {len(answers)} cases got an answer; the gate refused or could not read the others."]
+    if len(answered) == len(answers):
+        lines = [f"All cases got an answer: {len(answers)}."]
+    for said in dict.fromkeys(str(answer.answer) for answer in answered):
+        own = [answer for answer in answered if answer.answer == said]
+        turned = [answer.fragility.radius for answer in own if answer.fragility and answer.fragility.radius is not None]
+        within = f" (within {radius_label(max(turned))} a pixel)" if turned else ""
+        lines.append(f"{said}: {len(own)}, of which an attack turned {len(turned)} around{within}.")
+        lines += _how_such_turned_out(own[0])[:1]
+    return "\n".join(lines)
+
+
 def answers_table(answers: Sequence[Answer]) -> pd.DataFrame:
     """One row a case: verdict, answer, probability, and the smallest attack that turned it around."""
     return pd.DataFrame([_row(answer) for answer in answers])
@@ -131,7 +147,7 @@ def plot_steps(name: str, pictures: Mapping[str, np.ndarray], facts: Mapping[str
 
 
 def plot_sheet(answers: Sequence[tuple[Answer, Seen]], *, columns: int = 6, most: int = 60) -> Figure:
-    """All cases of a folder at a glance: blue accepted, orange doubtful or refused."""
+    """All cases of a folder at a glance: blue what counts, orange what is doubtful, refused or known from training."""
     shown = list(answers)[:most]
     rows = -(-len(shown) // columns)
     figure, axes = axes_of(rows, columns, size=(2.1 * columns, 2.5 * rows + 0.8))
@@ -141,10 +157,12 @@ def plot_sheet(answers: Sequence[tuple[Answer, Seen]], *, columns: int = 6, most
         # a grey square where there is nothing to show
         ax.imshow(np.full((2, 2), 0.8) if seen.image is None else seen.image, cmap="gray", vmin=0, vmax=1)
         said = answer.verdict if answer.answer is None else _in_brief(answer)
-        colour = COLOURS[0] if answer.verdict == ACCEPTED else COLOURS[1]
+        said += "\nseen in training" if answer.trained_on else ""
+        colour = COLOURS[0] if answer.verdict == ACCEPTED and not answer.trained_on else COLOURS[1]
         ax.set_title(f"{_short(answer.case, 22)}\n{said}", fontsize=9, color=colour)
     left = f"the first {most} of {len(answers)} cases" if len(answers) > most else f"{len(answers)} cases"
-    return finish(figure, f"{left}; orange where the gate doubts or refuses, or a file is not readable", NOT_CLINICAL)
+    orange = "orange: the gate doubts or refuses it, the model was trained on it, or it is not readable"
+    return finish(figure, left, orange, NOT_CLINICAL)
 
 
 def _picture(ax: Axes, image: np.ndarray, title: str) -> None:
@@ -155,7 +173,7 @@ def _picture(ax: Axes, image: np.ndarray, title: str) -> None:
 
 def _heat(figure: Figure, ax: Axes, image: np.ndarray, heat: np.ndarray, answer: Answer) -> None:
     ax.imshow(image, cmap="gray", vmin=0, vmax=1)
-    shown = ax.imshow(heat, cmap="viridis", alpha=0.5, vmin=0, vmax=1)
+    shown = ax.imshow(heat, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
     ax.set_title(
         f"where {display_name(answer.heat_of)} looked\n{answer.heat_outside:.0%} of the heat outside the brain",
         fontsize=10,
@@ -164,7 +182,7 @@ def _heat(figure: Figure, ax: Axes, image: np.ndarray, heat: np.ndarray, answer:
     bar.set_label("Grad-CAM, share of its maximum", fontsize=8)
 
 
-def _classes(ax: Axes, seen: Seen, classes: Sequence[str]) -> None:
+def _classes(ax: Axes, answer: Answer, seen: Seen, classes: Sequence[str]) -> None:
     sides = [("as it is", seen.before, COLOURS[0])]
     if seen.after is not None:
         sides.append(("attacked", seen.after, COLOURS[1]))
@@ -174,7 +192,12 @@ def _classes(ax: Axes, seen: Seen, classes: Sequence[str]) -> None:
         ax.barh(places, [100 * chance for chance in chances or []], height, color=colour, label=name)
     ax.set(yticks=range(len(classes)), yticklabels=list(classes), xlim=(0, 100), xlabel="calibrated probability (%)")
     ax.invert_yaxis()
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="lower right")
+    healthy = healthy_class(classes)
+    if answer.threshold is not None and healthy is not None:
+        place, edge = list(classes).index(healthy), 100 * (1 - answer.threshold)
+        ax.plot([edge, edge], [place - 0.5, place + 0.5], color="black", linestyle=":", linewidth=1.5)
+        ax.set_title(f"dotted: {healthy} below it means {answer.question}", fontsize=9)
 
 
 def _attack(axes: np.ndarray, answer: Answer, seen: Seen) -> None:
@@ -214,7 +237,7 @@ def _around(ax: Axes, answer: Answer) -> None:
         ax.set_ylabel(f"{answer.question} by single slice (%)")
         if answer.slice_threshold is not None:
             ax.axhline(100 * answer.slice_threshold, color="grey", linestyle="--", linewidth=1)
-            ax.set_title("dashed: threshold of single slices", fontsize=9)
+            ax.set_title(f"dashed: {answer.slice_threshold:.0%}, from which\na slice alone is called so", fontsize=9)
     if ax.axison and answer.threshold is not None and answer.members:
         ax.axvline(100 * answer.threshold, color="grey", linestyle="--", linewidth=1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from utils.core.paths import atomic_write, read_json
 from utils.experiments.records import display_name, known_titles
 
-#: What each figure shows, by file name.
+#: What each figure shows, by file name, or by folder and name where one folder shows something else.
 CAPTIONS = {
     "hero": "One slice of a patient that no model has seen, its perturbation, and what two models say of it.",
     "leak_audit": "What a nearest neighbour scores on the usual split and on a split by patient.",
@@ -20,13 +20,13 @@ CAPTIONS = {
     "worst_case_all": "Worst case over all attacks, of all models.",
     "worst_case": "Robust accuracy over all attacks, with its interval over patients.",
     "robustness_curve": "Robust accuracy by radius, under each attack alone.",
-    "first_breaking": "At which radius each image is first misclassified, and by which attack.",
+    "first_breaking": "At which radius each image is first misclassified.",
     "reliability": "How often the model is right where it is so sure.",
     "confusion_matrix": "True class against answer, without attack.",
-    "loss_curve": "Loss by epoch; the epoch that was kept is marked.",
-    "accuracy_curve": "Accuracy by epoch; the epoch that was kept is marked.",
+    "loss_curve": "Loss by epoch, and the epoch whose weights were kept.",
+    "accuracy_curve": "Accuracy by epoch, and the epoch whose weights were kept.",
     "adversarial_examples_fgsm": "Slices attacked by FGSM at each radius, beside their perturbation.",
-    "adversarial_examples_pgd": "Slices attacked by PGD at each step size, beside their perturbation.",
+    "adversarial_examples_pgd": "Slices attacked by PGD, beside their perturbation.",
     "grad_cam": "Where the answer comes from, as far as Grad-CAM can tell.",
     "step_size": "What a step too small hides: accuracy under PGD by its step size.",
     "recall": "Recall of each class before and after hardening.",
@@ -54,6 +54,8 @@ CAPTIONS = {
     "attack_sweep": "One slice of a patient that no model has seen, attacked ever harder, and two models' answers.",
     "embedding": "All test slices by how alike their pixels are: by class, and by patient.",
     "names": "What each attack leaves alone, ours and those of torchattacks.",
+    "Ensemble/loss_curve": "Loss by epoch of the models that vote.",
+    "Ensemble/accuracy_curve": "Accuracy by epoch of the models that vote.",
 }
 #: What the figures of a folder are called, and the folder of all their folders.
 _EXPERIMENTS = {
@@ -72,8 +74,7 @@ img {{ max-width: 100%; height: auto; }}
 figcaption, .note {{ color: #555; }}
 </style>
 <h1>Figures</h1>
-<p>Research code, not for clinical use. Each figure is drawn from a record in this repository; the commands are in
-RESULTS.md, beside this page where the repository itself is shown.</p>
+<p>Research code, not for clinical use. {source}</p>
 {contents}
 {sections}
 </html>
@@ -99,7 +100,7 @@ def gallery(root: Path) -> str:
     names = sorted(groups, key=lambda name: (order.index(name) if name in order else -1, name))
     contents = "".join(f'<li><a href="#{_id(name)}">{_title(name)}</a></li>' for name in names)
     sections = "\n".join(_section(root, name, groups[name]) for name in names)
-    return _PAGE.format(contents=f"<ul>{contents}</ul>", sections=sections)
+    return _PAGE.format(source=_source(root), contents=f"<ul>{contents}</ul>", sections=sections)
 
 
 def write_gallery(root: Path) -> Path:
@@ -107,6 +108,16 @@ def write_gallery(root: Path) -> Path:
     page, target = gallery(root), root / "assets" / "index.html"
     atomic_write(target, lambda path: path.write_text(page, "utf-8"))
     return target
+
+
+def _source(root: Path) -> str:
+    """Where the figures come from; of a run with one note for all, such as a quick run, that note."""
+    if (root / "assets" / "RESULTS.md").is_file():
+        commands = '<a href="RESULTS.md">RESULTS.md</a>'
+        return f"Each figure is drawn from a record in this repository, by the commands in {commands}."
+    notes = {read_json(path).get("note", "") for path in (root / "checkpoints").glob("*/record.json")}
+    warning = f"<strong>{html.escape(notes.pop())}.</strong> " if len(notes) == 1 and any(notes) else ""
+    return f"{warning}Figures of one run; their records lie in <code>checkpoints</code>, the tables in its notebooks."
 
 
 def _id(name: str) -> str:
@@ -126,6 +137,7 @@ def _section(root: Path, name: str, paths: list[Path]) -> str:
 
 
 def _figure(assets: Path, path: Path) -> str:
-    caption = html.escape(CAPTIONS.get(path.stem, path.stem.replace("_", " ")))
+    words = CAPTIONS.get(f"{path.parent.name}/{path.stem}") or CAPTIONS.get(path.stem) or path.stem.replace("_", " ")
+    caption = html.escape(words)
     source = html.escape(Path(os.path.relpath(path, assets)).as_posix())
     return f'<figure><img src="{source}" alt="{caption}" loading="lazy">\n<figcaption>{caption}</figcaption></figure>'

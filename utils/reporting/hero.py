@@ -19,7 +19,7 @@ from utils.evaluation.attacker import predict_batch
 from utils.experiments.records import HARDENED, display_name, title_of
 from utils.reporting.slices import plot_hero
 from utils.reporting.style import save_figure
-from utils.reporting.sweep import EPSILONS, frame, save_animation, sweep
+from utils.reporting.sweep import EPSILONS, frame, save_animation, sweep, turned_at
 from utils.training.checkpoints import WEIGHTS, load_checkpoint
 from utils.training.record import Record
 
@@ -146,11 +146,10 @@ def save_hero(workspace: Workspace, title: str, splits: DataSplits, eps: float) 
 def _animate(
     swept: Mapping[str, tuple[torch.Tensor, torch.Tensor]], record: Record, shown: Mapping[str, Any], target: Path
 ) -> Path:
-    notes = [
-        "; ".join(filter(None, [f"each model attacked by {shown['attack']['title']}", _unseen(record)])),
-        record.note,
-    ]
-    options: dict[str, Any] = {"label": shown["label"], "notes": notes}
+    label = shown["label"]
+    turned = [f"{display_name(title)} {turned_at(chances, label)}" for title, (_, chances) in swept.items()]
+    notes = ["; ".join(turned), "; ".join(filter(None, [_unseen(record), record.note]))]
+    options: dict[str, Any] = {"label": label, "attack": shown["attack"]["title"], "notes": notes}
     frames = [frame(swept, step, record.classes, eps=eps, **options) for step, eps in enumerate(EPSILONS)]
     return save_animation(frames, target)
 

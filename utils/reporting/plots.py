@@ -249,5 +249,5 @@ def plot_leak_audit(audits: Sequence[LeakAudit], *, note: str = "") -> Figure:
             label=f"{audit.protocol} split, highest {audit.max_correlation:.3f}",
         )
     axes[0, 1].set(xlabel="highest correlation with a training image", ylabel="share of test images (%)")
-    axes[0, 1].legend(fontsize=8, loc="upper left")
+    axes[0, 1].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return finish(figure, "A classifier that learns nothing: how much the split gives away", note)

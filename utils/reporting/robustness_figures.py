@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from utils.attacks.suites import check_suite
 from utils.core.parts import read_part
-from utils.core.radii import ORIGINAL_EPS, radius_label
+from utils.core.radii import NORM_SIGNS, ORIGINAL_EPS, radius_label
 from utils.data.sets import ImageSet
 from utils.data.workspace import Workspace
 from utils.evaluation.intervals import compare
@@ -212,12 +212,19 @@ def panel_table(record: WorstCase) -> pd.DataFrame:
     return pd.DataFrame(rows or [("none was made", "", "")], columns=columns).set_index("check")
 
 
-def paired_table(first: WorstCase, second: WorstCase, images: ImageSet) -> pd.DataFrame:
+def paired_table(
+    first: WorstCase,
+    second: WorstCase,
+    images: ImageSet,
+    *,
+    names: tuple[str, str] = ("when hardened", "when not hardened"),
+) -> pd.DataFrame:
     """Two models on the same images: a row a radius, see :func:`utils.evaluation.intervals.compare`.
 
     Args:
         first, second: records of worst cases over the same radii.
         images: that both were attacked on.
+        names: of the two, for the columns.
 
     Raises:
         ValueError: not the same images or radii.
@@ -229,9 +236,8 @@ def paired_table(first: WorstCase, second: WorstCase, images: ImageSet) -> pd.Da
     for step, radius in enumerate(one.labels):
         found = compare(one.robust(step), other.robust(step), images.subjects)
         gain = _with_interval(found.difference, found.interval)
-        row = {"eps": radius, "difference (points)": gain, "only the first robust": found.only_first}
-        row |= {"only the second robust": found.only_second, "McNemar p": f"{found.mcnemar_p:.2g}"}
-        rows.append(row)
+        only = {f"robust only {name}": n for name, n in zip(names, (found.only_first, found.only_second))}
+        rows.append({"eps": radius, "difference (points)": gain, **only, "McNemar p": f"{found.mcnemar_p:.2g}"})
     return pd.DataFrame(rows).set_index("eps")
 
 
@@ -283,7 +289,13 @@ def model_figures(title: str, records: Worst) -> dict[str, Figure]:
         before, after = (dict(_accuracies(record)) for record in own.values())
         bars = {name: (before[name], after[name]) for name in before if name in after}
         heading = f"{pair[0]}: accuracy under the worst case before and after hardening"
-        figures["before_after"] = plot_before_after(bars, names=(before_name, after_name), title=heading, note=note)
+        figures["before_after"] = plot_before_after(
+            bars,
+            names=(before_name, after_name),
+            condition=f"radius in {NORM_SIGNS[own[title].curve.threat.norm]}",
+            title=heading,
+            note=note,
+        )
         figures["recall"] = recall_figure(pair[0], own, note)
     return figures
 
@@ -300,7 +312,9 @@ def recall_figure(title: str, pair: Worst, note: str) -> Figure:
     bars = {f"{name}\n{counts[name]} images": (before[name], after[name]) for name in before}
     heading = f"{title}: recall of each class, without attack"
     unit = "recall over images (%)"
-    return plot_before_after(bars, names=(before_name, after_name), unit=unit, title=heading, note=note)
+    return plot_before_after(
+        bars, names=(before_name, after_name), unit=unit, condition="true class", title=heading, note=note
+    )
 
 
 def _class_counts(record: WorstCase) -> dict[str, int]:

@@ -104,6 +104,7 @@ def plot_before_after(
     *,
     names: tuple[str, str] = ("plain", "hardened"),
     unit: str = "accuracy (%)",
+    condition: str = "",
     title: str,
     note: str = "",
 ) -> Figure:
@@ -113,6 +114,7 @@ def plot_before_after(
         bars: condition -> shares 0..1 before and after; None where there is none.
         names: of the two models.
         unit: what the vertical axis shows.
+        condition: what the horizontal one shows.
     """
     figure, axes = axes_of(size=(max(5.4, 1.1 * len(bars) + 2.4), 4.2))
     places = np.arange(len(bars))
@@ -122,7 +124,7 @@ def plot_before_after(
         texts = ["-" if np.isnan(height) else f"{height:.1f}" for height in heights]
         axes[0, 0].bar_label(drawn, texts, fontsize=9, padding=1)
     axes[0, 0].set_xticks(places, list(bars), fontsize=9)
-    axes[0, 0].set(ylabel=unit)
+    axes[0, 0].set(xlabel=condition, ylabel=unit)
     percent_axis(axes[0, 0])
     axes[0, 0].grid(axis="x", visible=False)
     axes[0, 0].legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -34,6 +35,8 @@ _STYLE: Any = {
     "grid.alpha": 0.25,
     "figure.constrained_layout.use": True,
 }
+# tables of notebooks show their cells whole: pandas would cut off what a check has measured
+pd.set_option("display.max_colwidth", None)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

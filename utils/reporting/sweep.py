@@ -55,9 +55,14 @@ def frame(
     *,
     label: int,
     eps: float,
+    attack: str,
     notes: Sequence[str],
 ) -> Figure:
-    """One frame of :func:`sweep`: a pair of slice and answer for each model."""
+    """One frame of :func:`sweep`: a pair of slice and answer for each model.
+
+    Args:
+        attack: its title.
+    """
     figure, (axes,) = axes_of(1, 2 * len(found), size=(4.5 * len(found), 3.4), width_ratios=(1.15, 1) * len(found))
     for number, (title, (images, probabilities)) in enumerate(found.items()):
         picture, bars = axes[2 * number : 2 * number + 2]
@@ -65,8 +70,14 @@ def frame(
         picture.axis("off")
         _draw_answer(bars, probabilities[step].tolist(), classes, label)
         picture.set_title(display_name(title))
-    size = f"changed by at most {radius_label(eps)} a pixel" if eps else "no attack"
-    return finish(figure, f"True class {classes[label]}, {size}", *notes)
+    size = f"{attack} changes each pixel by at most {radius_label(eps)}" if eps else "not attacked yet"
+    return finish(figure, f"True class {classes[label]} (blue); {size}", *notes)
+
+
+def turned_at(chances: torch.Tensor, label: int, epsilons: Sequence[float] = EPSILONS) -> str:
+    """The first radius at which the answers, R x K, are wrong, in words."""
+    wrong = torch.nonzero(chances.argmax(1) != label)[:, 0]
+    return f"misclassified from {radius_label(epsilons[int(wrong[0])])} on" if len(wrong) else "always right"
 
 
 def _draw_answer(ax: Axes, chances: Sequence[float], classes: Sequence[str], label: int) -> None:
