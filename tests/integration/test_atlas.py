@@ -354,7 +354,8 @@ def test_a_verdict_on_hardening_needs_an_interval_beside_zero(found) -> None:
 
 def test_the_sheet_shows_every_kind_at_every_severity(bench: Bench, tmp_path: Path) -> None:
     figure = reporting.Atlas(bench, tmp_path).sheet()
-    assert len(figure.axes) == 6 * len(CORRUPTIONS) and (tmp_path / "corruptions.png").is_file()
+    # as scanned, five severities, and what the last changed
+    assert len(figure.axes) == 7 * len(CORRUPTIONS) and (tmp_path / "corruptions.png").is_file()
 
 
 def test_a_vote_is_shown_with_and_without_the_reweighed_attack() -> None:

@@ -89,7 +89,7 @@ def plot_directions(found: targets.TargetsFound, note: str = "") -> Figure:
         for name, direction in found.directions.items():
             shares = getattr(direction, side)
             value, low, high = (100 * np.array(part, dtype=float) for part in _bounds(shares))
-            style = {"color": HUES[name], "marker": _MARKS[name], "capsize": 3}
+            style = {"color": HUES[name], "marker": _MARKS[name], "capsize": 3, "clip_on": False}
             ax.errorbar(
                 levels,
                 value,
@@ -145,7 +145,7 @@ def plot_regions(found: regions.RegionsFound, note: str = "") -> Figure:
             ax.plot(levels, [100 * share for share in own[part].misclassified], label=label, **line_style(number))
         ax.set_title(name)
         _shares_by_radius(ax, levels)
-    axes[0, 0].set_ylabel("right slices that are misclassified (%)")
+    axes[0, 0].set_ylabel("correctly classified slices\nthat are misclassified under attack (%)")
     legend_of_curves(axes[0, 1])
     return finish(figure, "PGD that may change only a part of the slice", note)
 
@@ -185,7 +185,7 @@ def plot_universal(found: universal.UniversalFound, note: str = "") -> Figure:
             ax.plot(levels, [100 * share for share in shares], label=source, **line_style(number))
         ax.set(xlabel="eps (/255, L-infinity)", title=f"asked: {name}", xticks=levels)
         percent_axis(ax)
-    axes[1, 0].set_ylabel("right slices misclassified (%)")
+    axes[1, 0].set_ylabel("correctly classified slices\nthat it misclassifies (%)")
     axes[1, 1].legend(fontsize=8, title="change", title_fontsize=8)
     fitted = f"fitted on {found.fitted_on} slices of training patients"
     return finish(figure, "One change for all slices of all patients", fitted, note)
@@ -262,13 +262,17 @@ def plot_noticed(found: foreign.ForeignFound, note: str = "") -> Figure:
     levels = grey_levels([0.0, *found.radii])
     for ax, (name, detectors) in zip(axes[0], found.detectors.items()):
         for number, (title, watched) in enumerate(detectors.items()):
-            ax.plot(levels, [100 * share for share in watched.fooled], label=title, **line_style(number))
+            shares = [100 * share for share in watched.fooled]
+            ax.plot(levels, shares, label=title, clip_on=False, **line_style(number))
         ax.set(xlabel="eps (/255, L-infinity)", title=name, xticks=levels)
         percent_axis(ax)
     axes[0, 0].set_ylabel("misclassified and accepted at once (%)")
     legend_of_curves(axes[0, 1])
-    said = "right slices; a detector accepts 95 % of the validation slices; the attack knows model and detector"
-    return finish(figure, "Detectors do not stop somebody who knows them", said, note)
+    said = "correctly classified slices; a detector accepts 95 % of the validation slices; the attack knows both"
+    own = [{tuple(watched.fooled) for watched in detectors.values()} for detectors in found.detectors.values()]
+    some = any(len(curves) < len(detectors) for curves, detectors in zip(own, found.detectors.values()))
+    notes = "; ".join(filter(None, ["equal curves hide each other" if some else "", note]))
+    return finish(figure, "Detectors do not stop somebody who knows them", said, notes)
 
 
 def plot_scans(found: scans.ScansFound, note: str = "") -> Figure:
@@ -310,13 +314,19 @@ def plot_brackets(found: bracket.BracketFound, note: str = "") -> Figure:
         ax.plot([], [], color=hue, linewidth=2, label=said)
     ax.plot([], [], "^", color="grey", label="certified to bear")
     ax.plot([], [], "v", color="grey", label="turned by an attack")
-    ax.plot([], [], "_", color="grey", label="by none that was tried")
+    if any(one.upper is None for one in sure):
+        ax.plot([], [], "_", color="grey", label="no attack turned it")
     ax.axhline(found.longest, color="grey", linestyle=":", label="longest certificate\nof so many copies")
-    ax.set(yscale="log", ylabel="L2 length over all slices", xlabel="test patients", xticks=[])
+    ax.set(
+        yscale="log",
+        ylabel="L2 length of a change of all slices\n(pixels in [0, 1])",
+        xlabel="test patients",
+        xticks=[],
+    )
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     said = (
         f"trained on noise of {found.sigma}, {found.samples} copies a patient, error {found.error:g}; "
-        f"{len(found.patients) - len(sure)} of {len(found.patients)} get no certificate"
+        f"{len(sure)} of {len(found.patients)} patients get a certificate"
     )
     return finish(figure, "Between which bounds each patient's answer lies", said, note)
 
@@ -361,15 +371,19 @@ def corruption_sheet(slices: torch.Tensor, note: str = "") -> Figure:
     Args:
         slices: 1 x 1 x H x W in [0, 1].
     """
-    figure, axes = axes_of(len(CORRUPTIONS), len(SEVERITIES) + 1, size=(5.6, 0.88 * len(CORRUPTIONS)))
+    figure, axes = axes_of(len(CORRUPTIONS), len(SEVERITIES) + 2, size=(6.4, 0.88 * len(CORRUPTIONS)))
     for row, kind in zip(axes, CORRUPTIONS):
         shown = [slices, *(corrupt_slices(slices, kind, severity, generator(0, kind)) for severity in SEVERITIES)]
         for ax, image in zip(row, shown):
             ax.imshow(image[0, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+        row[-1].imshow((shown[-1] - slices)[0, 0].numpy(), cmap="RdBu_r", vmin=-0.5, vmax=0.5)
+        for ax in row:
             ax.set_xticks([])
             ax.set_yticks([])
             ax.grid(False)
         row[0].set_ylabel(kind, rotation=0, ha="right", va="center", fontsize=7)
-    for ax, title in zip(axes[0], ["as scanned", *(f"severity {severity}" for severity in SEVERITIES)]):
+    last = f"change at {SEVERITIES[-1]}"
+    for ax, title in zip(axes[0], ["as scanned", *(f"severity {severity}" for severity in SEVERITIES), last]):
         ax.set_title(title, fontsize=7)
-    return finish(figure, "Scans that go wrong by themselves", "the middle slice of the first test patient", note)
+    said = "the middle slice of the first test patient; right: red where it became brighter, blue darker"
+    return finish(figure, "Scans that go wrong by themselves", said, note)

@@ -133,8 +133,8 @@ def regions_table(chapter: Chapter) -> str:
     )
     least = _percent(0.5**regions.HALVINGS)
     half += f"; {least} % is the least that is tried"
-    said = "right slices that are misclassified, %; smallest sufficient regions of one attack at "
-    said += f"{radius_label(regions.EPS)}: {half}"
+    said = "correctly classified slices that are misclassified under attack, %; "
+    said += f"smallest sufficient regions of one attack at {radius_label(regions.EPS)}: {half}"
     return markdown(header, rows) + _said(record, said)
 
 
@@ -146,7 +146,8 @@ def universal_table(chapter: Chapter) -> str:
         for name, sources in found.misclassified.items()
         for source, shares in sources.items()
     ]
-    said = f"fitted on {found.fitted_on} slices of training patients; right test slices that are misclassified, %"
+    said = f"fitted on {found.fitted_on} slices of training patients; "
+    said += "correctly classified test slices that it misclassifies, %"
     return markdown(["asked", "change", *map(radius_label, found.radii)], rows) + _said(record, said)
 
 
