@@ -261,12 +261,15 @@ def hardening_cams(
 ) -> list[tuple]:
     """Heat maps on the same slices: the clean model's without and under attack, the hardened model's under attack."""
     right, _ = right_and_wrong([clean], test, device=device)
+    attacked = f"{attack[0].title},\n{radius_label(attack[1])}"
+
+    def row(model: MRIClassifier, words: str, by: tuple[Attack, float] | None) -> tuple:
+        return explain(model, test, right, name=with_cells(words, model, test), device=device, attack=by)
+
     return [
-        explain(clean, test, right, name=with_cells("plain", clean, test), device=device),
-        explain(clean, test, right, name=with_cells("plain,\nattacked", clean, test), device=device, attack=attack),
-        explain(
-            hardened, test, right, name=with_cells("hardened,\nattacked", hardened, test), device=device, attack=attack
-        ),
+        row(clean, "not hardened,\nno attack", None),
+        row(clean, f"not hardened,\n{attacked}", attack),
+        row(hardened, f"hardened,\n{attacked}", attack),
     ]
 
 

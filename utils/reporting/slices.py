@@ -155,7 +155,7 @@ def plot_grad_cam(
             _show(ax, image[0])
             # where the map is zero the slice stays as it is
             shown = ax.imshow(heat, cmap="inferno", alpha=0.7 * np.clip(heat, 0, 1), vmin=0, vmax=1)
-            ax.set_title(caption, fontsize=9)
+            ax.set_title(caption if np.any(heat > 0) else f"{caption}, no heat", fontsize=9)
         row_axes[0].set_ylabel(name, fontsize=9)
     bar = figure.colorbar(plt.cm.ScalarMappable(shown.norm, shown.cmap), ax=axes, shrink=0.6, aspect=30)
     bar.set_label("weight for the answer, share of the map's maximum", fontsize=9)
