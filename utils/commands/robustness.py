@@ -61,8 +61,7 @@ def main(
         attack: one attack instead of a suite, such as ifgsm, pgd_t, MIFGSM or OnePixel; a wrong name shows all.
         steps: of that attack; queries of square; epochs over training images of universal.
         restarts: of that attack.
-        option: what only that attack knows, as NAME=VALUE: target=healthy, part=ventricles, mask=FILE,
-            samples=10, images=512, c=2.
+        option: what only that attack knows, as NAME=VALUE: target=healthy, part=ventricles, mask=FILE, images=512.
         epsilons: radii, such as 1/255 or 0.005, or L2 lengths, or numbers of pixels; without it the norm's grid.
         norm: of the radii.
         untied: attack three colour planes of this side instead of the grey image.
@@ -90,8 +89,8 @@ def main(
     device = pick_device()
     classifier = _load(workspace, folder, stored, splits).to(device)
     test = splits.test.balanced_subset(max_images) if max_images else splits.test
-    what = single.title if single else f"suite {suite}"
-    print(f"{folder.name}, {what}, {threat.title}, {len(test)} test images on {device}", flush=True)
+    what = f"{single.title if single else f'suite {suite}'}, {threat.title}"
+    print(f"{folder.name}, {what}, {len(test)} test images on {device}", flush=True)
     found = evaluate_robustness(
         classifier,
         test,

@@ -117,11 +117,9 @@ def evaluate_robustness(
             :func:`utils.evaluation.worst_case.robustness_curve`.
     """
     attacks = check_suite(suite) if attack is None else (attack,)
-    if attack is not None and isinstance(model, Vote):
-        raise ValueError("a vote is attacked by a suite, through stand-ins for its rule: leave --attack out")
+    if isinstance(model, Vote):
+        _check_vote(attack, compiled)
     epsilons = GRIDS[(threat or Threat()).norm] if epsilons is None else epsilons
-    if compiled and isinstance(model, Vote):
-        raise ValueError("a vote is attacked through many models, each of which would be compiled: leave --compile out")
     curve, table = _attacked(
         model,
         images,
@@ -158,6 +156,13 @@ def evaluate_robustness(
         "compiled": compiled,
     }
     return judged.model_copy(update=told | ({"vote": table} if table else {}))
+
+
+def _check_vote(attack: Attack | None, compiled: bool) -> None:
+    if attack is not None:
+        raise ValueError("a vote is attacked by a suite, through stand-ins for its rule: leave --attack out")
+    if compiled:
+        raise ValueError("a vote is attacked through many models, each of which would be compiled: leave --compile out")
 
 
 def _attacked(
