@@ -85,8 +85,7 @@ def main(
     single = _attack(attack, steps, restarts, option, norm, stored.classes or ())
     target = out or record_path(folder, _name(attack, steps, restarts, option) if attack else suite, threat, max_images)
     check_writable(target)
-    splits = load_splits(workspace.data_dir)
-    device = pick_device()
+    splits, device = load_splits(workspace.data_dir), pick_device()
     classifier = _load(workspace, folder, stored, splits).to(device)
     test = splits.test.balanced_subset(max_images) if max_images else splits.test
     what = f"{single.title if single else f'suite {suite}'}, {threat.title}"
