@@ -50,6 +50,7 @@ from utils.data.workspace import Workspace
 from utils.evaluation.examples import adversarial_examples
 from utils.evaluation.gate import Gate
 from utils.evaluation.robustness import SuiteRecord
+from utils.experiments.atlas.chapters import CHAPTERS
 from utils.experiments.folds import read_fold
 from utils.reporting.atlas import atlas_splits
 from utils.reporting.pages import suites_table, trained
@@ -366,18 +367,26 @@ def _predict_colin(folder: Path) -> None:
         assert abs(found[name] - stored[name]) < most
 
 
-def _atlas(folder: Path) -> None:
+def _atlas(command: str) -> Callable[[Path], None]:
     """On phantoms, two untrained models and one chapter; tests/integration/test_atlas.py measures all."""
-    data = _phantom_data(folder)
-    sides = atlas_splits(Workspace.open("", data_dir=str(data)), fold=0)
-    words = _arguments(ATLAS)
-    for option in ("--model", "--hardened"):
-        own = {"classes": sides.classes, "data": sides.info, "note": ""}
-        save_checkpoint(build_model("resnet34", image_size=32), own, folder / option.strip("-"))
-        words[words.index(option) + 1] = str(folder / option.strip("-"))
-    words[words.index("--out") + 1] = str(folder / "atlas")
-    assert atlas.main([*words, "--data", str(data), "--quick", "--chapters", "patients"]) == 0
-    assert (folder / "atlas" / "patients.png").is_file()
+
+    def run(folder: Path) -> None:
+        words, data = _arguments(command), _phantom_data(folder)
+        fold = int(words[words.index("--fold") + 1]) if "--fold" in words else -1
+        sides = atlas_splits(Workspace.open("", data_dir=str(data)), fold=fold)
+        for option in ("--model", "--hardened"):
+            own = {"classes": sides.classes, "data": sides.info, "note": ""}
+            save_checkpoint(build_model("resnet34", image_size=32), own, folder / option.strip("-"))
+            words[words.index(option) + 1] = str(folder / option.strip("-"))
+        words[words.index("--out") + 1] = str(folder / "atlas")
+        if "--chapters" in words:
+            first = words.index("--chapters")
+            assert set(words[first + 1 : words.index("--out")]) <= set(CHAPTERS)
+            del words[first : words.index("--out")]
+        assert atlas.main([*words, "--data", str(data), "--quick", "--chapters", "patients"]) == 0
+        assert (folder / "atlas" / "patients.png").is_file()
+
+    return run
 
 
 def _voila(folder: Path) -> None:
@@ -399,7 +408,6 @@ def _pages(folder: Path) -> None:
     assert {path: path.read_bytes() for path in before} == before
 
 
-ATLAS = next(command for command in COMMANDS if command.startswith("python -m utils atlas "))
 CALIBRATE = "python -m utils calibrate"
 PREDICT = "python -m utils predict SCAN --out answers"
 COLIN = "python -m utils predict /usr/share/mricron/templates/ch2.nii.gz --model ResNet34 --out assets/Predict"
@@ -415,6 +423,7 @@ HARDEN = "python -m utils search --backbone resnet34 --start checkpoints/ResNet3
 HARDEN += " --n-trials 20 --clean-floor 0.45"
 SLURM = "sbatch env/train.slurm --backbone resnet34 --set num_epochs=20"
 #: Read from the README itself: what matters is that whatever stands there is understood.
+ATLASES = [command for command in COMMANDS if command.startswith("python -m utils atlas ")]
 BENCHMARKS = [command for command in COMMANDS if command.startswith("python -m benchmarks.")]
 COMPARES = [command for command in COMMANDS if command.startswith("python -m utils recipes ")]
 COMBINES = [command for command in COMMANDS if command.startswith("python -m utils combine ")]
@@ -450,7 +459,7 @@ RUNNERS: dict[str, Callable[[Path], None]] = {
     **{command: _measured(command) for command in MEASURED},
     "python -m utils pages": _pages,
     "python -m utils spot-check": _spot_check,
-    ATLAS: _atlas,
+    **{command: _atlas(command) for command in ATLASES},
     CALIBRATE: _calibrate,
     PREDICT: _predict,
     COLIN: _predict_colin,

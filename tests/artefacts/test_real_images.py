@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,9 +26,14 @@ from utils.data.scans.volume import read_volume
 from utils.data.sets import load_splits
 from utils.data.sources import load_source
 from utils.data.subjects import Subjects
+from utils.data.workspace import Workspace
 from utils.evaluation.gate import ACCEPTED, GATE, REFUSED, TURNS, Gate
 from utils.evaluation.leak_audit import audit_splits
+from utils.evaluation.metrics import predict
+from utils.experiments.atlas.bench import open_bench
+from utils.experiments.atlas.chapters import read_chapter
 from utils.experiments.spot_check import IMAGES, check
+from utils.reporting.atlas import atlas_models, atlas_splits
 from utils.training.checkpoints import read_record
 
 COLIN = Path("/usr/share/mricron/templates")
@@ -123,6 +129,22 @@ def test_published_weights_stand_and_fall_as_recorded(folder: Path, prepared: Ca
     record = read_record(ROOT / folder)
     assert len(record.spot_check.paths) == IMAGES
     assert f"of {IMAGES} images as recorded" in check(ROOT / folder, prepared(record.data.protocol))
+
+
+def test_the_second_atlas_is_of_the_committed_models_and_they_err_as_recorded(prepared: Callable[[str], Path]) -> None:
+    workspace = Workspace.open(str(ROOT), data_dir=str(prepared("patient")))
+    splits, folder = atlas_splits(workspace), ROOT / "benchmarks" / "atlas_checkpoints"
+    bench = open_bench(atlas_models(workspace, "EfficientNetB0", "EfficientNetB0_atk", splits), splits)
+    for path in folder.glob("*.json"):
+        told, own = read_json(path)["facts"], bench.facts(path.stem)
+        assert told == json.loads(json.dumps(own)), path
+    found, ill = read_chapter(folder, "targets")[1], bench.questions().labels == 1
+    for name, direction in found.directions.items():
+        said = predict(bench.verdict(name), bench.questions()).argmax(1)
+        right = said == bench.questions().labels
+        # another processor may decide one patient on the edge otherwise
+        assert abs(int((right & ill).sum()) - direction.hidden[0].of) <= 1
+        assert abs(int((right & ~ill).sum()) - direction.invented[0].of) <= 1
 
 
 def test_the_committed_gate_knows_other_patients_and_nothing_foreign(prepared: Callable[[str], Path]) -> None:

@@ -27,6 +27,8 @@ from utils.training.record import SCHEMA, ModelRecord, VoteRecord, parse_record,
 MODELS = sorted(ROOT.glob("**/checkpoints/*/record.json"))
 #: Folders of experiments whose folds are kept.
 KINDS = ("benchmarks/cross_validation", "benchmarks/combinations")
+ATLASES = ("assets/Atlas", "benchmarks/atlas_checkpoints")
+CHAPTER_FILES = sorted(path for folder in ATLASES for path in ROOT.glob(f"{folder}/*.json"))
 OTHERS: list[tuple[type[Part], Path]] = [
     *((SuiteRecord, path) for path in sorted(ROOT.glob("**/checkpoints/*/robustness_*.json"))),
     *((FoldRecord, path) for folder in KINDS for path in sorted(ROOT.glob(f"{folder}/*/fold*.json"))),
@@ -34,7 +36,7 @@ OTHERS: list[tuple[type[Part], Path]] = [
     *((RunRecord, path) for path in sorted(ROOT.glob("benchmarks/recipes/*/*_seed*.json"))),
     *((Calibration, path) for path in sorted(ROOT.glob("checkpoints/*/calibration.json"))),
     *((Answer, path) for path in sorted(ROOT.glob("assets/Predict/*.json"))),
-    *((ChapterRecord, path) for path in sorted(ROOT.glob("assets/Atlas/*.json"))),
+    *((ChapterRecord, path) for path in CHAPTER_FILES),
     *((RecipesSummary, path) for path in sorted(ROOT.glob("benchmarks/recipes/*/summary.json"))),
 ]
 FOLDS = sorted(path.parent for folder in KINDS for path in ROOT.glob(f"{folder}/*/summary.json"))
@@ -85,9 +87,14 @@ def test_there_are_records_of_each_kind() -> None:
     assert len(MODELS) >= 14 and len({kind for kind, _ in OTHERS}) == 8
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_what_a_chapter_of_the_atlas_found_reads_as_its_type(name: str) -> None:
-    record, found = read_chapter(ROOT / "assets" / "Atlas", name)
+def test_the_atlas_has_all_chapters() -> None:
+    assert {path.stem for path in (ROOT / "assets" / "Atlas").glob("*.json")} == set(CHAPTERS)
+
+
+@pytest.mark.parametrize("path", CHAPTER_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_chapter_of_an_atlas_found_reads_as_its_type(path: Path) -> None:
+    name = path.stem
+    record, found = read_chapter(path.parent, name)
     assert json.loads(json.dumps(found.plain())) == record.found
     assert record.question == CHAPTERS[name].question and record.facts["section"] == name
 
