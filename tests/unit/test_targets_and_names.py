@@ -334,8 +334,10 @@ def test_a_tie_costs_the_attacker(net: nn.Module) -> None:
     stacks, labels = images.pixels(slice(None)).reshape(8, 8, 16, 16), images.labels[::8]
     model, reached = MeanOfSlices(net), {}
     for link in LINKS:
-        found = linked_pgd(model, stacks, labels, link=link, eps=EPS, steps=20)
-        reached[link] = margin(model(found), labels).mean().item()
+        # the best of some starts: one alone may end far below what its ball holds
+        starts = [torch.Generator().manual_seed(seed) for seed in range(4)]
+        found = [linked_pgd(model, stacks, labels, link=link, eps=EPS, steps=20, generator=own) for own in starts]
+        reached[link] = torch.stack([margin(model(own), labels) for own in found]).amax(0).mean().item()
     assert reached["free"] > reached["smooth"] > reached["shared"]
     with pytest.raises(ValueError, match="link must be one of"):
         link_matrix("loose", 3)

@@ -46,6 +46,7 @@ def loss_curve(record: Record) -> Figure:
     """Losses over epochs; of a vote, the validation losses of its members."""
     title = f"{_name(record)}: training"
     if isinstance(record, VoteRecord):
+        title = f"{_name(record)}: training of its members"
         unit = "validation loss (cross-entropy, nats)"
         return plot_member_curves(_histories(record), "validation_loss", title=title, unit=unit, note=record.note)
     training = record.trained
@@ -74,6 +75,7 @@ def accuracy_curve(record: Record) -> Figure:
     """Accuracies over epochs; of a vote, the robust validation accuracies of its members."""
     title = f"{_name(record)}: training"
     if isinstance(record, VoteRecord):
+        title = f"{_name(record)}: training of its members"
         unit = "validation accuracy, balanced, PGD-10 (%)"
         return plot_member_curves(
             _histories(record), "validation_robust_accuracy", title=title, unit=unit, note=record.note

@@ -122,7 +122,8 @@ def plot_member_curves(
     factor = 100 if "%" in unit else 1
     for index, (name, history) in enumerate(histories.items()):
         epochs = [entry["epoch"] + 1 for entry in history]
-        axes[0, 0].plot(epochs, [factor * entry[key] for entry in history], label=name, **line_style(index))
+        shown = [factor * entry[key] for entry in history]
+        axes[0, 0].plot(epochs, shown, label=name, clip_on=False, **line_style(index))
     axes[0, 0].set(xlabel="epoch", ylabel=unit)
     axes[0, 0].xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylim(bottom=0)

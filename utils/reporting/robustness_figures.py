@@ -345,8 +345,9 @@ def attacks_figure(records: Worst) -> Figure:
         for title, own in checked.items()
     }
     most = max(record.curve.n_images for record in records.values())
-    told = f"on the images of the gradient checks (how many); the tables are of up to {most}"
-    note = "; ".join([told, *_notes(records), *_doubts(records)])
+    told = f"on so many test images as stand in brackets, fewer than the up to {most} of the tables"
+    blank = "blank: not made" if len({frozenset(own) for own in alone.values()}) > 1 else ""
+    note = "; ".join(filter(None, [told, blank, *_notes(records), *_doubts(records)]))
     heading = f"Each attack alone at {' or '.join(radii)}"
     return plot_heat_map(alone, title=heading, rows="model (images)", columns="attack", note=note)
 
