@@ -22,7 +22,9 @@ from utils.data.sets import DataSplits, load_splits
 from utils.data.workspace import Workspace
 from utils.evaluation.by_patient import MeanOfSlices
 from utils.evaluation.calibration import CALIBRATION, Decision
+from utils.experiments.answer_records import Answer
 from utils.experiments.prediction import Predictor, answer_case, attacked_at
+from utils.reporting.answers import answers_found
 from utils.training.checkpoints import WEIGHTS, save_checkpoint
 from utils.training.config import TrainConfig
 from utils.training.loop import train
@@ -126,6 +128,11 @@ def test_a_folder_leaves_a_table_and_a_sheet(root: Path) -> None:
         table.loc["nothing", "reason"] == "it shows nothing" and "not for clinical use" in table.loc["case0", "warning"]
     )
     assert (root / "out" / "answers.png").is_file() and (root / "out" / "broken_answer.png").is_file()
+    answers = [Answer.model_validate(read_json(path)) for path in sorted((root / "out").glob("*_answer.json"))]
+    said = answers_found(answers)
+    assert said.startswith("2 of 4 cases got an answer") and "dementia: " in said and " test slices of " in said
+    known = [answer.model_copy(update={"of_such": None, "trained_on": 1}) for answer in answers if answer.answer]
+    assert answers_found(known).startswith("All cases got an answer: 2.") and "test slices" not in answers_found(known)
 
 
 def test_a_patient_is_asked_as_one(root: Path) -> None:

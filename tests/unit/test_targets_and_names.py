@@ -411,6 +411,14 @@ def test_one_change_for_all_runs_by_its_name_and_is_judged_like_every_attack(net
     assert len(list(tmp_path.iterdir())) == 2 * known
 
 
+def test_one_change_for_all_needs_no_parameters_in_the_model() -> None:
+    images = toy_images(64, seed=2)
+    images.images[:] = 128
+    images.labels[:] = 0
+    curve = robustness_curve(Linear4(), images, attack=Attack("universal", steps=5), epsilons=[0.3], fit_on=images)
+    assert curve.robust_accuracy == [1.0, 0.0]
+
+
 def test_an_attack_that_is_fitted_first_says_what_it_needs(net: nn.Module, batch) -> None:
     attack, test = Attack("universal"), toy_images(8, seed=8)
     with pytest.raises(ValueError, match="name them as fit_on"):

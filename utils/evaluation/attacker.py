@@ -103,7 +103,10 @@ class Attacker:
         key = (attack, eps, start)
         if key not in self._fitted:
             model = self.surrogates.get(attack.surrogate, self.model)
-            self._fitted[key] = attack.kind.fit(attack, model, self.fit_on, eps, self.threat.norm, self.seed + start)
+            norm, seed = self.threat.norm, self.seed + start
+            self._fitted[key] = attack.kind.fit(
+                attack, model, self.fit_on, eps=eps, norm=norm, seed=seed, device=self.device
+            )
         return self._fitted[key]
 
     def _answers(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:

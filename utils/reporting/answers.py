@@ -110,7 +110,8 @@ def answers_found(answers: Sequence[Answer]) -> str:
         turned = [answer.fragility.radius for answer in own if answer.fragility and answer.fragility.radius is not None]
         within = f" (within {radius_label(max(turned))} a pixel)" if turned else ""
         lines.append(f"{said}: {len(own)}, of which an attack turned {len(turned)} around{within}.")
-        lines += _how_such_turned_out(own[0])[:1]
+        known = next((answer for answer in own if answer.of_such), None)
+        lines += _how_such_turned_out(known)[:1] if known else []
     return "\n".join(lines)
 
 

@@ -32,7 +32,17 @@ class Universal(Kind):
     ) -> torch.Tensor:
         return (images + terms.learnt.to(images)).clamp(0, 1)
 
-    def fit(self, budget: Attack, model: nn.Module, images: ImageSet, eps: float, norm: str, seed: int) -> torch.Tensor:
+    def fit(
+        self,
+        budget: Attack,
+        model: nn.Module,
+        images: ImageSet,
+        *,
+        eps: float,
+        norm: str,
+        seed: int,
+        device: torch.device | str,
+    ) -> torch.Tensor:
         """The shift, 1 x 1 x H x W; see :func:`utils.attacks.universal.universal_perturbation`."""
         return universal_perturbation(
             model,
@@ -41,7 +51,7 @@ class Universal(Kind):
             norm=norm,
             epochs=budget.steps,
             seed=seed,
-            device=next(model.parameters()).device,
+            device=device,
         )
 
     def steps(self, budget: Attack) -> int:
