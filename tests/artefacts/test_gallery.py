@@ -41,6 +41,11 @@ def test_a_folder_of_ones_own_gets_a_page_with_its_notes(tmp_path: Path) -> None
     write_json(tmp_path / "checkpoints" / "ResNet34" / "record.json", {"note": "phantom demo, no medical meaning"})
     page = write_gallery(tmp_path).read_text(encoding="utf-8")
     assert page.index("my plot") < page.index("Loss by epoch") < page.index("ResNet34, hardened</h2>")
+    # of a run with one note it stands on top, before any figure
+    assert page.index("<strong>phantom demo, no medical meaning.</strong>") < page.index("<img")
+    write_json(tmp_path / "checkpoints" / "ResNet34_atk" / "record.json", {"note": "another"})
+    assert "<strong>" not in gallery(tmp_path) and '<a href="RESULTS.md">' in gallery(ROOT)
+    assert "Loss by epoch of the models that vote." in gallery(ROOT)
     assert "phantom demo, no medical meaning" in page and "Own&lt;1&gt;" in page and "Own<1>" not in page
     assert not re.search(r"https?://", page)
 
