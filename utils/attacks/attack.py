@@ -97,15 +97,7 @@ class Kind(ABC):
         """Adversarial images of the shape of ``images``, in [0, 1] and within ``terms.eps``."""
 
     def fit(
-        self,
-        budget: Attack,
-        model: nn.Module,
-        images: ImageSet,
-        *,
-        eps: float,
-        norm: str,
-        seed: int,
-        device: torch.device | str,
+        self, budget: Attack, model: nn.Module, images: ImageSet, terms: Terms, device: torch.device | str
     ) -> torch.Tensor:
         """What :attr:`Terms.fitted` is, of an attack that :attr:`fits`: learnt on images, once for each radius."""
         raise TypeError(f"{self.title_of(budget)} is not fitted on images")

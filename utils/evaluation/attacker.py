@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from utils.attacks.attack import Attack
+from utils.attacks.attack import Attack, Terms
 from utils.attacks.suites import Threat
 from utils.core.compiled import Compiled
 from utils.core.modes import eval_mode
@@ -103,10 +103,8 @@ class Attacker:
         key = (attack, eps, start)
         if key not in self._fitted:
             model = self.surrogates.get(attack.surrogate, self.model)
-            norm, seed = self.threat.norm, self.seed + start
-            self._fitted[key] = attack.kind.fit(
-                attack, model, self.fit_on, eps=eps, norm=norm, seed=seed, device=self.device
-            )
+            terms = Terms(eps, self.threat.norm, torch.Generator().manual_seed(self.seed + start))
+            self._fitted[key] = attack.kind.fit(attack, model, self.fit_on, terms, self.device)
         return self._fitted[key]
 
     def _answers(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:

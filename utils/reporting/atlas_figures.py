@@ -269,9 +269,9 @@ def plot_noticed(found: foreign.ForeignFound, note: str = "") -> Figure:
     axes[0, 0].set_ylabel("misclassified and accepted at once (%)")
     legend_of_curves(axes[0, 1])
     said = "correctly classified slices; a detector accepts 95 % of the validation slices; the attack knows both"
-    own = [{tuple(watched.fooled) for watched in detectors.values()} for detectors in found.detectors.values()]
-    some = any(len(curves) < len(detectors) for curves, detectors in zip(own, found.detectors.values()))
-    notes = "; ".join(filter(None, ["equal curves hide each other" if some else "", note]))
+    curves = [[tuple(watched.fooled) for watched in detectors.values()] for detectors in found.detectors.values()]
+    hidden = "equal curves hide each other" if any(len(set(own)) < len(own) for own in curves) else ""
+    notes = "; ".join(filter(None, [hidden, note]))
     return finish(figure, "Detectors do not stop somebody who knows them", said, notes)
 
 

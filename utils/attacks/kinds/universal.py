@@ -33,24 +33,16 @@ class Universal(Kind):
         return (images + terms.learnt.to(images)).clamp(0, 1)
 
     def fit(
-        self,
-        budget: Attack,
-        model: nn.Module,
-        images: ImageSet,
-        *,
-        eps: float,
-        norm: str,
-        seed: int,
-        device: torch.device | str,
+        self, budget: Attack, model: nn.Module, images: ImageSet, terms: Terms, device: torch.device | str
     ) -> torch.Tensor:
         """The shift, 1 x 1 x H x W; see :func:`utils.attacks.universal.universal_perturbation`."""
         return universal_perturbation(
             model,
             images.balanced_subset(budget.options.get("images", _IMAGES)),
-            eps=eps,
-            norm=norm,
+            eps=terms.eps,
+            norm=terms.norm,
             epochs=budget.steps,
-            seed=seed,
+            seed=terms.seed,
             device=device,
         )
 
