@@ -23,6 +23,8 @@ def test_the_committed_page_shows_every_committed_figure_with_words() -> None:
     assert {(ROOT / "assets" / name).resolve() for name, _ in shown} == {path.resolve() for path in figures}
     assert all(Path(name).stem in CAPTIONS for name, _ in shown)
     assert page == gallery(ROOT) and "not for clinical use" in page
+    # an experiment by what it began with, its folder behind that
+    assert ">Folds of ResNet34, 64 px <small>(resnet34_64px)</small></h2>" in page
 
 
 def test_the_committed_animation_is_small_and_its_record_tells_its_answers() -> None:

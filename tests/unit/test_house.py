@@ -119,7 +119,9 @@ def test_verbs_are_listed_and_unknown_ones_refused(capsys) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
     assert all(verb in said for verb in VERBS)
-    assert main(["predikt"]) == 2 and "no verb 'predikt'; there are prepare" in capsys.readouterr().err
+    assert main(["predikt"]) == 2
+    assert "no verb 'predikt'; did you mean predict? there are prepare" in capsys.readouterr().err
+    assert main(["xyz"]) == 2 and "no verb 'xyz'; there are prepare" in capsys.readouterr().err
 
 
 def test_the_page_of_the_code_lists_the_verbs_and_the_packages() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 
 from utils.commands.boundary import MISUSED
@@ -48,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(usage())
         return 0
     if verb not in VERBS:
-        print(f"error: no verb {verb!r}; there are {', '.join(VERBS)}", file=sys.stderr)
+        near = get_close_matches(verb, VERBS, 1)
+        meant = f"; did you mean {near[0]}?" if near else ";"
+        print(f"error: no verb {verb!r}{meant} there are {', '.join(VERBS)}", file=sys.stderr)
         return MISUSED
     return import_module(f"utils.commands.{VERBS[verb][0]}").main(rest)

@@ -6,7 +6,11 @@ import html
 import os
 from pathlib import Path
 
+from utils.core.parts import read_part
 from utils.core.paths import atomic_write, read_json
+from utils.experiments.budget import describe_start
+from utils.experiments.fold_records import FoldsSummary
+from utils.experiments.folds import SUMMARY
 from utils.experiments.records import display_name, known_titles
 
 #: What each figure shows, by file name, or by folder and name where one folder shows something else.
@@ -98,8 +102,9 @@ def gallery(root: Path) -> str:
         raise FileNotFoundError(f"no figures in {assets}; run the notebooks first")
     order = known_titles()
     names = sorted(groups, key=lambda name: (order.index(name) if name in order else -1, name))
-    contents = "".join(f'<li><a href="#{_id(name)}">{_title(name)}</a></li>' for name in names)
-    sections = "\n".join(_section(root, name, groups[name]) for name in names)
+    titles = {name: _title(name, groups[name][0].parent) for name in names}
+    contents = "".join(f'<li><a href="#{_id(name)}">{titles[name]}</a></li>' for name in names)
+    sections = "\n".join(_section(root, name, titles[name], groups[name]) for name in names)
     return _PAGE.format(source=_source(root), contents=f"<ul>{contents}</ul>", sections=sections)
 
 
@@ -124,16 +129,23 @@ def _id(name: str) -> str:
     return html.escape(name.replace(" ", "-"))
 
 
-def _title(name: str) -> str:
-    return html.escape("The finding" if name == "." else display_name(name))
+def _title(name: str, folder: Path) -> str:
+    """The heading of a group: what an experiment began with, the name of a model, or that of a folder."""
+    if name == ".":
+        return "The finding"
+    if (folder / SUMMARY).is_file():
+        kind, _, own = name.rpartition(" ")
+        summary = read_part(FoldsSummary, folder / SUMMARY, "it is made by python -m utils folds or combine")
+        return f"{kind.capitalize()} {html.escape(describe_start(summary))} <small>({html.escape(own)})</small>"
+    return html.escape(display_name(name))
 
 
-def _section(root: Path, name: str, paths: list[Path]) -> str:
+def _section(root: Path, name: str, title: str, paths: list[Path]) -> str:
     record = root / "checkpoints" / name / "record.json"
     note = read_json(record).get("note", "") if record.is_file() else ""
     said = f'<p class="note">{html.escape(note)}</p>' if note else ""
     figures = "\n".join(_figure(root / "assets", path) for path in paths)
-    return f'<h2 id="{_id(name)}">{_title(name)}</h2>\n{said}\n{figures}'
+    return f'<h2 id="{_id(name)}">{title}</h2>\n{said}\n{figures}'
 
 
 def _figure(assets: Path, path: Path) -> str:
