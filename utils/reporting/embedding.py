@@ -62,13 +62,17 @@ def embed(images: ImageSet, *, seed: int = 0, note: str = "") -> Embedding:
     from sklearn.decomposition import PCA  # slow to import
     from sklearn.manifold import TSNE
     from sklearn.neighbors import NearestNeighbors
+    from threadpoolctl import threadpool_limits
 
     images = _few_patients(images, seed)
     components = min(_COMPONENTS, len(images) - 1)
     perplexity = min(_PERPLEXITY, (len(images) - 1) / 3)
-    pixels = PCA(components, random_state=seed).fit_transform(raw_pixels(images).astype(np.float32))
-    nearest = NearestNeighbors(n_neighbors=1).fit(pixels).kneighbors(return_distance=False)[:, 0]
-    places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(pixels)
+    pixels = raw_pixels(images).astype(np.float32)
+    # a thousand short steps, whose threads would wait for each other: beside other work they take six times as long
+    with threadpool_limits(1):
+        pixels = PCA(components, random_state=seed).fit_transform(pixels)
+        nearest = NearestNeighbors(n_neighbors=1).fit(pixels).kneighbors(return_distance=False)[:, 0]
+        places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(pixels)
     return Embedding(
         places=places.astype(float).round(2).tolist(),
         labels=images.labels.tolist(),
