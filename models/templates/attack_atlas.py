@@ -18,8 +18,7 @@ __SETUP__
 #
 # __INJECTED__
 #
-# In this repository's copy it names models of the folds, whose weights are not part of a clone. Without it the two of
-# `checkpoints/` are attacked; `records` must then be a folder of your own.
+# What `assets/Atlas/` holds of these two models is only read; `records` must be another folder for models of your own.
 
 # %% tags=["parameters"]
 model_name = "EfficientNetB0"  # a folder in checkpoints/, or the path of one

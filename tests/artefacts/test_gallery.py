@@ -20,6 +20,7 @@ def test_the_committed_page_shows_every_committed_figure_with_words() -> None:
     figures = [*(ROOT / "assets").rglob("*.png"), *(ROOT / "assets").rglob("*.gif")]
     figures += (ROOT / "benchmarks" / "cross_validation").glob("*/*.png")
     figures += (ROOT / "benchmarks" / "combinations").glob("*/*.png")
+    figures += (ROOT / "benchmarks" / "atlases").glob("*/*.png")
     assert {(ROOT / "assets" / name).resolve() for name, _ in shown} == {path.resolve() for path in figures}
     assert all(Path(name).stem in CAPTIONS for name, _ in shown)
     assert page == gallery(ROOT) and "not for clinical use" in page

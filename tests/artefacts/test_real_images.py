@@ -31,7 +31,7 @@ from utils.evaluation.gate import ACCEPTED, GATE, REFUSED, TURNS, Gate
 from utils.evaluation.leak_audit import audit_splits
 from utils.evaluation.metrics import predict
 from utils.experiments.atlas.bench import open_bench
-from utils.experiments.atlas.chapters import read_chapter
+from utils.experiments.atlas.chapters import CHAPTERS, read_chapter
 from utils.experiments.spot_check import IMAGES, check
 from utils.reporting.atlas import atlas_models, atlas_splits
 from utils.training.checkpoints import read_record
@@ -131,11 +131,13 @@ def test_published_weights_stand_and_fall_as_recorded(folder: Path, prepared: Ca
     assert f"of {IMAGES} images as recorded" in check(ROOT / folder, prepared(record.data.protocol))
 
 
-def test_the_second_atlas_is_of_the_committed_models_and_they_err_as_recorded(prepared: Callable[[str], Path]) -> None:
+def test_the_atlas_is_of_the_committed_models_and_they_err_as_recorded(prepared: Callable[[str], Path]) -> None:
     workspace = Workspace.open(str(ROOT), data_dir=str(prepared("patient")))
-    splits, folder = atlas_splits(workspace), ROOT / "benchmarks" / "atlas_checkpoints"
+    splits, folder = atlas_splits(workspace), ROOT / "assets" / "Atlas"
     bench = open_bench(atlas_models(workspace, "EfficientNetB0", "EfficientNetB0_atk", splits), splits)
-    for path in folder.glob("*.json"):
+    paths = sorted(folder.glob("*.json"))
+    assert len(paths) == len(CHAPTERS)
+    for path in paths:
         told, own = read_json(path)["facts"], bench.facts(path.stem)
         assert told == json.loads(json.dumps(own)), path
     found, ill = read_chapter(folder, "targets")[1], bench.questions().labels == 1

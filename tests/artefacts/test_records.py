@@ -27,7 +27,7 @@ from utils.training.record import SCHEMA, ModelRecord, VoteRecord, parse_record,
 MODELS = sorted(ROOT.glob("**/checkpoints/*/record.json"))
 #: Folders of experiments whose folds are kept.
 KINDS = ("benchmarks/cross_validation", "benchmarks/combinations")
-ATLASES = ("assets/Atlas", "benchmarks/atlas_checkpoints")
+ATLASES = ("assets/Atlas", "benchmarks/atlases/efficientnet_imagenet_64px")
 CHAPTER_FILES = sorted(path for folder in ATLASES for path in ROOT.glob(f"{folder}/*.json"))
 OTHERS: list[tuple[type[Part], Path]] = [
     *((SuiteRecord, path) for path in sorted(ROOT.glob("**/checkpoints/*/robustness_*.json"))),
@@ -87,8 +87,9 @@ def test_there_are_records_of_each_kind() -> None:
     assert len(MODELS) >= 14 and len({kind for kind, _ in OTHERS}) == 8
 
 
-def test_the_atlas_has_all_chapters() -> None:
-    assert {path.stem for path in (ROOT / "assets" / "Atlas").glob("*.json")} == set(CHAPTERS)
+@pytest.mark.parametrize("folder", ATLASES)
+def test_an_atlas_has_all_chapters(folder: str) -> None:
+    assert {path.stem for path in (ROOT / folder).glob("*.json")} == set(CHAPTERS)
 
 
 @pytest.mark.parametrize("path", CHAPTER_FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -13,6 +13,7 @@ from utils.data.workspace import Workspace
 from utils.experiments.folds import SUMMARY
 from utils.experiments.records import known_titles
 from utils.reporting.atlas import redraw_atlas
+from utils.reporting.atlas_figures import save_atlas
 from utils.reporting.combinations import save_combinations
 from utils.reporting.embedding import EMBEDDING, redraw_embedding
 from utils.reporting.figures import redraw
@@ -32,7 +33,7 @@ def main(
     hero: str | None = None,
     eps: Radius = 2 / 255,
 ) -> None:
-    """Draw the figures of the models, of the atlas and of the folds again, from their records.
+    """Draw the figures of the models, of the atlases and of the folds again, from their records.
 
     Args:
         root: holds checkpoints/ and assets/.
@@ -60,6 +61,8 @@ def main(
             print(save_figure(figure, path))
     if not models:
         print(*redraw_atlas(workspace, splits), sep="\n")
+        for folder in sorted(workspace.root.glob("benchmarks/atlases/*")):
+            print(*save_atlas(folder), sep="\n")
         for path in sorted(workspace.root.glob(f"assets/*/{EMBEDDING}")):
             print(redraw_embedding(path))
         for path in sorted(workspace.root.glob(f"benchmarks/cross_validation/*/{SUMMARY}")):

@@ -68,7 +68,9 @@ def plot_names(found: names.NamesFound, note: str = "") -> Figure:
         ordered = sorted(rows[norm], key=lambda row: -row.robust[HARDENED])
         for name, hue in HUES.items():
             shown = [100 * row.robust[name] for row in ordered]
-            ax.plot(shown, range(len(ordered)), _MARKS[name], color=hue, label=name, markersize=5)
+            # the first is larger, so that it shows behind an equal second
+            size = 7 if name == PLAIN else 4
+            ax.plot(shown, range(len(ordered)), _MARKS[name], color=hue, label=name, markersize=size)
             ax.axvline(100 * found.clean[name], color=hue, linestyle=":", linewidth=1)
         ax.set_yticks(range(len(ordered)), [row.title for row in ordered], fontsize=8)
         ax.set_title(f"within {ordered[0].within}", fontsize=9, loc="left")
@@ -90,13 +92,10 @@ def plot_directions(found: targets.TargetsFound, note: str = "") -> Figure:
             shares = getattr(direction, side)
             value, low, high = (100 * np.array(part, dtype=float) for part in _bounds(shares))
             style = {"color": HUES[name], "marker": _MARKS[name], "capsize": 3, "clip_on": False}
-            ax.errorbar(
-                levels,
-                value,
-                yerr=[value - low, high - value],
-                label=f"{name} (of {shares[0].of} found right)",
-                **style,
-            )
+            # a little beside each other, so that equal shares do not hide each other
+            beside = np.array(levels) * (0.97 if name == PLAIN else 1.03)
+            label = f"{name} (of {shares[0].of} found right)"
+            ax.errorbar(beside, value, yerr=[value - low, high - value], label=label, **style)
         ax.set_title(title)
         _shares_by_radius(ax, levels)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18))
@@ -282,7 +281,7 @@ def plot_scans(found: scans.ScansFound, note: str = "") -> Figure:
     place = np.arange(len(kinds))
     for name, hue in HUES.items():
         shown = [100 * found.corruptions[kind].error[name] for kind in kinds]
-        axes[0, 0].plot(shown, place, _MARKS[name], color=hue, label=name, markersize=6)
+        axes[0, 0].plot(shown, place, _MARKS[name], color=hue, label=name, markersize=8 if name == PLAIN else 5)
         axes[0, 0].axvline(100 * found.clean[name].error, color=hue, linestyle=":", linewidth=1)
     axes[0, 0].set_yticks(place, kinds)
     axes[0, 0].set_xlabel("balanced error by patient, mean over five severities (%)")

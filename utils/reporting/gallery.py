@@ -65,6 +65,7 @@ CAPTIONS = {
 _EXPERIMENTS = {
     "folds of": Path("benchmarks") / "cross_validation",
     "combination:": Path("benchmarks") / "combinations",
+    "atlas of": Path("benchmarks") / "atlases",
 }
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -86,7 +87,7 @@ figcaption, .note {{ color: #555; }}
 
 
 def gallery(root: Path) -> str:
-    """The page for all pictures below ``root / "assets"``, models in the order of all tables, and of cross-validation.
+    """The page for all pictures below ``root / "assets"``, models in the order of all tables, and of experiments.
 
     Raises:
         FileNotFoundError: there is no figure.
