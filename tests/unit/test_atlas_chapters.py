@@ -12,13 +12,27 @@ from tests.toy import HalfSpace, WeightedSum, toy_images
 from utils.core.reproducibility import generator
 from utils.data.stacks import patient_stacks
 from utils.evaluation.smoothing import certify
-from utils.experiments.atlas import bracket, regions, scans
+from utils.experiments.atlas import bracket, patients, regions, scans
 
 SIDE = 16
 
 
 def _bench(**budget: int) -> SimpleNamespace:
     return SimpleNamespace(seed=0, device="cpu", budget=SimpleNamespace(**budget), radii=tuple)
+
+
+# --- the patient as target ------------------------------------------------------------------------------------------
+
+
+def test_whom_a_narrower_change_turns_the_wider_one_turns_too() -> None:
+    alone = {"free": [0.3, 0.1, None, None], "smooth": [0.2, 0.2, 0.4, None], "shared": [0.1, None, 0.5, None]}
+    whom = {"patients": 4, "slices": 16, "ill": 2, "healthy": "Non", "others": "demented"}
+    found = patients.PatientsFound.model_validate({"whom": whom, "radii": [0.1], "smallest": {"plain": alone}})
+    nested = found.nested()["plain"]
+    assert nested == {"free": [0.1, 0.1, 0.4, None], "smooth": [0.1, 0.2, 0.4, None], "shared": alone["shared"]}
+    assert list(nested) == list(alone)
+    few = patients.PatientsFound.model_validate({"whom": whom, "radii": [0.1], "smallest": {"plain": {"free": []}}})
+    assert few.nested() == {"plain": {"free": []}}
 
 
 # --- the smallest region that suffices ------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def plot_patients(found: patients.PatientsFound, note: str = "") -> Figure:
     """Share of patients whose verdict is turned within each radius, by how their slices are tied."""
     figure, axes = axes_of(1, 2, size=(9.6, 3.8), sharey=True)
     levels = grey_levels(found.radii)
-    for ax, (name, links) in zip(axes[0], found.smallest.items()):
+    for ax, (name, links) in zip(axes[0], found.nested().items()):
         count = 0
         for number, (link, smallest) in enumerate(links.items()):
             reached = np.array(grey_levels(np.inf if radius is None else radius for radius in smallest))

@@ -156,13 +156,13 @@ def patients_table(chapter: Chapter) -> str:
     record, found = chapter
     shown = [eps for eps in found.radii if round(255 * eps, 6) in (1, 2, 4, 8)]
     rows = []
-    for name, links in found.smallest.items():
+    for name, links in found.nested().items():
         for link, smallest in links.items():
             reached = np.array([np.inf if radius is None else radius for radius in smallest])
             shares = [_percent(float((reached <= eps + 1e-9).mean())) if len(reached) else "-" for eps in shown]
             rows.append([name, LINKS[link], str(len(reached)), *shares, _median(reached)])
     header = ["model", "changes", "patients right", *map(radius_label, shown), "half are turned within"]
-    return markdown(header, rows) + _said(record, "verdicts turned, %; a better attack may turn more")
+    return markdown(header, rows) + _said(record, "verdicts turned, by this kind of change or a narrower one, %; a better attack may turn more")
 
 
 def _median(reached: np.ndarray) -> str:

@@ -29,6 +29,26 @@ class PatientsFound(Part):
     smallest: dict[str, dict[str, list[float | None]]]
     subjects: dict[str, list[int]] = Field(default_factory=dict)
 
+    def nested(self) -> dict[str, dict[str, list[float | None]]]:
+        """``smallest``, each link with what a narrower one found.
+
+        One change for all slices is also smooth, and a smooth one lies among the free: who is turned by it is turned
+        by the wider kind too, whose own attack may only have missed it.
+        """
+        found: dict[str, dict[str, list[float | None]]] = {}
+        for name, links in self.smallest.items():
+            known: list[float | None] = [None] * max(map(len, links.values()), default=0)
+            own = {}
+            for link in [link for link in reversed(LINKS) if link in links]:
+                known = [_least(pair) for pair in zip(known, links[link], strict=True)]
+                own[link] = known
+            found[name] = {link: own[link] for link in links}
+        return found
+
+
+def _least(radii: tuple[float | None, ...]) -> float | None:
+    return min((radius for radius in radii if radius is not None), default=None)
+
 
 def measure(bench: Bench) -> PatientsFound:
     """Attack each patient's verdict at growing radii."""
