@@ -258,3 +258,17 @@ def test_an_update_keeps_the_digest(data: Path, tmp_path: Path) -> None:
     update_record(tmp_path, extra=1)
     assert read_json(tmp_path / RECORD)["weights_sha256"] == digest
     assert torch.isfinite(load_checkpoint(tmp_path)[0].backbone.out.weight).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"recipe": "tradess"}, "recipe 'tradess' is not one of adversarial, trades"),
+        ({"recipe": "tradess", "start": "anywhere"}, "recipe 'tradess' is not one of"),
+        ({"recipe": "trades"}, "recipe trades hardens a trained model; give the folder of one as start"),
+    ],
+)
+def test_a_recipe_is_not_ignored(data: Path, tmp_path: Path, options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        _fit(data, tmp_path / "model", **options)
+    assert not (tmp_path / "model").exists()

@@ -172,6 +172,9 @@ def test_one_attack_by_name(root: Path, name: str, more: list[str], title: str) 
         (["--norm", "l0"], "is an attack in L-inf or L2, not in L0"),
         (["--attack", "reweighed"], "needs the members of a vote"),
         (["--attack", "ifgsm", "--steps", "0"], "steps must be a whole number of at least 1"),
+        (["--steps", "5"], "are of one attack: name it with --attack"),
+        (["--attack", "pgd", "--steps", "1.5"], "--steps takes a whole number, not 1.5"),
+        (["--epsilons", "1/255", "--max-images=3.2"], "--max-images takes a whole number, not 3.2"),
     ],
 )
 def test_a_bad_attack_is_refused_before_any_work(root: Path, more: list[str], said: str, capsys) -> None:

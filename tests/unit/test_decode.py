@@ -102,6 +102,8 @@ def test_transparent_pixels_lie_on_black_and_are_counted(tmp_path: Path, mode: s
     assert (grey[0] == 0).all() and (grey[1] == 40).all() and (grey[2:] == 200).all()
     raw = _set(tmp_path / "set", {"Mild_Demented/a.png": image})
     assert raw.info == {"transparent_images": 1} and any("1 images have transparent" in note for note in raw.notes)
+    # a number of Python: the prepared file is read without executing code, and holds nothing else
+    assert type(raw.info["transparent_images"]) is int
 
 
 @pytest.mark.parametrize("transparency", [None, 2, bytes([255, 255, 0])])
@@ -316,6 +318,44 @@ def test_sixteen_bit_tiffs_keep_their_bits_in_either_byte_order(tmp_path: Path, 
     pixels = _picture(high=4095, dtype=np.uint16)
     Image.fromarray(pixels.astype(order)).save(tmp_path / "deep.tif")
     assert np.array_equal(decode_grey(tmp_path / "deep.tif", intensity=(0, 65535)), np.rint(pixels / 257))
+
+
+def _tiff(pixels: np.ndarray, photometric: int) -> bytes:
+    """A little-endian TIFF of uint16 pixels H x W x C, uncompressed: 0 white is zero, 1 black is zero, 2 colour."""
+    height, width, channels = pixels.shape
+    data = pixels.astype("<u2").tobytes()
+    bits = 16 if channels == 1 else 8 + len(data)
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, channels, bits), (259, 3, 1, 1)]
+    entries += [(262, 3, 1, photometric), (273, 4, 1, 8), (277, 3, 1, channels), (278, 3, 1, height)]
+    entries += [(279, 4, 1, len(data))]
+    after = struct.pack(f"<{channels}H", *[16] * channels)
+    folder = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + b"\0" * 4
+    return b"II*\0" + struct.pack("<I", 8 + len(data) + len(after)) + data + after + folder
+
+
+def test_a_deep_tiff_whose_white_is_zero_is_no_negative(tmp_path: Path) -> None:
+    pixels = _picture(high=4095, dtype=np.uint16)
+    (tmp_path / "black.tif").write_bytes(_tiff(pixels[..., None], 1))
+    (tmp_path / "white.tif").write_bytes(_tiff(65535 - pixels[..., None], 0))
+    found = [decode_grey(tmp_path / name, intensity=(0, 4095)) for name in ("black.tif", "white.tif")]
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], np.rint(pixels / 4095 * 255))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_tiff_of_sixteen_bits_a_channel_is_not_cut_to_eight_unseen(tmp_path: Path, channels: int) -> None:
+    pixels = np.repeat(_picture(high=1023, dtype=np.uint16)[..., None], channels, axis=2)
+    (tmp_path / "deep.tif").write_bytes(_tiff(pixels, 2))
+    for read in (decode_grey, read_header):
+        with pytest.raises(ValueError, match="16 bits a channel, not plain grey; save it as"):
+            read(tmp_path / "deep.tif")
+
+
+@pytest.mark.parametrize("white", [1, 15, 63])
+def test_eight_bits_that_are_nearly_black_are_said(tmp_path: Path, white: int) -> None:
+    for number, folder in enumerate(("AD", "CN")):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(_picture(number, high=white)).save(tmp_path / folder / "a.png")
+    assert any(f"lowest {white + 1} of the 256 grey levels" in note for note in load_source(tmp_path).notes)
 
 
 @pytest.mark.parametrize(

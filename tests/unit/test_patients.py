@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from utils.commands.prepare import main
 from utils.data.neighbours import components, pooled_features, similar_pairs, weakest_links
@@ -205,6 +206,33 @@ def test_the_same_heads_scanned_twice_are_found_in_each_other(full_stacks: RawIm
     # as one source whose groups are the 24 stacks, it is refused
     subjects = find_subjects(both, np.tile(full_stacks.labels, 2))
     assert subjects.count in (12, 24) and (subjects.count == 12 or "scanned or cut twice" in " ".join(subjects.doubts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["turned", "upside down", "mirrored", "half a turn", "enlarged"])
+def test_copies_of_an_augmentation_are_found_and_refused(full_stacks: RawImages, change: str, tmp_path: Path) -> None:
+    changes: dict[str, Callable[[Image.Image], Image.Image]] = {
+        "turned": lambda image: image.rotate(8, Image.Resampling.BILINEAR),
+        "upside down": ImageOps.flip,
+        "mirrored": ImageOps.mirror,
+        "half a turn": lambda image: image.rotate(180),
+        "enlarged": lambda image: image.resize((142, 142)).crop((7, 7, 135, 135)),
+    }
+    copies = np.stack([np.asarray(changes[change](Image.fromarray(image))) for image in full_stacks.pixels])
+    names = [f"{full_stacks.classes[y]}/copy{n:04d}.png" for n, y in enumerate(full_stacks.labels)]
+    raw = replace(
+        full_stacks,
+        pixels=np.concatenate([full_stacks.pixels, copies]),
+        labels=np.tile(full_stacks.labels, 2),
+        paths=[*full_stacks.paths, *names],
+        folders=[""] * 2 * len(full_stacks),
+    )
+    subjects = group_by_subject(raw)
+    together = subjects.subject[: len(copies)] == subjects.subject[len(copies) :]
+    assert together.all() or "copies of an augmentation" in " ".join(subjects.doubts)
+    if not together.all():
+        with pytest.raises(ValueError, match="--accept-unverified-patients"):
+            split_and_save(raw, subjects, out=tmp_path)
 
 
 @pytest.mark.slow

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from cyclopts import App, Parameter
 from cyclopts.config import Yaml
@@ -62,7 +63,22 @@ class Command:
                 traceback.print_exc()
             return _said(_told(error), 1)
 
+    def _refuse_fractions(self, words: list[str]) -> None:
+        """An option that counts takes no fraction, which the library would round.
+
+        Raises:
+            ValueError: the option and what was given.
+        """
+        counts = {name for own in self.app.assemble_argument_collection() if _counts(own.hint) for name in own.names}
+        option = ""
+        for word in words:
+            name, _, value = word.partition("=") if word.startswith("--") else (option, "", word)
+            option = name
+            if option in counts and re.fullmatch(r"[+-]?\d*\.\d*[1-9]\d*", value):
+                raise ValueError(f"{option} takes a whole number, not {value}")
+
     def _call(self, words: list[str]) -> int:
+        self._refuse_fractions(words)
         self.app.config = ()
         if "--config" in words:
             place = words.index("--config")
@@ -88,6 +104,12 @@ class Command:
 def command(name: str) -> Callable[[Callable[..., int | None]], Command]:
     """Make a function the command ``name``, for instance ``python -m utils train``."""
     return lambda function: Command(function, name)
+
+
+def _counts(hint: Any) -> bool:
+    """Whether an option takes whole numbers and nothing else, one or several of them."""
+    kinds = [kind for kind in get_args(hint) if kind not in (type(None), ...)] if get_args(hint) else [hint]
+    return all(kind is int or (get_origin(kind) is tuple and _counts(kind)) for kind in kinds)
 
 
 def _misused(error: CycloptsError, words: Sequence[str]) -> str:

@@ -8,12 +8,14 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from utils.commands.boundary import command
-from utils.core.paths import DATASET_VARIABLES
+from utils.core.paths import DATASET_VARIABLES, check_folder
 from utils.data.preparation import describe, group_by_subject, split_and_save
 from utils.data.scans.cohort import ScanOptions
 from utils.data.sets import data_note
 from utils.data.sources import load_source
 from utils.data.splits import check_ratios
+from utils.data.subject_ids import own_pattern
+from utils.data.text_tables import read_text_table
 from utils.evaluation.leak_audit import audit, audit_table
 from utils.reporting.embedding import save_embedding
 from utils.reporting.leak import save_audit
@@ -59,6 +61,9 @@ def main(
     if seed < 0:
         raise ValueError(f"--seed must not be negative, but is {seed}")
     scans.mapping, scans.cut  # noqa: B018 - refused now, and not after the first head
+    _check_ids(subjects, subject_pattern)
+    for folder in filter(None, (out, audit_folder)):
+        check_folder(folder)
     raw = load_source(source, size=size, classes=list(classes) or None, scans=scans, scans_folder=out / "scans")
     patients = group_by_subject(raw, subjects, subject_pattern=subject_pattern, synthetic=synthetic)
     print(describe(raw, patients))
@@ -78,3 +83,11 @@ def main(
     if note := data_note(splits.info):
         print(f"Note: {note}")
     print(f"saved to {out}")
+
+
+def _check_ids(subjects: Path | None, subject_pattern: str | None) -> None:
+    """What names the patients can be read; said now, and not after all images are decoded."""
+    if subjects:
+        read_text_table(subjects)
+    if subject_pattern:
+        own_pattern(subject_pattern)

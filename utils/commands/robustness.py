@@ -27,6 +27,9 @@ from utils.experiments.records import load_vote
 from utils.training.checkpoints import checkpoint_folder, load_checkpoint, read_record
 from utils.training.record import ModelRecord, VoteRecord
 
+#: Of one attack, where nothing else is said.
+STEPS, RESTARTS = 20, 1
+
 
 @command("python -m utils robustness")
 def main(
@@ -36,8 +39,8 @@ def main(
     root: Path | None = None,
     suite: str = "standard",
     attack: str = "",
-    steps: int = 20,
-    restarts: int = 1,
+    steps: int = STEPS,
+    restarts: int = RESTARTS,
     option: tuple[str, ...] = (),
     epsilons: tuple[str, ...] = (),
     norm: Literal["linf", "l2", "l0"] = "linf",
@@ -133,8 +136,8 @@ def _attack(
             take.
     """
     if not name:
-        if option:
-            raise ValueError("--option is of one attack: name it with --attack")
+        if option or (steps, restarts) != (STEPS, RESTARTS):
+            raise ValueError("--option, --steps and --restarts are of one attack: name it with --attack")
         return None
     options: dict[str, Any] = {}
     for text in option:

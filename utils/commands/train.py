@@ -25,7 +25,7 @@ def main(
     weights: str = "scratch",
     trainable: Trainable = "all",
     start: Path | None = None,
-    recipe: str = "adversarial",
+    recipe: str | None = None,
     set: tuple[str, ...] = (),
     overwrite: bool = False,
 ) -> None:
@@ -39,7 +39,7 @@ def main(
         weights: scratch, pretrained, or the path of a weights file.
         trainable: all, head, or the head and the last N blocks.
         start: folder of the model to harden; without it a new one is trained.
-        recipe: how to harden: adversarial, trades, mart or n_fgsm.
+        recipe: how to harden the model of --start: adversarial, trades, mart or n_fgsm; without it adversarial.
         set: settings of the training and of the recipe as NAME=VALUE, such as num_epochs=20 or eps=2/255; an epoch
             takes 8 random slices of each patient unless slices_per_patient says otherwise.
         overwrite: replace a finished model.

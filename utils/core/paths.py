@@ -129,6 +129,19 @@ def check_writable(target: Path) -> None:
         raise OSError(f"{target} cannot be written ({error.strerror or error}); choose another place") from error
 
 
+def check_folder(folder: Path) -> None:
+    """As :func:`check_writable` for a folder that is yet to be made, and without making it.
+
+    Raises:
+        OSError: a file is in its way, or nothing may be written there.
+    """
+    place = next(own for own in (Path(folder).absolute(), *Path(folder).absolute().parents) if own.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"{folder} cannot be made, for {place} is a file; choose another folder")
+    if not os.access(place, os.W_OK):
+        raise PermissionError(f"{folder} cannot be made, for nothing may be written to {place}; choose another folder")
+
+
 def write_json(target: Path, content: Any) -> None:
     """Write ``content`` as readable JSON, atomically, a list of numbers on one line. NaN and infinity are refused."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from tqdm.auto import tqdm
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
@@ -32,6 +33,8 @@ _COLOUR_TOLERANCE = 8
 _TURNED = range(2, 9)
 # a PNG may store its orientation behind its pixels
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"adobe.xmp")
+#: Where nearly all pixels are darker than this grey level, hardly any contrast is left.
+_DARK = 64
 _WORKERS = 4
 _BLOCK = 1024
 
@@ -134,7 +137,16 @@ def decode(path: Path) -> Picture:
     with _open(path) as image:
         image.load()
         upright = ImageOps.exif_transpose(image) if _orientation(image) in _TURNED else image
-        return _deep_picture(upright) if image.mode.startswith("I") else _picture(upright)
+        if not image.mode.startswith("I"):
+            return _picture(upright)
+        # the library turns white-is-zero around for 8 bits alone
+        negative = _tiff(image, PHOTOMETRIC_INTERPRETATION, 1) == 0
+        return _deep_picture(upright, negative=negative)
+
+
+def _tiff(image: Image.Image, tag: int, other: Any) -> Any:
+    """What a TIFF says of itself; ``other`` where it says nothing, and of other formats."""
+    return getattr(image, "tag_v2", {}).get(tag, other)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -155,6 +167,11 @@ def _open(path: Path) -> Iterator[Image.Image]:
             raise ValueError(f"{width} x {height} pixels, more than the limit of {LARGEST_PIXELS:,}")
         if min(width, height) < SMALLEST_SIDE:
             raise ValueError(f"{width} x {height} pixels, but no side may have fewer than {SMALLEST_SIDE}")
+        bits = max(_tiff(image, BITSPERSAMPLE, (1,)))
+        if bits > 8 and not image.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"a TIFF with {bits} bits a channel, not plain grey; save it as 16-bit grey or with 8 bits"
+            )
         if image.mode == "F":
             raise ValueError("pixels are fractions, whose range is not known; save it as 16-bit grey or with 8 bits")
         yield image
@@ -183,11 +200,11 @@ def _bombs_raise() -> Iterator[None]:
         yield
 
 
-def _deep_picture(image: Image.Image) -> Picture:
+def _deep_picture(image: Image.Image, *, negative: bool = False) -> Picture:
     values = np.asarray(image)
     if values.size and (values.min() < 0 or values.max() > 65535):
         raise ValueError(f"pixels from {values.min()} to {values.max()} do not fit 16 bits; save it as 16-bit grey")
-    pixels = values.astype(np.uint16)
+    pixels = 65535 - values.astype(np.uint16) if negative else values.astype(np.uint16)
     hidden = pixels == image.info.get("transparency", -1)
     pixels[hidden] = 0
     return Picture(pixels, coloured=False, transparent=bool(hidden.any()))
@@ -204,7 +221,7 @@ def _picture(image: Image.Image) -> Picture:
 def _on_black(image: Image.Image) -> tuple[Image.Image, bool]:
     full = image.convert("RGBA")
     alpha = full.getchannel("A")
-    return Image.composite(full.convert("RGB"), Image.new("RGB", full.size), alpha), np.asarray(alpha).min() < 255
+    return Image.composite(full.convert("RGB"), Image.new("RGB", full.size), alpha), bool(np.asarray(alpha).min() < 255)
 
 
 def _is_coloured(image: Image.Image) -> bool:
@@ -304,6 +321,11 @@ def _note_sizes(decoded: Decoded, headers: list[Header], shape: tuple[int, int])
 
 def _note_intensity(decoded: Decoded, headers: list[Header], intensity: tuple[int, int]) -> None:
     deep = np.array([header.deep for header in headers])
+    if not deep.all() and (top := _common_top(decoded.pixels, ~deep)) < _DARK:
+        decoded.notes.append(
+            f"Of the 8-bit images' pixels 99.9 % lie in the lowest {top + 1} of the 256 grey levels; they were kept as "
+            "they are, nearly black. If white is less than 255 in these files, scale them and prepare again."
+        )
     if not deep.any():
         return
     low, high = intensity
@@ -315,7 +337,7 @@ def _note_intensity(decoded: Decoded, headers: list[Header], intensity: tuple[in
             f"The other {len(deep) - count} images have 8 bits and were kept: brightness cannot be compared "
             "between the two kinds, and a classifier may tell them apart by it."
         )
-    if low < high and (top := _common_top(decoded.pixels, deep)) < 64:
+    if low < high and (top := _common_top(decoded.pixels, deep)) < _DARK:
         decoded.notes.append(
             f"Of the 16-bit images' pixels 99.9 % lie in the lowest {top + 1} of the 256 grey levels, since a few "
             f"reach {high}: clip those in the files and prepare again for more contrast."

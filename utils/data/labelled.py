@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NoReturn
 
 import pandas as pd
 
 from utils.data.classes import check_class_name
 from utils.data.folders import files_in, folders_in, is_image
-from utils.data.subject_ids import PATH_COLUMNS, SUBJECT_COLUMNS
+from utils.data.subject_ids import PATH_COLUMNS, SUBJECT_COLUMNS, names_nobody
+from utils.data.text_tables import read_text_table
 
 _ENDINGS = (".csv", ".tsv")
 _PATHS = (*PATH_COLUMNS, "filepath", "image_id", "id")
@@ -34,10 +36,12 @@ def find_table(place: Path) -> LabelledTable | None:
     """The table that names the classes of a folder's images; None where folders do so, or no table does.
 
     Raises:
-        ValueError: several tables do.
+        ValueError: several tables do, or ``place`` is a table that does not.
     """
+    if place.is_file() and place.suffix.lower() in _ENDINGS:
+        return _read(place, place.parent) or _refuse(place)
     if place.is_file():
-        return _read(place, place.parent) if place.suffix.lower() in _ENDINGS else None
+        return None
     images = [folder for folder in folders_in(place) if any(map(is_image, files_in(folder)))]
     files = [file for file in files_in(place, deep=False) if file.suffix.lower() in _ENDINGS]
     loose = any(is_image(file) for file in files_in(place, deep=False))
@@ -73,7 +77,7 @@ def as_class_folders(table: LabelledTable) -> Iterator[tuple[Path, dict[str, str
             where = f"{table.file}, line {number}:"
             image = _image(table, row["path"], by_name, where)
             label, subject = check_class_name(row["label"], where), row.get("subject", "")
-            if named and not subject:
+            if named and names_nobody(subject):
                 raise ValueError(f"{where} {row['path']} has no patient; write -1 for an image of nobody")
             if (other := seen.setdefault(image, (label, subject))) != (label, subject):
                 raise ValueError(f"{where} {row['path']} is of {' '.join(other)} and of {' '.join((label, subject))}")
@@ -84,12 +88,20 @@ def as_class_folders(table: LabelledTable) -> Iterator[tuple[Path, dict[str, str
         yield Path(target), people
 
 
+def _refuse(file: Path) -> NoReturn:
+    columns = ", ".join(read_text_table(file).columns)
+    raise ValueError(
+        f"{file} is no table of images and classes: it needs a column {' or '.join(_PATHS[:4])} and a column "
+        f"{' or '.join(_LABELS[:3])}, and has {columns}"
+    )
+
+
 def _read(file: Path, root: Path) -> LabelledTable | None:
     try:
-        table = pd.read_csv(file, sep="\t" if file.suffix.lower() == ".tsv" else ",", dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError):
+        table = read_text_table(file)
+    except ValueError:
         return None
-    names = {str(column).strip().lower(): column for column in table.columns}
+    names = {str(column).lower(): column for column in table.columns}
     columns = {
         key: next((names[name] for name in known if name in names), None)
         for key, known in (("path", _PATHS), ("label", _LABELS), ("subject", SUBJECT_COLUMNS))
@@ -97,7 +109,7 @@ def _read(file: Path, root: Path) -> LabelledTable | None:
     if columns["path"] is None or columns["label"] is None:
         return None
     chosen = {key: column for key, column in columns.items() if column is not None}
-    rows = table[list(chosen.values())].set_axis(list(chosen), axis=1).map(str.strip)
+    rows = table[list(chosen.values())].set_axis(list(chosen), axis=1)
     rows["path"] = rows["path"].str.replace("\\", "/", regex=False).str.removeprefix("./")
     return LabelledTable(file, root, rows)
 

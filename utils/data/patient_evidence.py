@@ -2,8 +2,8 @@
 
 Three questions that the grouping itself does not answer. Are the groups of sizes that patients have? Is there a gap
 between the weakest link inside and the strongest between? Do outside witnesses agree: does no group find its own head
-again in another one that is merely shifted, and does a nearest neighbour know no more of other groups' classes than the
-classes alone give away?
+again in another one that is merely shifted, turned, enlarged or mirrored, and does a nearest neighbour know no more of
+other groups' classes than the classes alone give away?
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ MIXED_SHARE = 0.05
 CONFIRMED_SHARE = 0.9
 _IMAGES_ASKED = 1000
 _REACH = 4  # pixels of 64 either way
+#: Degrees and factors of copies. On the real sets no two people exceed .952 under any of them, and copies turned by 7
+#: to 12 degrees or enlarged by 12 % reach .974 and more.
+_TURNS, _ZOOMS = (-15, -10, -5, 5, 10, 15, 180), (0.9, 1.1)
 _ANCHORS, _GROUPS_ASKED, _LOOKED_AT = 2, 100, 5
 _ALIGNING_DIRECTIONS = 256
 _WITNESS_SIDE, _WITNESS_TEST, _WITNESS_AXES = 32, 2000, 20
@@ -44,7 +47,7 @@ class Evidence:
         n_groups, usual_size, largest: of the groups, in images.
         inside, between: correlation of the weakest link inside a group, and of the strongest between two or a bound
             that it does not exceed; NaN where the groups were not made by links.
-        shifted: groups, of ``shifted_asked``, that find their own head in another group once it is shifted.
+        shifted: groups, of ``shifted_asked``, that find their own head in another group once it is moved.
         nearest, expected: accuracy of a nearest neighbour on other groups, and what the classes alone give; NaN where
             there are too few groups to ask.
         mixed: groups with images of several classes.
@@ -178,8 +181,8 @@ def _witness_doubts(shifted: int, asked: int, nearest: float, expected: float, n
     doubts = []
     if shifted:
         doubts.append(
-            f"{shifted} of {asked} groups find their own head in another group once it is shifted by a few pixels: the "
-            "same people scanned or cut twice"
+            f"{shifted} of {asked} groups find their own head in another group once it is shifted, turned, enlarged or "
+            "mirrored: the same people scanned or cut twice, or copies of an augmentation"
         )
     # two standard errors, of groups and not of images, where there are few
     slack = max(WITNESS_SLACK, 2 * np.sqrt(expected * (1 - expected) / max(n_test, 1)))
@@ -192,10 +195,10 @@ def _witness_doubts(shifted: int, asked: int, nearest: float, expected: float, n
 
 
 def shifted_heads(pixels: np.ndarray, groups: np.ndarray, order: np.ndarray) -> tuple[int, int]:
-    """How many groups find their own head in another one that is shifted, and how many were asked.
+    """How many groups find their own head in another one that was moved, and how many were asked.
 
-    A few slices of each group, of at most ``_GROUPS_ASKED`` fixed ones, are shifted by up to ``_REACH`` pixels of 64
-    and compared with every image of other groups.
+    A few slices of each group, of at most ``_GROUPS_ASKED`` fixed ones, are shifted by up to ``_REACH`` pixels of 64,
+    turned, mirrored, made larger and smaller, and compared with every image of other groups.
     """
     names = np.unique(groups)
     asked = np.random.default_rng(0).permutation(names)[:_GROUPS_ASKED]
@@ -220,7 +223,7 @@ def _finds_itself(
     anchors = np.unique(stack[middle])
     own = groups == groups[anchors[0]]
     for anchor in pooled_features(pixels[anchors]):
-        moved = _shifted(anchor)
+        moved = np.concatenate([_shifted(anchor), _turned(anchor)])
         estimate = np.where(own, -np.inf, (places @ (moved @ basis.T).T).max(1))
         likely = np.argsort(estimate)[-_LOOKED_AT:]
         likely = likely[~own[likely]]
@@ -233,6 +236,21 @@ def _shifted(feature: np.ndarray) -> np.ndarray:
     """An image of :func:`pooled_features` at all shifts in reach, S x 4096; what leaves on one side comes in again."""
     image, steps = feature.reshape(POOLED_SIDE, POOLED_SIDE), range(-_REACH, _REACH + 1)
     return np.stack([np.roll(image, (down, right), (0, 1)).ravel() for down in steps for right in steps])
+
+
+def _turned(feature: np.ndarray) -> np.ndarray:
+    """An image of :func:`pooled_features` as augmentations copy it, T x 4096: turned, mirrored, larger and smaller."""
+    from scipy import ndimage  # slow to import
+
+    image, middle = feature.reshape(POOLED_SIDE, POOLED_SIDE), (POOLED_SIDE - 1) / 2
+    copies = [ndimage.rotate(image, angle, reshape=False, order=1, mode="nearest") for angle in _TURNS]
+    copies += [image[::-1], image[:, ::-1]]
+    for zoom in _ZOOMS:
+        place = middle - middle / zoom
+        copies.append(ndimage.affine_transform(image, [1 / zoom] * 2, offset=place, order=1, mode="nearest"))
+    flat = np.stack(copies).reshape(len(copies), -1)
+    flat = flat - flat.mean(1, keepdims=True)
+    return (flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)).astype(np.float32)
 
 
 def witness(pixels: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[float, float, int]:

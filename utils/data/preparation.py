@@ -16,7 +16,7 @@ from utils.data.raw_images import RawImages
 from utils.data.sets import DataSplits, build_splits, manifest, save_splits, stored_source
 from utils.data.sources import load_source
 from utils.data.splits import assign_splits, check_ratios
-from utils.data.subject_ids import UNKNOWN, NamedSubjects, find_ids, read_subjects_csv
+from utils.data.subject_ids import UNKNOWN, NamedSubjects, find_ids, subjects_of_table
 from utils.data.subjects import PIXELS, SOURCE, Subjects, find_subjects, find_synthetic
 
 if TYPE_CHECKING:
@@ -87,11 +87,13 @@ def group_by_subject(
     flagged, notes = _synthetic(raw, synthetic)
     named: NamedSubjects | None
     if subjects_csv:
-        named = NamedSubjects(read_subjects_csv(subjects_csv, raw.paths), f"the table {Path(subjects_csv).name}")
+        named = subjects_of_table(subjects_csv, raw.paths)
         # in a table -1 is somebody's word that this is an image of nobody
         flagged = flagged | (named.subject == UNKNOWN)
-    elif raw.subjects is not None:
-        named = NamedSubjects(raw.subjects, SOURCE)
+    elif raw.subjects is not None and not (subject_pattern and raw.subjects_guessed):
+        if subject_pattern:
+            raise ValueError(f"--subject-pattern is for ids in names; here {raw.subjects_from} names the patients")
+        named = NamedSubjects(raw.subjects, raw.subjects_from, guessed=raw.subjects_guessed)
         flagged = flagged | (named.subject == UNKNOWN)
     else:
         named = find_ids(raw.paths, raw.labels.tolist(), _passed_folders(raw), pattern=subject_pattern)

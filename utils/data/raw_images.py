@@ -19,6 +19,8 @@ class RawImages:
         folders: N entries, ``"train"``, ``"validation"``, ``"test"`` or ``""`` where the source has no such folders.
         name: short name of the source.
         subjects: int64 array N where the source itself names the patients, else None.
+        subjects_from: what names them, in words; pixels are asked about all but "the source", which made them.
+        subjects_guessed: whether nothing names them, and each scan was taken for a person of its own.
         notes: what a reader should know about the decoding, one sentence each.
         info: plain values that go into every record made from these images. Of what was noticed
             while reading, only what occurs: ``intensity`` of 16-bit images (``bits``, ``images``,
@@ -33,6 +35,8 @@ class RawImages:
     folders: list[str]
     name: str
     subjects: np.ndarray | None = None
+    subjects_from: str = "the source"
+    subjects_guessed: bool = False
     notes: list[str] = field(default_factory=list)
     info: dict = field(default_factory=dict)
 

@@ -315,7 +315,16 @@ def save_splits(splits: DataSplits, table: pd.DataFrame, out: Path) -> None:
 
 
 def _as_plain(part: ImageSet) -> dict:
-    return {entry.name: getattr(part, entry.name) for entry in fields(part)}
+    return {entry.name: _plain(getattr(part, entry.name)) for entry in fields(part)}
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with numbers of Python for those of numpy, which no file that is read without executing code holds."""
+    if isinstance(value, dict):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(own) for own in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def load_splits(folder: str | Path = DATASET_VARIABLES) -> DataSplits:

@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -107,6 +107,9 @@ def load_source(
         if cohort:
             kept = scans_folder or Path(stack.enter_context(TemporaryDirectory()))
             return _of_heads(cohort, scans or ScanOptions(), kept, _source_name(source), size=size, classes=classes)
+        given = [name for name, said in _scan_options(scans) if said]
+        if given:
+            raise ValueError(f"{', '.join(given)}: for whole heads (NIfTI, Analyze, DICOM), and {source} holds slices")
         folder = own
         try:
             raw = _load_folder(folder, name=_source_name(source), size=size, classes=classes)
@@ -115,6 +118,13 @@ def load_source(
             raise ValueError(str(error).replace(str(folder), str(source))) from error
         _note_ignored(raw, folder, ignored)
     return raw
+
+
+def _scan_options(scans: ScanOptions | None) -> list[tuple[str, bool]]:
+    """Each option of whole heads, and whether somebody gave another value than it has."""
+    own, usual = scans or ScanOptions(), ScanOptions()
+    names = (entry.name for entry in fields(ScanOptions))
+    return [(f"--{name.replace('_', '-')}", getattr(own, name) != getattr(usual, name)) for name in names]
 
 
 def _of_table(
@@ -131,9 +141,14 @@ def _of_table(
         raw = _load_folder(folder, name=name, size=size, classes=classes)
     except ValueError as error:
         raise ValueError(str(error).replace(str(folder), str(table.root))) from error
-    if people:
-        raw.subjects = numbered([people[path] for path in raw.paths])
     raw.notes.append(f"The classes stand in the table {table.file.name}.")
+    without = sum(map(is_image, files_in(table.root))) - len(table.rows["path"].unique())
+    if without > 0:
+        raw.notes.append(f"{without} images in {table.root} stand in no row of it and were left out.")
+    if people:
+        named = numbered([people[path] for path in raw.paths], f"the table {table.file.name}")
+        raw.subjects, raw.subjects_from = named.subject, named.origin
+        raw.notes += named.notes
     return raw
 
 
@@ -150,8 +165,9 @@ def _of_heads(
     folder, notes = cut_cohort(cohort, options, kept)
     raw = _load_folder(folder, name=name, size=size, classes=classes)
     # CLASS/PATIENT/SCAN_NN.png
-    raw.subjects = numbered([path.split("/")[1] for path in raw.paths])
-    raw.notes = [*notes, *raw.notes]
+    named = numbered([path.split("/")[1] for path in raw.paths], f"the {cohort.kind} of the scans")
+    raw.subjects, raw.subjects_from, raw.subjects_guessed = named.subject, named.origin, not cohort.named
+    raw.notes = [*notes, *named.notes, *raw.notes]
     raw.info["scans"] = {"modality": options.modality, "plane": options.plane, "slices": options.slices}
     return raw
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from utils.data.text_tables import read_text_table
+
 UNKNOWN = -1
 
 #: Ids of the field's cohorts, found in file or folder names. The first that names most images is taken.
@@ -30,7 +32,14 @@ PATTERNS: dict[str, str] = {
 #: Folders below a class that hold kinds of images, not people.
 _KINDS = re.compile(
     r"(axial|coronal|sagittal|images?|imgs?|slices?|data|raw|scans?|mri?|t1w?|t2w?|flair|pet|ct|train|test|val(id(ation)?)?"
-    r"|anat|ses-\w+|png|jpe?g|original|augmented)",
+    r"|anat|ses-\w+|png|jpe?g|original|augmented"
+    r"|(slices?|levels?|visit|v|session|timepoint|tp|batch|part|fold|run)[ _-]?\d+)",
+    re.IGNORECASE,
+)
+#: ``P001_v2``, ``P001_ses-1``, ``P001_2019-05-01``: a patient with a number, and one of its visits.
+_VISIT = re.compile(
+    r"(.*\d.*?)[ _-]+(?:(?:v|visit|ses|session|tp|timepoint|scan|m|month|y|year)[ _-]?\d+"
+    r"|(?:19|20)\d\d[_-]?\d\d[_-]?\d\d)",
     re.IGNORECASE,
 )
 #: ``12_5``, ``Image 12 (5)``: a name with a number, and behind it another one, of the slice perhaps.
@@ -41,6 +50,9 @@ _LEAST_SHARE = 0.5
 _FEWEST_FOLDERS = 4
 #: Share of patients that may have changed their class between visits.
 _CONVERTED_SHARE = 0.2
+
+#: Entries of a column of patients that name none.
+_NO_NAMES = {"", "na", "n/a", "nan", "none", "null", "unknown", "?", "-"}
 
 #: Names of columns of images and of patients, the first that is there counts.
 PATH_COLUMNS = ("path", "image", "file", "filename", "image_path")
@@ -94,7 +106,7 @@ def find_ids(
         return _number(found[best], f"{best} ids in the names")
     folders = _patient_folders(forward, labels, set(passed))
     if folders:
-        return _number(folders, "one folder a patient")
+        return _without_visits(folders, "one folder a patient")
     numbers = [_NUMBERED.fullmatch(path.rsplit("/", 1)[-1].rsplit(".", 1)[0]) for path in forward]
     numbered = [match[1] for match in numbers if match]
     if len(numbered) < len(numbers) or not numbers:
@@ -112,11 +124,20 @@ def id_in(path: str) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def _by_own_pattern(paths: list[str], pattern: str) -> NamedSubjects:
+def own_pattern(pattern: str) -> re.Pattern[str]:
+    """A pattern of somebody's own.
+
+    Raises:
+        ValueError: it is no regular expression.
+    """
     try:
-        own = re.compile(pattern)
+        return re.compile(pattern)
     except re.error as error:
         raise ValueError(f"--subject-pattern {pattern!r} is no regular expression: {error}") from error
+
+
+def _by_own_pattern(paths: list[str], pattern: str) -> NamedSubjects:
+    own = own_pattern(pattern)
     matches = [own.search(path) for path in paths]
     missing = [path for path, match in zip(paths, matches) if match is None]
     if missing:
@@ -165,16 +186,56 @@ def _folders_of_people(path: str, passed: set[str]) -> list[str]:
     return [part for part in path.split("/")[:-1] if part not in passed and not _KINDS.fullmatch(part)]
 
 
+def _without_visits(names: Sequence[str], origin: str) -> NamedSubjects:
+    """Names as numbers, where those that differ in their visit alone are one patient."""
+    visits = [_VISIT.fullmatch(name) for name in names]
+    people = [match[1] if match else name for name, match in zip(names, visits)]
+    found, merged = _number(people, origin), len(set(names)) - len(set(people))
+    if not merged:
+        return _number(names, origin)
+    shown = sorted({name for name, match in zip(names, visits) if match})[:2]
+    note = (
+        f"{len(set(names))} folders are visits of {len(set(people))} patients, by names such as {' and '.join(shown)}."
+    )
+    return replace(found, notes=(*found.notes, note))
+
+
+def same_person(name: str) -> str:
+    """What the ways of writing one id have in common: case, leading zeros and a decimal point of zeros say nothing.
+
+    >>> same_person("007"), same_person("7.0"), same_person("Sub-07"), same_person("-1.0"), same_person("p10")
+    ('7', '7', 'sub-7', '-1', 'p10')
+    """
+    bare = re.sub(r"\.0*$", "", name.strip().casefold()) if re.fullmatch(r"\s*-?\d+\.0*\s*", name) else name
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", bare.strip().casefold())
+
+
+def _one_spelling(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Each name in the first of its spellings, and a note where there are several."""
+    spelled = defaultdict(set)
+    for name in names:
+        spelled[same_person(name)].add(name)
+    several = sorted(sorted(own) for own in spelled.values() if len(own) > 1)
+    first = {name: min(own) for own in spelled.values() for name in own}
+    notes: tuple[str, ...] = ()
+    if several:
+        shown = " and ".join(several[0][:3])
+        notes = (
+            f"{len(several)} patients are written in several ways, such as {shown}; each was taken for one person.",
+        )
+    return [first[name] for name in names], notes
+
+
 def _number(ids: Sequence[str | None], origin: str) -> NamedSubjects:
     """Names as numbers, and what is to be said of those without one."""
-    names = np.array([own or "" for own in ids])
+    spelled, notes = _one_spelling([own or "" for own in ids])
+    names = np.array(spelled)
     subject = np.unique(names, return_inverse=True)[1].astype(np.int64)
     unnamed = names == ""
     if unnamed.any():
         subject = np.where(unnamed, UNKNOWN, subject - 1)
-    notes: tuple[str, ...] = ()
     if unnamed.any():
-        notes = (
+        notes += (
             f"{unnamed.sum()} of {len(names)} images carry no patient id, or two, unlike the others "
             f"({origin}): they are left out of a patient split.",
         )
@@ -182,6 +243,11 @@ def _number(ids: Sequence[str | None], origin: str) -> NamedSubjects:
 
 
 def read_subjects_csv(path: str | Path, image_paths: Sequence[str]) -> np.ndarray:
+    """The patients of :func:`subjects_of_table`, int64."""
+    return subjects_of_table(path, image_paths).subject
+
+
+def subjects_of_table(path: str | Path, image_paths: Sequence[str]) -> NamedSubjects:
     """Patient ids in the order of ``image_paths``; -1 in the file means nobody.
 
     A row fits an image if one of their paths ends with the other, whole folder names at a time and with either kind of
@@ -203,29 +269,36 @@ def read_subjects_csv(path: str | Path, image_paths: Sequence[str]) -> np.ndarra
     for row in rows:
         by_name[row.rsplit("/", 1)[-1]].append(row)
     found = [_row_of(image.replace("\\", "/"), by_name, path) for image in image_paths]
-    missing = [image for image, row in zip(image_paths, found) if row is None or not rows[row]]
+    missing = [image for image, row in zip(image_paths, found) if row is None or names_nobody(rows[row])]
     if missing:
-        raise ValueError(f"{path} names no patient for {len(missing)} images, for example {missing[0]}")
-    return numbered([rows[row] for row in found])
+        raise ValueError(
+            f"{path} names no patient for {len(missing)} images, for example {missing[0]}; write -1 for those of nobody"
+        )
+    return numbered([rows[row] for row in found], f"the table {Path(path).name}")
 
 
-def numbered(names: Sequence[str]) -> np.ndarray:
-    """Patients as numbers, int64, in the order of their names; -1 means nobody."""
-    subjects = np.array(names)
-    return np.where(subjects == str(UNKNOWN), UNKNOWN, np.unique(subjects, return_inverse=True)[1]).astype(np.int64)
+def names_nobody(text: str) -> bool:
+    """Whether an entry of a column of patients is none, such as an empty one or ``NA``."""
+    return text.strip().casefold() in _NO_NAMES
+
+
+def numbered(names: Sequence[str], origin: str) -> NamedSubjects:
+    """Patients as numbers in the order of their names; -1 means nobody, and one id written in two ways one person."""
+    spelled, notes = _one_spelling(names)
+    subjects = np.array(spelled)
+    nobody = np.array([same_person(name) == str(UNKNOWN) for name in spelled])
+    numbers = np.where(nobody, UNKNOWN, np.unique(subjects, return_inverse=True)[1]).astype(np.int64)
+    return NamedSubjects(numbers, origin, notes)
 
 
 def _read_table(path: str | Path) -> pd.DataFrame:
     """Columns ``path``, with forward slashes, and ``subject``; each pair once."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable CSV ({error})") from error
+    table = read_text_table(path)
     names = {str(column).strip().lower(): column for column in table.columns}
     chosen = [next((names[n] for n in known if n in names), None) for known in (PATH_COLUMNS, SUBJECT_COLUMNS)]
     if None in chosen:
         raise ValueError(f"{path} needs the columns path and subject, it has {list(table.columns)}")
-    table = table[chosen].set_axis(["path", "subject"], axis=1).map(str.strip)
+    table = table[chosen].set_axis(["path", "subject"], axis=1)
     table["path"] = table["path"].str.replace("\\", "/", regex=False).str.removeprefix("./")
     return table.drop_duplicates()
 

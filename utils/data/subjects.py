@@ -69,7 +69,9 @@ class Subjects:
 
     def facts(self) -> dict:
         """Plain values for the record of everything that is made of these patients."""
-        plain = {"from": self.origin, "count": self.count, "verified": not self.doubts, "doubts": list(self.doubts)}
+        # doubts about named patients stop no split, but go wherever its results go
+        doubts = list(self.evidence.doubts) if self.evidence else []
+        plain = {"from": self.origin, "count": self.count, "verified": not doubts, "doubts": doubts}
         return plain | ({"evidence": self.evidence.as_dict()} if self.evidence else {})
 
 
@@ -129,7 +131,14 @@ def _notes(found: Subjects, labels: np.ndarray) -> list[str]:
             f"{changed} of {found.count} patients have images of several classes (a diagnosis that changed between "
             "visits, or a wrong id); each is on one side and counts for its most frequent class."
         )
-    longest = int(np.bincount(found.subject[real]).max(initial=0))
+    sizes = np.bincount(found.subject[real])
+    single = int((sizes == 1).sum())
+    if not found.guessed and single > 0.5 * found.count and found.count > 1:
+        notes.append(
+            f"{single} of {found.count} patients have a single image each: is what names them the patient, and not the "
+            "image?"
+        )
+    longest = int(sizes.max(initial=0))
     if longest > _LONGEST_STACK:
         notes.append(f"A patient has {longest} images, more than a scan; their slice order is a rough one.")
     return notes

@@ -49,7 +49,7 @@ def fit(
     weights: str = "scratch",
     trainable: str | int = "all",
     start: str | Path | None = None,
-    recipe: str = "adversarial",
+    recipe: str | None = None,
     settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> ModelRecord | None:
@@ -64,7 +64,7 @@ def fit(
         image_size, weights, trainable: see :func:`models.def_models.build_model`; of a hardened model only
             ``trainable`` counts.
         start: folder of a trained model that is hardened; None trains without attack.
-        recipe: key of ``RECIPES``, for hardening.
+        recipe: key of ``RECIPES``, for hardening; None is adversarial.
         settings: fields of ``TrainConfig``, ``augmentation_strength``, and fields of the recipe; ``eps`` is needed
             for hardening.
         overwrite: False refuses a folder that holds a finished model.
@@ -76,14 +76,15 @@ def fit(
         FileExistsError: ``folder`` holds a finished model, or one of other settings.
         BlockingIOError: another process is training into ``folder``.
         FloatingPointError: the loss became NaN or infinite.
-        ValueError: a backbone or a setting that does not exist or does not fit.
+        ValueError: a backbone, a recipe or a setting that does not exist or does not fit, or a recipe without
+            ``start``.
     """
     if backbone not in BACKBONES:
         raise ValueError(f"backbone {backbone!r} is not one of {', '.join(BACKBONES)}; see models/def_models.py")
     join_others()
     settings = dict(settings or {})
     folder = Path(folder) if folder else folder_of(backbone, hardened=start is not None)
-    objective = _objective(recipe if start else "", settings)
+    objective = _objective(_recipe_of(recipe, start), settings)
     config = apply_hyperparams(TrainConfig(), settings)
     if (folder / RECORD).is_file() and not overwrite:
         _refuse_finished(folder)
@@ -164,6 +165,15 @@ def _only_test_is_missing(folder: Path, wanted: Mapping[str, Any], overwrite: bo
             "replaced"
         )
     return not other and record.test is None
+
+
+def _recipe_of(recipe: str | None, start: str | Path | None) -> str:
+    """The recipe that a run follows; none without attack."""
+    if recipe is not None and recipe not in RECIPES:
+        raise ValueError(f"recipe {recipe!r} is not one of {', '.join(RECIPES)}")
+    if start is None and recipe is not None:
+        raise ValueError(f"recipe {recipe} hardens a trained model; give the folder of one as start")
+    return (recipe or "adversarial") if start is not None else ""
 
 
 def _objective(recipe: str, settings: Mapping[str, Any]) -> Standard:

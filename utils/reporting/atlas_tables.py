@@ -162,7 +162,9 @@ def patients_table(chapter: Chapter) -> str:
             shares = [_percent(float((reached <= eps + 1e-9).mean())) if len(reached) else "-" for eps in shown]
             rows.append([name, LINKS[link], str(len(reached)), *shares, _median(reached)])
     header = ["model", "changes", "patients right", *map(radius_label, shown), "half are turned within"]
-    return markdown(header, rows) + _said(record, "verdicts turned, by this kind of change or a narrower one, %; a better attack may turn more")
+    return markdown(header, rows) + _said(
+        record, "verdicts turned, by this kind of change or a narrower one, %; a better attack may turn more"
+    )
 
 
 def _median(reached: np.ndarray) -> str:

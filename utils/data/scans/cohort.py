@@ -82,11 +82,12 @@ class Scan:
 
 @dataclass
 class Cohort:
-    """All scans, and what was left out."""
+    """All scans, what was left out, and whether anything names the patients."""
 
     scans: list[Scan]
     kind: str
     notes: list[str] = field(default_factory=list)
+    named: bool = True
 
 
 def find_cohort(folder: Path, options: ScanOptions) -> Cohort | None:
@@ -181,9 +182,10 @@ def _class_folders(folder: Path, options: ScanOptions) -> Cohort:
         plain = re.sub(r"[^\w.-]+", "_", name)
         who = f"patient{subject + 1:04d}" if subject != UNKNOWN else plain
         scans.append(Scan(plain, tuple(own), who, place.name, Stripping(stripped=options.stripped)))
-    note = [f"Patients by {named.origin}."] if named and not named.guessed else []
-    note = note or ["No names tell the patients: each scan was taken for a person of its own."]
-    return Cohort(scans, "class folders", note)
+    if not named or named.guessed:
+        note = ["No names tell the patients: each scan was taken for a person of its own."]
+        return Cohort(scans, "class folders", note, named=False)
+    return Cohort(scans, "class folders", [f"Patients by {named.origin}.", *named.notes])
 
 
 def _heads(place: Path) -> list[list[Path]]:
