@@ -79,6 +79,15 @@ def test_a_slice_of_an_unknown_patient_is_answered(root: Path, capsys) -> None:
     assert {**read_json(again / "mine_answer.json"), "environment": {}} == {**told, "environment": {}}
 
 
+def test_a_slice_in_other_greys_is_answered_with_a_doubt(root: Path, capsys) -> None:
+    path = _slice(load_splits(root / "data"), 3, root / "mine.png")
+    Image.open(path).point(lambda grey: grey * 7 // 255).save(root / "dark.png")
+    assert _ask(root, root / "dark.png", "--attack", "none") == 0
+    told = read_json(root / "out" / "dark_answer.json")
+    assert told["verdict"] == "doubtful" and told["answer"] and told["distance"] <= told["limit"]
+    assert "brightness or contrast is another" in told["reason"] and told["reason"][1:] in capsys.readouterr().out
+
+
 def test_what_was_measured_on_others_is_not_said_of_a_training_slice(root: Path, capsys) -> None:
     train = load_splits(root / "data").train
     picture = root / "seen.png"

@@ -115,3 +115,9 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         _read(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="fit must be one of pad, stretch"):
         Reading(shape=(32, 32), fit="crop")
+
+
+@pytest.mark.parametrize(("side", "doubt"), [(16, True), (32, False), (64, False)])
+def test_too_few_pixels_are_said(side: int, doubt: bool, tmp_path: Path) -> None:
+    (case,) = _read(_picture(tmp_path / "small.png", size=(side, side)), Reading(shape=(40, 40)))
+    assert any("less than half of the detail" in note for note in case.notes) == doubt

@@ -46,6 +46,19 @@ def test_brightness_contrast_and_size_do_not_matter(gate: Gate, splits: DataSpli
     assert torch.allclose(gate.distances(interpolate(own, (72, 72), mode="area")), same, atol=0.05)
 
 
+def test_what_the_distance_does_not_see_of_brightness_and_contrast_is_seen_beside_it(
+    gate: Gate, splits: DataSplits
+) -> None:
+    for part in (splits.train, splits.test):
+        assert gate.unlike_in_grey(part.pixels(slice(0, len(part)))).float().mean() <= 0.05
+    own = splits.test.pixels(slice(0, 6))
+    changed = {"seven levels": own * 7 / 255, "half": own / 3, "gamma": own**0.3, "lifted": 0.4 + 0.6 * own}
+    for name, images in changed.items():
+        assert gate.unlike_in_grey(images).all(), name
+        said = gate.grey_reason(images)
+        assert f"mean {255 * images.mean((1, 2, 3)).median():.0f} of 255" in said and "once it is scaled" in said
+
+
 def test_a_training_slice_has_no_distance(gate: Gate, splits: DataSplits) -> None:
     assert gate.distances(splits.train.pixels(slice(0, 4))).max() < 0.02  # of rounding to 8 bits
 

@@ -316,3 +316,10 @@ def test_a_missing_library_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(extras, "import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=r"head\.nii is a volume, which is read with nibabel: pip install -r"):
         read_volume(tmp_path / "head.nii")
+
+
+@pytest.mark.parametrize(("modality", "doubt"), [("MR", False), ("US", True), ("CT", True)])
+def test_a_slice_of_another_machine_is_answered_with_a_doubt(modality: str, doubt: bool, tmp_path: Path) -> None:
+    file = _dicom(tmp_path / "a.dcm", _ramp((44, 40)), 0.0, "1.2.3.7", Modality=modality)
+    (case,) = read_cases(file, Reading(shape=(44, 40)))
+    assert any(f"it is {modality} and not MR" in note for note in case.notes) == doubt

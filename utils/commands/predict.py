@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from utils.commands.boundary import command
+from utils.core.checks import whole
 from utils.core.paths import atomic_write, check_writable, write_json
 from utils.data.cases import Case, Reading, read_cases
 from utils.data.scans.standard import PoorScan, Stripping
@@ -59,6 +60,9 @@ def main(
         force: answer what the gate refuses, too.
         seed: of the attack's random starts.
     """
+    if not source.strip():
+        raise ValueError("SCAN is empty; give a picture, a volume, a folder, an archive, or the word phantom")
+    whole("--seed", seed, 0)
     workspace = Workspace.open(str(root or ""))
     _check_out(out, source)
     if mask and not mask.is_file():
@@ -113,7 +117,7 @@ def _folder(workspace: Workspace, model: str) -> Path:
         return checkpoint_folder(model)
     folder = checkpoint_folder(workspace.checkpoint(model))
     if not model or not folder.is_dir():
-        known = sorted(path.parent.name for path in folder.parent.glob("*/record.json"))
+        known = sorted(path.parent.name for path in workspace.root.glob("checkpoints/*/record.json"))
         asked = model or "without a name"
         raise FileNotFoundError(f"there is no model {asked}; there are {', '.join(known) or 'none'}")
     return folder

@@ -236,6 +236,8 @@ def _fitted(pixels: np.ndarray, reading: Reading, notes: list[str]) -> np.ndarra
         notes.append(
             f"The picture has {pixels.shape[1]} x {pixels.shape[0]} pixels; it was fitted into {width} x {height}{how}."
         )
+    if max(pixels.shape) < 0.5 * max(reading.shape):
+        notes.append("That is less than half of the detail that the model was trained on: do not rely on the answer.")
     return fit_into(pixels, reading.shape, stretch=reading.fit == "stretch")
 
 
@@ -256,7 +258,8 @@ def _three(slices: np.ndarray) -> np.ndarray:
 
 def _of_dicom(files: list[Path], name: str, reading: Reading) -> Case:
     if len(files) == 1 and (pixels := _single(files[0])) is not None:
-        notes: list[str] = []
+        kind = str(read_header(files[0]).get("Modality", "") or "MR")
+        notes = [] if kind == "MR" else [f"The file says that it is {kind} and not MR: do not rely on the answer."]
         images = torch.from_numpy(_fitted(pixels, reading, notes))[None, None]
         return Case(name, images, [files[0].name], False, notes)
     return _of_volume(read_series(files), [file.name for file in files], reading)

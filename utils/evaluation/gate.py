@@ -27,6 +27,9 @@ REFERENCES = 960
 #: An image farther away than this share of the validation slices is doubtful; one farther than the farthest of them by
 #: this factor is refused.
 _DOUBT_SHARE, _REFUSE_FACTOR = 0.99, 1.1
+#: So much farther than any kept training slice may an image's mean and spread of grey lie, as a share. Of 1,280 test
+#: slices none does; one at half its brightness nearly always.
+_GREY_SLACK = 0.1
 ACCEPTED, DOUBTFUL, REFUSED = "accepted", "doubtful", "refused"
 
 #: What may have been done to a slice that is refused, and how it is undone.
@@ -79,6 +82,28 @@ class Gate:
         """
         known = _comparable(self.references[:, None].to(images) / 255)
         return torch.cdist(_comparable(images), known).amin(1).float()
+
+    def unlike_in_grey(self, images: torch.Tensor) -> torch.Tensor:
+        """Which images are darker, brighter, flatter or harsher than all kept training slices, bool N.
+
+        Brightness and contrast, which a model sees, are taken off before distances are measured.
+
+        Args:
+            images: N x 1 x H x W in [0, 1].
+        """
+        known, own = _greys(self.references[:, None].to(images) / 255), _greys(images)
+        low, high = known.amin(0) * (1 - _GREY_SLACK), known.amax(0) * (1 + _GREY_SLACK)
+        return ((own < low) | (own > high)).any(1)
+
+    def grey_reason(self, images: torch.Tensor) -> str:
+        """What is unlike in the greys of images, N x 1 x H x W in [0, 1], in words."""
+        known, own = 255 * _greys(self.references[:, None].to(images) / 255), 255 * _greys(images).median(0).values
+        low, high = known.amin(0), known.amax(0)
+        return (
+            f"its brightness or contrast is another (mean {own[0]:.0f} of 255, spread {own[1]:.0f}; kept training "
+            f"slices have {low[0]:.0f} to {high[0]:.0f} and {low[1]:.0f} to {high[1]:.0f}), and the model may answer "
+            "otherwise to the same slice once it is scaled"
+        )
 
     def verdict(self, distance: float) -> str:
         """``accepted``, ``doubtful`` or ``refused``."""
@@ -192,6 +217,12 @@ def pixel_digests(images: torch.Tensor) -> torch.Tensor:
 
 def _pooled(images: torch.Tensor) -> torch.Tensor:
     return F.interpolate(images, (SIDE, SIDE), mode="area")
+
+
+def _greys(images: torch.Tensor) -> torch.Tensor:
+    """Mean and standard deviation of the pooled pixels of each image, N x 2."""
+    flat = _pooled(images).flatten(1)
+    return torch.stack([flat.mean(1), flat.std(1)], 1)
 
 
 def _comparable(images: torch.Tensor) -> torch.Tensor:

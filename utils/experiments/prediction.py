@@ -29,7 +29,7 @@ from utils.evaluation.by_patient import MeanOfSlices
 from utils.evaluation.calibration import BINS, Calibration, Decision, Outcomes, question
 from utils.evaluation.ensemble import Vote
 from utils.evaluation.fragility import ATTACK, RADII, attack_answer, smallest_turn
-from utils.evaluation.gate import ACCEPTED, REFUSED, Gate
+from utils.evaluation.gate import ACCEPTED, DOUBTFUL, REFUSED, Gate
 from utils.experiments.answer_records import UNREADABLE, Answer, FileAnswer, Fragility, SliceAnswer
 from utils.experiments.calibrate import weights_of
 from utils.experiments.records import load_vote
@@ -259,7 +259,9 @@ def _gated(gate: Gate, images: torch.Tensor, case: Case) -> dict[str, Any]:
     ]
     told = {"verdict": verdict, "distance": _rounded(distances.median()), "limit": gate.refused, "slices": slices}
     if verdict != ACCEPTED:
-        told["reason"] = gate.reason(images, verdict)
+        return told | {"reason": gate.reason(images, verdict)}
+    if gate.unlike_in_grey(images).float().mean() > _MOSTLY:
+        return told | {"verdict": DOUBTFUL, "reason": gate.grey_reason(images)}
     return told
 
 
