@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from tqdm.auto import tqdm
+
+from utils.data.class_traces import Traits
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
@@ -68,11 +70,13 @@ class Decoded:
         pixels: uint8 array N x H x W, grey, 0..255.
         notes: what a reader should know of it, one sentence each.
         info: the same as plain values; only what occurs.
+        traits: how each image was saved.
     """
 
     pixels: np.ndarray
     notes: list[str]
     info: dict
+    traits: list[Traits] = field(default_factory=list)
 
 
 def decode_grey(path: Path, *, intensity: tuple[int, int] | None = None) -> np.ndarray:
@@ -257,12 +261,18 @@ def decode_all(folder: Path, paths: list[str], size: int | None) -> Decoded:
             return picture.coloured, picture.transparent
 
         seen = _each(folder, paths, fill, "decode")
-    decoded = Decoded(pixels, [], {})
+    decoded = Decoded(pixels, [], {}, [_traits(path, header) for path, header in zip(paths, headers)])
     _note_sizes(decoded, headers, shape)
     _note_intensity(decoded, headers, intensity)
     _note_colours(decoded, sum(coloured for coloured, _ in seen), sum(hidden for _, hidden in seen))
     _note_turns(decoded, headers)
     return decoded
+
+
+def _traits(path: str, header: Header) -> Traits:
+    height, width = header.shape
+    suffix = Path(path).suffix.lower().removeprefix(".").replace("jpeg", "jpg").replace("tiff", "tif")
+    return Traits(f"{width} x {height} pixels", f"{16 if header.deep else 8} bits", suffix.upper())
 
 
 def _each(folder: Path, paths: list[str], work: Callable[[int, Path], _Found], verb: str) -> list[_Found]:

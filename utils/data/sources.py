@@ -14,13 +14,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from utils.data.archives import (
-    ARCHIVE_SUFFIXES,
-    DATA_SOURCES,
-    PHANTOMS,
-    as_folder,
-    is_system,
-)
+from utils.data.archives import ARCHIVE_SUFFIXES, DATA_SOURCES, PHANTOMS, as_folder, is_system
+from utils.data.class_traces import traces
 from utils.data.classes import CLASSES, canonical_class, chosen_order, class_order, severity
 from utils.data.decode import SMALLEST_SIDE, decode_all
 from utils.data.folders import files_in, folders_in, is_image
@@ -110,13 +105,12 @@ def load_source(
         given = [name for name, said in _scan_options(scans) if said]
         if given:
             raise ValueError(f"{', '.join(given)}: for whole heads (NIfTI, Analyze, DICOM), and {source} holds slices")
-        folder = own
         try:
-            raw = _load_folder(folder, name=_source_name(source), size=size, classes=classes)
+            raw = _load_folder(own, name=_source_name(source), size=size, classes=classes)
         except ValueError as error:
             # the path of an archive or table says more than that of the folder it was unpacked into
-            raise ValueError(str(error).replace(str(folder), str(source))) from error
-        _note_ignored(raw, folder, ignored)
+            raise ValueError(str(error).replace(str(own), str(source))) from error
+        _note_ignored(raw, own, ignored)
     return raw
 
 
@@ -201,7 +195,8 @@ def _load_folder(folder: Path, *, name: str, size: int | None, classes: Sequence
     decoded = decode_all(folder, paths, size)
     labels = np.array([order.index(row[1]) for row in rows], dtype=np.int64)
     folders = [row[2] for row in rows]
-    raw = RawImages(decoded.pixels, labels, paths, order, folders, name, notes=notes + decoded.notes, info=decoded.info)
+    said = [*notes, *decoded.notes, *traces(decoded.traits, labels, order)]
+    raw = RawImages(decoded.pixels, labels, paths, order, folders, name, notes=said, info=decoded.info)
     raw = _without_conflicts(raw, folder)
     raw.name = _recognise(raw) or name
     return raw
