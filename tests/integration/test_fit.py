@@ -260,6 +260,13 @@ def test_an_update_keeps_the_digest(data: Path, tmp_path: Path) -> None:
     assert torch.isfinite(load_checkpoint(tmp_path)[0].backbone.out.weight).all()
 
 
+def test_a_file_where_the_model_should_go_is_said_before_training(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="choose another folder"):
+        _fit(data, tmp_path / "model")
+    assert (tmp_path / "model").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

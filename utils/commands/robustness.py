@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from utils.attacks.attack import Attack
 from utils.attacks.library import LIBRARY
-from utils.attacks.suites import Threat
+from utils.attacks.suites import Threat, check_suite
 from utils.attacks.targets import parse_target
 from utils.commands.boundary import command
 from utils.core.checks import whole
@@ -81,7 +81,7 @@ def main(
     threat = Threat(norm=norm, size=untied)
     radii = [parse_radius(text, norm) for text in epsilons] or list(GRIDS[norm])
     check_radius = CHECK_EPS[norm] if check_eps is None else parse_radius(check_eps, norm)
-    _check_counts(panel_images, batch_size, seed, max_images)
+    _check(suite, panel_images, batch_size, seed, max_images)
     workspace = Workspace.open(str(root or ""), data_dir=str(data or ""))
     folder = checkpoint_folder(model if Path(model).is_dir() else workspace.checkpoint(model))
     stored = read_record(folder)
@@ -117,8 +117,9 @@ def main(
         print(target)
 
 
-def _check_counts(panel_images: int, batch_size: int, seed: int, max_images: int | None) -> None:
+def _check(suite: str, panel_images: int, batch_size: int, seed: int, max_images: int | None) -> None:
     """Now, and not after hours of attacks."""
+    check_suite(suite)
     whole("--panel-images", panel_images, 0)
     whole("--batch-size", batch_size, 1)
     whole("--seed", seed, 0)

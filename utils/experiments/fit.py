@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from models.def_models import BACKBONES
-from utils.core.paths import CHECKPOINTS, DATASET_VARIABLES
+from utils.core.paths import CHECKPOINTS, DATASET_VARIABLES, check_folder
 from utils.core.processes import is_main, join_others, wait_for_all
 from utils.data.sets import DataSplits, load_splits
 from utils.data.workspace import pick_device
@@ -75,6 +75,7 @@ def fit(
     Raises:
         FileExistsError: ``folder`` holds a finished model, or one of other settings.
         BlockingIOError: another process is training into ``folder``.
+        OSError: ``folder`` cannot be made.
         FloatingPointError: the loss became NaN or infinite.
         ValueError: a backbone, a recipe or a setting that does not exist or does not fit, or a recipe without
             ``start``.
@@ -84,6 +85,7 @@ def fit(
     join_others()
     settings = dict(settings or {})
     folder = Path(folder) if folder else folder_of(backbone, hardened=start is not None)
+    check_folder(folder)
     objective = _objective(_recipe_of(recipe, start), settings)
     config = apply_hyperparams(TrainConfig(), settings)
     if (folder / RECORD).is_file() and not overwrite:
