@@ -138,7 +138,8 @@ def _title(name: str, folder: Path) -> str:
         kind, _, own = name.rpartition(" ")
         summary = read_part(FoldsSummary, folder / SUMMARY, "it is made by python -m utils folds or combine")
         return f"{kind.capitalize()} {html.escape(describe_start(summary))} <small>({html.escape(own)})</small>"
-    return html.escape(display_name(name))
+    own = name.capitalize() if name.startswith(tuple(_EXPERIMENTS)) else display_name(name)
+    return html.escape(own)
 
 
 def _section(root: Path, name: str, title: str, paths: list[Path]) -> str:
