@@ -15,7 +15,7 @@ import pandas as pd
 
 from utils.data.classes import check_class_name
 from utils.data.folders import files_in, folders_in, is_image
-from utils.data.subject_ids import PATH_COLUMNS, SUBJECT_COLUMNS, names_nobody
+from utils.data.subject_ids import PATH_COLUMNS, SUBJECT_COLUMNS, is_missing
 from utils.data.text_tables import read_text_table
 
 _ENDINGS = (".csv", ".tsv")
@@ -77,7 +77,7 @@ def as_class_folders(table: LabelledTable) -> Iterator[tuple[Path, dict[str, str
             where = f"{table.file}, line {number}:"
             image = _image(table, row["path"], by_name, where)
             label, subject = check_class_name(row["label"], where), row.get("subject", "")
-            if named and names_nobody(subject):
+            if named and is_missing(subject):
                 raise ValueError(f"{where} {row['path']} has no patient; write -1 for an image of nobody")
             if (other := seen.setdefault(image, (label, subject))) != (label, subject):
                 raise ValueError(f"{where} {row['path']} is of {' '.join(other)} and of {' '.join((label, subject))}")

@@ -12,12 +12,12 @@ from utils.core.paths import DATASET_VARIABLES
 from utils.data.archives import DATA_SOURCES
 from utils.data.classes import canonical_class
 from utils.data.patient_evidence import confirmed
-from utils.data.raw_images import RawImages
+from utils.data.raw_images import SOURCE, RawImages
 from utils.data.sets import DataSplits, build_splits, manifest, save_splits, stored_source
 from utils.data.sources import load_source
 from utils.data.splits import assign_splits, check_ratios
 from utils.data.subject_ids import UNKNOWN, NamedSubjects, find_ids, subjects_of_table
-from utils.data.subjects import PIXELS, SOURCE, Subjects, find_subjects, find_synthetic
+from utils.data.subjects import PIXELS, Subjects, find_subjects, find_synthetic
 
 if TYPE_CHECKING:
     pass

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+#: What names patients that were made with their images; nobody has to ask about them.
+SOURCE = "the source"
+
 
 @dataclass
 class RawImages:
@@ -19,7 +22,7 @@ class RawImages:
         folders: N entries, ``"train"``, ``"validation"``, ``"test"`` or ``""`` where the source has no such folders.
         name: short name of the source.
         subjects: int64 array N where the source itself names the patients, else None.
-        subjects_from: what names them, in words; pixels are asked about all but "the source", which made them.
+        subjects_from: what names them, in words; pixels are asked about all but ``SOURCE``.
         subjects_guessed: whether nothing names them, and each scan was taken for a person of its own.
         notes: what a reader should know about the decoding, one sentence each.
         info: plain values that go into every record made from these images. Of what was noticed
@@ -35,7 +38,7 @@ class RawImages:
     folders: list[str]
     name: str
     subjects: np.ndarray | None = None
-    subjects_from: str = "the source"
+    subjects_from: str = SOURCE
     subjects_guessed: bool = False
     notes: list[str] = field(default_factory=list)
     info: dict = field(default_factory=dict)

@@ -136,7 +136,7 @@ def _of_table(
     except ValueError as error:
         raise ValueError(str(error).replace(str(folder), str(table.root))) from error
     raw.notes.append(f"The classes stand in the table {table.file.name}.")
-    without = sum(map(is_image, files_in(table.root))) - len(table.rows["path"].unique())
+    without = sum(map(is_image, files_in(table.root))) - sum(map(is_image, files_in(folder)))
     if without > 0:
         raw.notes.append(f"{without} images in {table.root} stand in no row of it and were left out.")
     if people:

@@ -192,6 +192,7 @@ def _without_visits(names: Sequence[str], origin: str) -> NamedSubjects:
     people = [match[1] if match else name for name, match in zip(names, visits)]
     found, merged = _number(people, origin), len(set(names)) - len(set(people))
     if not merged:
+        # by the names as they are: their order decides whom a seed draws
         return _number(names, origin)
     shown = sorted({name for name, match in zip(names, visits) if match})[:2]
     note = (
@@ -206,8 +207,9 @@ def same_person(name: str) -> str:
     >>> same_person("007"), same_person("7.0"), same_person("Sub-07"), same_person("-1.0"), same_person("p10")
     ('7', '7', 'sub-7', '-1', 'p10')
     """
-    bare = re.sub(r"\.0*$", "", name.strip().casefold()) if re.fullmatch(r"\s*-?\d+\.0*\s*", name) else name
-    return re.sub(r"(?<![\d.])0+(?=\d)", "", bare.strip().casefold())
+    bare = name.strip().casefold()
+    whole = re.fullmatch(r"(-?\d+)\.0*", bare)
+    return re.sub(r"(?<![\d.])0+(?=\d)", "", whole[1] if whole else bare)
 
 
 def _one_spelling(names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -269,7 +271,7 @@ def subjects_of_table(path: str | Path, image_paths: Sequence[str]) -> NamedSubj
     for row in rows:
         by_name[row.rsplit("/", 1)[-1]].append(row)
     found = [_row_of(image.replace("\\", "/"), by_name, path) for image in image_paths]
-    missing = [image for image, row in zip(image_paths, found) if row is None or names_nobody(rows[row])]
+    missing = [image for image, row in zip(image_paths, found) if row is None or is_missing(rows[row])]
     if missing:
         raise ValueError(
             f"{path} names no patient for {len(missing)} images, for example {missing[0]}; write -1 for those of nobody"
@@ -277,8 +279,8 @@ def subjects_of_table(path: str | Path, image_paths: Sequence[str]) -> NamedSubj
     return numbered([rows[row] for row in found], f"the table {Path(path).name}")
 
 
-def names_nobody(text: str) -> bool:
-    """Whether an entry of a column of patients is none, such as an empty one or ``NA``."""
+def is_missing(text: str) -> bool:
+    """Whether an entry of a column of patients names none, such as an empty one or ``NA``; -1 names nobody."""
     return text.strip().casefold() in _NO_NAMES
 
 

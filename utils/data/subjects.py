@@ -14,6 +14,7 @@ import numpy as np
 
 from utils.data.neighbours import components, pooled_features, similar_pairs
 from utils.data.patient_evidence import Evidence, weigh
+from utils.data.raw_images import SOURCE
 from utils.data.subject_ids import UNKNOWN, converted
 
 __all__ = ["UNKNOWN", "Subjects", "find_duplicates", "find_subjects", "find_synthetic", "pooled_features"]
@@ -25,7 +26,7 @@ LINK_THRESHOLD = 0.975
 _LOOK_BELOW = 0.02
 #: Accuracy of what is too simple to see anatomy, from which on it is said. On the real sets it is .48 to .55.
 _TOLD_ALONE = 0.95
-PIXELS, SOURCE = "pixels", "the source"
+PIXELS = "pixels"
 
 #: An image is synthetic if so much of its four corners, squares of 12 of 128 pixels, is not black. In the set that
 #: this rule is made for, turned and shifted copies light up at least 1.2 % of them and real slices nothing.

@@ -63,9 +63,9 @@ CAPTIONS = {
 }
 #: What the figures of a folder are called, and the folder of all their folders.
 _EXPERIMENTS = {
-    "folds of": Path("benchmarks") / "cross_validation",
-    "combination:": Path("benchmarks") / "combinations",
-    "atlas of": Path("benchmarks") / "atlases",
+    "Folds of": Path("benchmarks") / "cross_validation",
+    "Combination:": Path("benchmarks") / "combinations",
+    "Atlas of": Path("benchmarks") / "atlases",
 }
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -137,9 +137,8 @@ def _title(name: str, folder: Path) -> str:
     if (folder / SUMMARY).is_file():
         kind, _, own = name.rpartition(" ")
         summary = read_part(FoldsSummary, folder / SUMMARY, "it is made by python -m utils folds or combine")
-        return f"{kind.capitalize()} {html.escape(describe_start(summary))} <small>({html.escape(own)})</small>"
-    own = name.capitalize() if name.startswith(tuple(_EXPERIMENTS)) else display_name(name)
-    return html.escape(own)
+        return f"{kind} {html.escape(describe_start(summary))} <small>({html.escape(own)})</small>"
+    return html.escape(display_name(name))
 
 
 def _section(root: Path, name: str, title: str, paths: list[Path]) -> str:

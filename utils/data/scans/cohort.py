@@ -15,6 +15,7 @@ from utils.data.folders import files_in, folders_in, is_dicom, is_image
 from utils.data.scans.standard import Cut, Stripping
 from utils.data.scans.volume import is_volume
 from utils.data.subject_ids import UNKNOWN, find_ids
+from utils.data.text_tables import read_text_table
 
 #: Columns of a BIDS table in which a diagnosis stands, unless another is named.
 _LABEL_COLUMNS = ("diagnosis", "dx", "group", "label", "class", "cdr")
@@ -116,7 +117,7 @@ def _all_folders(folder: Path) -> list[Path]:
 
 
 def _bids(table: Path, options: ScanOptions) -> Cohort:
-    people = _read_table(table, sep="\t")
+    people = read_text_table(table)
     if "participant_id" not in people:
         raise ValueError(f"{table} has no column participant_id; it has {', '.join(people.columns)}")
     labels = _labels(table, people, "participant_id", options)
@@ -139,7 +140,7 @@ def _oasis(folder: Path, files: Sequence[Path], options: ScanOptions) -> Cohort:
     tables = [file for file in files if file.suffix.lower() in (".csv", ".tsv") and "oasis" in file.name.lower()]
     if not tables:
         raise ValueError(f"{folder} holds sessions of OASIS-1, but not its table (oasis_cross-sectional….csv) with CDR")
-    people = _read_table(tables[0], sep="\t" if tables[0].suffix.lower() == ".tsv" else ",")
+    people = read_text_table(tables[0])
     if "ID" not in people:
         raise ValueError(f"{tables[0]} has no column ID; it has {', '.join(people.columns)}")
     column = options.label_column or "CDR"
@@ -198,13 +199,6 @@ def _heads(place: Path) -> list[list[Path]]:
         elif is_dicom(file) and file.name != "DICOMDIR":
             series.setdefault(file.parent, []).append(file)
     return [*volumes, *series.values()]
-
-
-def _read_table(path: Path, *, sep: str) -> pd.DataFrame:
-    try:
-        return pd.read_csv(path, sep=sep, dtype=str, keep_default_na=False).map(str.strip)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable table ({error})") from error
 
 
 def _labels(path: Path, people: pd.DataFrame, key: str, options: ScanOptions) -> dict[str, str]:
