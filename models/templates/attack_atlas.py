@@ -36,7 +36,14 @@ from utils import utils_funcs as uf
 workspace = uf.Workspace.open(out_dir, profile=profile, data_dir=data_dir)
 splits = uf.atlas_splits(workspace, fold=fold)
 models = uf.atlas_models(workspace, model_name, hardened_name, splits)
-bench = uf.open_bench(models, splits, budget=uf.atlas_budget(profile), seed=seed, device=uf.pick_device())
+bench = uf.open_bench(
+    models,
+    splits,
+    budget=uf.atlas_budget(profile),
+    seed=seed,
+    device=uf.pick_device(),
+    cache=workspace.attack_cache,  # from which a killed chapter goes on
+)
 atlas = uf.Atlas(bench, records or workspace.assets(uf.ATLAS), note=workspace.note(splits))
 print(atlas)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -91,6 +92,72 @@ def test_a_chapter_is_read_back_and_not_measured_again(name: str, bench: Bench, 
     other = {**bench.models, HARDENED: bench.models[PLAIN]}
     with pytest.raises(ValueError, match="weights hardened"):
         measure_chapter(replace(bench, models=other), name, found["folder"])
+
+
+#: What each chapter spends its time on.
+_WORK = {
+    "foreign": ("utils.experiments.atlas.foreign._watched",),
+    "scans": ("utils.experiments.atlas.scans._damage", "utils.experiments.atlas.scans._worst"),
+    "bracket": ("utils.experiments.atlas.bracket.train", "utils.experiments.atlas.bracket._bracket"),
+    "targets": ("utils.evaluation.attacker.Attacker.attack", "utils.experiments.atlas.targets._attacked_towards"),
+}
+
+
+class _Killed(BaseException):
+    """What a test throws into a chapter; no code may catch it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_killed_chapter_goes_on_and_ends_the_same(name: str, bench: Bench, found, tmp_path, monkeypatch) -> None:
+    kept, calls, limit = replace(bench, cache=tmp_path / "cache"), 0, 2
+    for target in _WORK.get(name, ("utils.evaluation.attacker.Attacker.attack",)):
+        work = _named(target)
+
+        def counted(*own, work=work, **named):
+            nonlocal calls
+            calls += 1
+            if calls > limit:
+                raise _Killed
+            return work(*own, **named)
+
+        monkeypatch.setattr(target, counted)
+    with pytest.raises(_Killed):
+        measure_chapter(kept, name, tmp_path)
+    assert len(_pieces(tmp_path)) == limit
+    assert not (tmp_path / f"{name}.json").exists()
+    calls, limit = 0, 10**9
+    again = measure_chapter(kept, name, tmp_path)
+    spent, calls = calls, 0
+    assert read_chapter(tmp_path, name)[0].resumed
+    assert _without_times(again.plain()) == _without_times(found[name].plain())
+    # what the killed run had finished was not done again, and a third run does nothing
+    assert spent == len(_pieces(tmp_path)) - 2 > 0
+    (tmp_path / f"{name}.json").unlink()
+    measure_chapter(kept, name, tmp_path)
+    assert calls == 0
+
+
+def _named(target: str):
+    """What a dotted name holds."""
+    where, name = target.rsplit(".", 1)
+    try:
+        return getattr(importlib.import_module(where), name)
+    except ModuleNotFoundError:
+        module, owner = where.rsplit(".", 1)
+        return getattr(getattr(importlib.import_module(module), owner), name)
+
+
+def _pieces(folder: Path) -> list[Path]:
+    """What was kept, but for keys and what attacks learnt."""
+    return [path for path in (folder / "cache").rglob("*.*") if path.stem not in ("key", "fitted")]
+
+
+def _without_times(plain):
+    """A record without what depends on how fast the machine is."""
+    if isinstance(plain, dict):
+        return {key: _without_times(value) for key, value in plain.items() if key != "seconds"}
+    return [_without_times(value) for value in plain] if isinstance(plain, list) else plain
 
 
 def test_slices_of_stacks_are_those_of_the_patients(bench: Bench) -> None:

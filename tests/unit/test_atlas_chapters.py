@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,15 +11,27 @@ import torch
 
 from tests.toy import HalfSpace, WeightedSum, toy_images
 from utils.core.reproducibility import generator
+from utils.data.sets import ImageSet
 from utils.data.stacks import patient_stacks
 from utils.evaluation.smoothing import certify
 from utils.experiments.atlas import bracket, patients, regions, scans
+from utils.experiments.atlas.bench import AtlasBudget, Bench
 
-SIDE = 16
+SIDE, GREY = 16, 128
 
 
-def _bench(**budget: int) -> SimpleNamespace:
-    return SimpleNamespace(seed=0, device="cpu", budget=SimpleNamespace(**budget), radii=tuple)
+def _bench(**budget: int) -> Bench:
+    """A bench whose models and slices are handed over by the test itself."""
+    nothing: Any = None
+    return Bench({}, nothing, nothing, nothing, {}, AtlasBudget(**budget), 0, torch.device("cpu"))
+
+
+def _grey(count: int) -> ImageSet:
+    """Slices of one grey, all healthy."""
+    images = toy_images(count, seed=0)
+    return replace(
+        images, images=torch.full((count, 1, SIDE, SIDE), GREY).byte(), labels=torch.zeros_like(images.labels)
+    )
 
 
 # --- the patient as target ------------------------------------------------------------------------------------------
@@ -51,31 +64,29 @@ def _share(enough) -> float:
 def test_the_smallest_region_of_a_linear_model_has_its_heaviest_pixels(needed: int) -> None:
     weights = 1 + torch.rand(1, SIDE, SIDE, generator=generator(1))
     sorted_weights = weights.flatten().sort(descending=True).values
-    # between what one pixel fewer gives and what so many give
-    border = regions.EPS * float(sorted_weights[: needed - 1].sum() + sorted_weights[:needed].sum()) / 2
-    grey, labels = torch.full((2, 1, SIDE, SIDE), 0.5), torch.zeros(2, dtype=torch.long)
-    found = regions._sufficient(_bench(steps=20), WeightedSum(weights, border), grey, labels)
+    # between what one pixel fewer gives and what so many give, beyond what the grey itself gives
+    gained = regions.EPS * float(sorted_weights[: needed - 1].sum() + sorted_weights[:needed].sum()) / 2
+    model = WeightedSum(weights, gained + (GREY / 255 - 0.5) * float(weights.sum()))
+    found = regions._sufficient(_bench(steps=20), model, _grey(2))
     expected = _share(lambda share: round(share * SIDE**2) >= needed)
     assert found.shares == [expected] * 2 and found.unchanged == 0
     # pixels at random must be more: on average they weigh less
     order = torch.rand(SIDE**2, generator=generator(2)).argsort()
-    gained = regions.EPS * weights.flatten()[order].cumsum(0)
-    assert expected <= _share(lambda share: gained[max(1, round(share * SIDE**2)) - 1] >= border)
+    at_random = regions.EPS * weights.flatten()[order].cumsum(0)
+    assert expected <= _share(lambda share: at_random[max(1, round(share * SIDE**2)) - 1] >= gained)
     # and the region that is told does turn the answer
     mask = regions.top_share(weights[None], torch.tensor([expected]))
-    inside = regions._inside(
-        _bench(steps=20), WeightedSum(weights, border), grey[:1], labels[:1], mask[0, 0], regions.EPS
-    )
-    assert WeightedSum(weights, border)(inside).argmax(1) == 1
+    assert regions._fooled(_bench(steps=20), model, _grey(1), mask, [regions.EPS]).tolist() == [[True]]
 
 
 def test_where_nobody_is_right_or_changed_there_is_no_region() -> None:
-    model, grey = WeightedSum(torch.ones(1, SIDE, SIDE), 1e3), torch.full((3, 1, SIDE, SIDE), 0.5)
-    unmoved = regions._sufficient(_bench(steps=3), model, grey, torch.zeros(3, dtype=torch.long))
+    model, some = WeightedSum(torch.ones(1, SIDE, SIDE), 1e3), _grey(3)
+    unmoved = regions._sufficient(_bench(steps=3), model, some)
     assert unmoved.shares == [] and unmoved.unchanged == 3 and np.max(unmoved.seen) == 0
-    nobody = regions._sufficient(_bench(steps=3), model, grey[:0], torch.zeros(0, dtype=torch.long))
+    none = some.subset(torch.zeros(0, dtype=torch.long))
+    nobody = regions._sufficient(_bench(steps=3), model, none)
     assert nobody.shares == [] and nobody.unchanged == 0
-    told = regions._regions(_bench(steps=3), model, grey[:0], torch.zeros(0, dtype=torch.long))
+    told = regions._regions(_bench(steps=3), model, none)
     assert {region.area for region in told.values()} == {0.0}
 
 
@@ -94,13 +105,13 @@ def test_the_worst_scan_is_that_of_a_plain_loop_and_more_draws_find_no_fewer(mon
     clean = np.where(np.arange(len(stacks)) % 4 == 3, ~truth, truth).astype(float)  # a quarter is wrong already
     counts = []
     for number in (1, 4, 8):
-        bench = _bench(draws=number)
-        bench.stacks, bench.thresholds, bench.verdict = stacks, {"net": 0.5}, lambda _: HalfSpace()
-        found = scans._worst(bench, "motion", "net", clean, truth)
+        own = replace(_bench(draws=number), stacks=stacks, thresholds={"net": 0.5})
+        monkeypatch.setattr(Bench, "verdict", lambda *_: HalfSpace())
+        found = scans._worst(own, "motion", "net", clean, truth)
         turned = []
         for place, subject in enumerate(stacks.subjects.tolist()):
             draws = [generator(0, "worst", "motion", subject, draw) for draw in range(number)]
-            shifts = [float(torch.rand((), generator=own)) - 0.5 for own in draws]
+            shifts = [float(torch.rand((), generator=drawn)) - 0.5 for drawn in draws]
             pixels = stacks.pixels(slice(place, place + 1))
             said = [bool((pixels + shift).clamp(0, 1).mean() > 0.5) for shift in shifts]
             turned.append([own != truth[place] for own in said])

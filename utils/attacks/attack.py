@@ -45,6 +45,7 @@ class Terms:
     batch_size: int | None = None
     assume_checked: bool = False
     fitted: torch.Tensor | None = None
+    within: torch.Tensor | None = None
 
     @property
     def seed(self) -> int:
@@ -75,6 +76,7 @@ class Kind(ABC):
         takes_loss: whether :attr:`Attack.loss` is its loss.
         times: between the title and the number of starts.
         fits: whether :meth:`fit` comes first, on images that are not those attacked.
+        stays_within: whether it can leave alone what lies outside of :attr:`Terms.within`.
     """
 
     title: ClassVar[str]
@@ -84,6 +86,7 @@ class Kind(ABC):
     takes_loss: ClassVar[bool] = False
     times: ClassVar[str] = "x"
     fits: ClassVar[bool] = False
+    stays_within: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(
@@ -238,6 +241,18 @@ class Attack:
             known = " or ".join(NORM_TITLES[name] for name in self.kind.norms)
             raise ValueError(f"{self.title} is an attack in {known}, not in {NORM_TITLES[norm]}")
 
+    def check_within(self, within: torch.Tensor | None) -> None:
+        """Refuse, before any work, to attack a part of the images by an attack that would change the rest.
+
+        Raises:
+            ValueError: it would.
+        """
+        if within is not None and (self.stop_when_fooled or not self.kind.stays_within):
+            able = ", ".join(name for name, kind in known_attacks().items() if kind.stays_within)
+            raise ValueError(
+                f"{self.title} cannot stay within a part of the image; without stop_when_fooled can: {able}"
+            )
+
     def check_classes(self, classes: int) -> None:
         """Refuse, before any work, a model with a number of classes that this attack is not defined for.
 
@@ -258,19 +273,22 @@ class Attack:
         batch_size: int | None = None,
         assume_checked: bool = False,
         fitted: torch.Tensor | None = None,
+        within: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Adversarial images; at ``eps`` 0 the images themselves.
 
         ``batch_size`` bounds the images a pass of an attack that :attr:`refills`; others take all at once. For
-        ``assume_checked`` see :func:`utils.attacks.gradient.fgsm`; for ``fitted``, :meth:`Kind.fit`.
+        ``assume_checked`` see :func:`utils.attacks.gradient.fgsm`; for ``fitted``, :meth:`Kind.fit`; ``within`` is 1
+        where an image may be changed and 0 elsewhere.
 
         Raises:
-            ValueError: another norm, or an attack that should have been fitted.
+            ValueError: another norm, an attack that should have been fitted, or one that cannot stay within a part.
         """
         self.check_norm(norm)
+        self.check_within(within)
         if check_eps(eps, norm) == 0:
             return images
-        terms = Terms(eps, norm, draws, batch_size, assume_checked, fitted)
+        terms = Terms(eps, norm, draws, batch_size, assume_checked, fitted, within)
         return self.kind(self, model, images, labels, terms)
 
     def settings(self) -> dict[str, Any]:

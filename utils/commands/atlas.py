@@ -31,6 +31,8 @@ def main(
 ) -> None:
     """Attack a model and its hardened twin in every way, on the same patients; each chapter leaves a file.
 
+    A killed run goes on where it stopped.
+
     Args:
         model: that is not hardened; folder in checkpoints/, or a path.
         hardened: its hardened twin.
@@ -51,7 +53,7 @@ def main(
     splits = atlas_splits(workspace, fold=fold, n_folds=n_folds, validation_share=validation_share)
     loaded = atlas_models(workspace, model, hardened, splits)
     budget = atlas_budget("quick" if quick else "full")
-    bench = open_bench(loaded, splits, budget=budget, seed=seed, device=pick_device())
+    bench = open_bench(loaded, splits, budget=budget, seed=seed, device=pick_device(), cache=workspace.attack_cache)
     print(f"{len(bench.stacks)} test patients, {len(bench.slices)} slices, on {bench.device}", flush=True)
     note = "; ".join(filter(None, ["quick run: these numbers mean nothing" if quick else "", data_note(splits.info)]))
     for chapter in wanted:

@@ -159,13 +159,17 @@ class AttackCache:
     Args:
         folder: holds many evaluations; None keeps nothing.
         settings: plain values that the numbers depend on.
+
+    Attributes:
+        begun: whether an earlier run of the same settings has been here.
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
         text = json.dumps({"protocol": PROTOCOL, "torch": torch.__version__, **settings}, sort_keys=True)
         self.key = hashlib.sha256(text.encode()).hexdigest()[:20]
         self.folder = None if folder is None else Path(folder) / self.key
-        if self.folder is not None and not (self.folder / "key.json").is_file():
+        self.begun = self.folder is not None and (self.folder / "key.json").is_file()
+        if self.folder is not None and not self.begun:
             write_json(self.folder / "key.json", json.loads(text))
 
     def load(self, name: str) -> dict[str, torch.Tensor] | None:

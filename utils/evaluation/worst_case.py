@@ -49,6 +49,7 @@ def robustness_curve(
     known: RobustnessCurve | None = None,
     on_broken: OnBroken | None = None,
     fit_on: ImageSet | None = None,
+    within: torch.Tensor | None = None,
 ) -> RobustnessCurve:
     """Run attacks at growing radii, each only on what no earlier attack and no smaller radius has broken.
 
@@ -72,18 +73,31 @@ def robustness_curve(
         on_broken: called with the indices of images that were just broken, the images that broke them, and the
             index of the radius.
         fit_on: images of other patients, for attacks that are first fitted on some.
+        within: where each image may be changed, bool N x 1 x H x W; None where everywhere.
 
     Raises:
         ValueError: a bad radius; an attack that :meth:`utils.evaluation.attacker.Attacker.check` refuses, or from a
             surrogate that is not given; ``known`` is of
             other images, radii or another threat, or of a model with other answers; labels, logits or images that
-            :func:`utils.attacks.gradient.check_logits` or :func:`utils.attacks.gradient.check_batch` refuses.
+            :func:`utils.attacks.gradient.check_logits` or :func:`utils.attacks.gradient.check_batch` refuses; a
+            ``within`` of another shape or type.
         TypeError: a model in half precision.
     """
     attacks = [attack] if isinstance(attack, Attack) else list(attack)
     warn_if_negligible(epsilons, (threat or Threat()).norm)
     attacker = Attacker(
-        model, images, threat or Threat(), dict(surrogates or {}), seed, batch_size, device, precision, compiled, fit_on
+        model,
+        images,
+        threat or Threat(),
+        dict(surrogates or {}),
+        seed,
+        batch_size,
+        device,
+        precision,
+        compiled,
+        fit_on,
+        within,
+        cache,
     )
     run = _Run(attacker, attacks, known, on_broken)
     return run.curve(sorted({0.0, *(check_eps(eps, attacker.threat.norm) for eps in epsilons)}), title, cache)
@@ -175,6 +189,8 @@ class _Run:
         told = describe_subject(self.attacker.model, self.attacker.surrogates, self.images)
         if self.attacker.fit_on is not None and any(attack.kind.fits for attack in self.attacks):
             told["fit_on"] = describe_images(self.attacker.fit_on)
+        if self.attacker.within is not None:
+            told["within"] = hashlib.sha256(self.attacker.within.contiguous().numpy().data).hexdigest()[:16]
         return told | {
             "attacks": describe(self.attacks),
             "files": [file_digest(path) for attack in self.attacks for path in attack.kind.files(attack.options)],

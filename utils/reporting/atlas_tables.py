@@ -337,13 +337,16 @@ def vote_table(record: SuiteRecord) -> str:
 
 def costs_table(chapters: Sequence[Chapter]) -> str:
     """How long each chapter took."""
-    rows = [[record.question, f"{record.seconds / 60:.1f}", _a_slice(record)] for record, _ in chapters]
+    rows = [
+        [record.question, *(f"over {cost}" if record.resumed else cost for cost in _cost(record))]
+        for record, _ in chapters
+    ]
     machine = chapters[0][0].environment.get("hardware", "unknown hardware")
     return markdown(["chapter", "minutes", "seconds a slice"], rows) + f"\nBoth models, on {machine}.\n"
 
 
-def _a_slice(record: ChapterRecord) -> str:
-    """What a chapter cost for each slice that it attacked, over both models and all its radii."""
+def _cost(record: ChapterRecord) -> tuple[str, str]:
+    """Minutes of a chapter, and its seconds for each slice that it attacked, over both models and all its radii."""
     found, per_patient = record.found, record.facts["budget"]["slices"]
     if "images" in found:
         count = found["images"]
@@ -351,7 +354,7 @@ def _a_slice(record: ChapterRecord) -> str:
         count = per_patient * len(found["patients"])
     else:
         count = slices_of(record)
-    return f"{record.seconds / count:.1f}"
+    return f"{record.seconds / 60:.1f}", f"{record.seconds / count:.1f}"
 
 
 ATLAS_TABLES: dict[str, Callable[[Any], str]] = {

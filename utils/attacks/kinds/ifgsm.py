@@ -16,6 +16,7 @@ class IFGSM(Kind):
     title = "I-FGSM-{steps}"
     options = ()
     takes_loss = True
+    stays_within = True
 
     def __call__(
         self, budget: Attack, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, terms: Terms
@@ -28,6 +29,7 @@ class IFGSM(Kind):
             steps=budget.steps,
             random_start=False,
             loss=budget.loss,
+            mask=terms.within,
             eps=terms.eps,
             norm=terms.norm,
             assume_checked=terms.assume_checked,

@@ -16,6 +16,7 @@ class PGD(Kind):
     title = "PGD-{steps}"
     options = ()
     takes_loss = True
+    stays_within = True
 
     def __call__(
         self, budget: Attack, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, terms: Terms
@@ -32,6 +33,7 @@ class PGD(Kind):
             stop_when_fooled=budget.stop_when_fooled,
             batch_size=terms.batch_size,
             generator=terms.draws,
+            mask=terms.within,
             eps=terms.eps,
             norm=terms.norm,
             assume_checked=terms.assume_checked,

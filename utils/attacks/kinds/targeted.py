@@ -14,6 +14,7 @@ from utils.attacks.targets import check_target, target_label, targeted_pgd
 
 class _Targeted(Kind):
     starts_at_image = False
+    stays_within = True
 
     def __call__(
         self, budget: Attack, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, terms: Terms
@@ -27,6 +28,7 @@ class _Targeted(Kind):
             steps=budget.steps,
             random_start=budget.random_start and not self.starts_at_image,
             generator=terms.draws,
+            mask=terms.within,
             eps=terms.eps,
             norm=terms.norm,
             assume_checked=terms.assume_checked,

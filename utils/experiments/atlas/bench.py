@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from models.def_models import MRIClassifier
-from utils.attacks.suites import GRID
+from utils.attacks.attack import Attack
+from utils.attacks.suites import GRID, Threat
 from utils.core.checks import whole
-from utils.core.parts import Part
+from utils.core.parts import Part, read_part
+from utils.core.paths import write_json
 from utils.core.radii import ORIGINAL_EPS
 from utils.data.classes import healthy_place
 from utils.data.sets import DataSplits, ImageSet
 from utils.data.stacks import patient_stacks
+from utils.evaluation.attack_cache import AttackCache
 from utils.evaluation.by_patient import MeanOfSlices, Verdict
+from utils.evaluation.curve import RobustnessCurve
 from utils.evaluation.intervals import questions
 from utils.evaluation.metrics import best_threshold, illness_by_patient, predict
+from utils.evaluation.worst_case import OnBroken, robustness_curve
 
+P = TypeVar("P", bound=Part)
 PLAIN, HARDENED = "not hardened", "hardened"
 #: L-infinity radii of the atlas.
 RADII = tuple(eps for eps in GRID if eps and eps != ORIGINAL_EPS)
@@ -93,6 +100,7 @@ class Bench:
         splits: whose training side fits what is fitted, and whose validation side chooses thresholds.
         stacks: test patients, P x S x H x W; ``slices`` are the same slices one by one.
         thresholds: of the probability of being ill, of each model.
+        cache: folder for what a chapter has found so far, from which a killed one goes on; None keeps nothing.
     """
 
     models: Mapping[str, MRIClassifier]
@@ -103,6 +111,7 @@ class Bench:
     budget: AtlasBudget
     seed: int
     device: torch.device
+    cache: Path | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -135,6 +144,62 @@ class Bench:
         """The stacks with the labels of :meth:`verdict`: 0 healthy, 1 ill."""
         ill = (self.stacks.labels != self.healthy).long()
         return replace(self.stacks, labels=ill, classes=["healthy", "ill"])
+
+    def attacked(
+        self,
+        model: nn.Module,
+        images: ImageSet,
+        attack: Attack | Sequence[Attack],
+        epsilons: Sequence[float],
+        *,
+        threat: Threat | None = None,
+        surrogates: Mapping[str, nn.Module] | None = None,
+        batch_size: int = 64,
+        on_broken: OnBroken | None = None,
+        fit_on: ImageSet | None = None,
+        within: torch.Tensor | None = None,
+    ) -> RobustnessCurve:
+        """The worst case of each image, by the evaluator that judges everything in this project.
+
+        Args:
+            threat, surrogates, batch_size, on_broken, fit_on, within: see
+                :func:`utils.evaluation.worst_case.robustness_curve`.
+        """
+        return robustness_curve(
+            model,
+            images,
+            attack=attack,
+            epsilons=epsilons,
+            threat=threat,
+            surrogates=surrogates,
+            seed=self.seed,
+            batch_size=batch_size,
+            device=self.device,
+            cache=self.cache,
+            on_broken=on_broken,
+            fit_on=fit_on,
+            within=within,
+        )
+
+    def pieces(self, section: str) -> AttackCache:
+        """What a run of a chapter that did not end has left."""
+        return AttackCache(self.cache, {"chapter": self.facts(section)})
+
+    def piece(self, section: str, name: str, kind: type[P], measure: Callable[[], P]) -> P:
+        """A piece of a chapter that the evaluator does not keep: from a run that did not end, or measured.
+
+        Args:
+            name: of the piece, within its chapter.
+        """
+        folder = self.pieces(section).folder
+        if folder is None:
+            return measure()
+        path = folder / f"{name.replace(' ', '_')}.json"
+        if path.is_file():
+            return read_part(kind, path, "delete it and run this again")
+        found = measure()
+        write_json(path, found.plain())
+        return found
 
     def facts(self, section: str) -> dict[str, Any]:
         """Everything that a chapter's numbers depend on, as plain values."""
@@ -194,6 +259,7 @@ def open_bench(
     budget: AtlasBudget | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    cache: Path | None = None,
 ) -> Bench:
     """Choose the slices and each model's threshold.
 
@@ -202,6 +268,7 @@ def open_bench(
         splits: by patient.
         budget: None takes the full one.
         seed: of every draw.
+        cache: see :class:`Bench`.
 
     Raises:
         ValueError: other models, a split that is not by patient, or classes of which none means healthy.
@@ -217,7 +284,7 @@ def open_bench(
         stacks = stacks.subset(spread(stacks.labels, budget.patients))
     ready = {name: model.to(place).eval().requires_grad_(False) for name, model in models.items()}
     thresholds = {name: _threshold(model, splits.validation, place) for name, model in ready.items()}
-    return Bench(ready, splits, stacks, flat(stacks), thresholds, budget, seed, place)
+    return Bench(ready, splits, stacks, flat(stacks), thresholds, budget, seed, place, cache)
 
 
 def spread(labels: torch.Tensor, count: int) -> torch.Tensor:

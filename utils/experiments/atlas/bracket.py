@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import scipy  # loads its parts at their first use
 import torch
@@ -85,7 +86,10 @@ def measure(bench: Bench) -> BracketFound:
     noisy = replace(bench, models=models, thresholds=dict.fromkeys(models, noisy_threshold(bench, model)))
     patients = noisy.questions().subset(spread(noisy.stacks.labels, min(bench.budget.certified, len(noisy.stacks))))
     verdict = noisy.verdict(PLAIN)
-    found = [_bracket(noisy, verdict, patients, place) for place in tqdm(range(len(patients)), "brackets", leave=False)]
+    found = [
+        bench.piece("bracket", f"patient {place}", Bracket, partial(_bracket, noisy, verdict, patients, place))
+        for place in tqdm(range(len(patients)), "brackets", leave=False)
+    ]
     return BracketFound(
         whom=whom(bench),
         sigma=SIGMA,
@@ -131,7 +135,13 @@ def noise_trained(bench: Bench) -> MRIClassifier:
         seed=bench.seed,
     )
     splits = replace(bench.splits, validation=bench.splits.validation.balanced_subset(256))
-    train(model, splits, objective=Noisy(sigma=SIGMA), config=config)
+    kept = bench.pieces("bracket")
+    known = kept.load("noise_trained")
+    if known is None:
+        train(model, splits, objective=Noisy(sigma=SIGMA), config=config)
+        kept.save("noise_trained", model.state_dict())
+    else:
+        model.load_state_dict(known)
     return model.to(bench.device).eval().requires_grad_(False)
 
 

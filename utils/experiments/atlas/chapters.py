@@ -2,7 +2,8 @@
 
     python -m utils atlas --model EfficientNetB0 --hardened EfficientNetB0_atk --out assets/Atlas
 
-Each chapter leaves a file of its own and is not measured again; a file of other models, data or budget is refused.
+Each chapter leaves a file of its own and is not measured again; a file of other models, data or budget is refused. A
+chapter that was killed goes on from what its bench's cache holds.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class ChapterRecord(Part):
     Attributes:
         facts: of :meth:`utils.experiments.atlas.bench.Bench.facts`.
         found: by the chapter's own type, see :func:`found_in`.
+        seconds: of the run that ended; where ``resumed``, less than the chapter takes.
+        resumed: whether a run before it, which did not end, had left something to go on from.
     """
 
     question: str
@@ -62,6 +65,7 @@ class ChapterRecord(Part):
     note: str
     found: dict[str, Any]
     seconds: float
+    resumed: bool = False
     environment: dict[str, Any]
 
 
@@ -119,7 +123,7 @@ def measure_chapter(bench: Bench, name: str, folder: Path, *, note: str = "") ->
         record, found = read_chapter(folder, name)
         refuse_other(path, _plain(record.facts), _plain(bench.facts(name)), _REMEDY)
         return found
-    begun = time.perf_counter()
+    resumed, begun = bench.pieces(name).begun, time.perf_counter()
     found = chapter.measure(bench)
     record = ChapterRecord(
         question=chapter.question,
@@ -128,6 +132,7 @@ def measure_chapter(bench: Bench, name: str, folder: Path, *, note: str = "") ->
         note=note,
         found=found.plain(),
         seconds=round(time.perf_counter() - begun, 1),
+        resumed=resumed,
         environment=environment_facts(),
     )
     write_json(path, record.plain())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +70,10 @@ def measure(bench: Bench) -> ForeignFound:
     found, kinds = {}, foreign_images(bench)
     for name, model in bench.models.items():
         fitted = fit_detectors(model, bench.train_slices(), device=bench.device)
-        found[name] = {title: _watched(bench, detector, kinds) for title, detector in fitted.items()}
+        found[name] = {
+            title: bench.piece("foreign", f"{name} {title}", Watched, partial(_watched, bench, detector, kinds))
+            for title, detector in fitted.items()
+        }
     return ForeignFound(
         whom=whom(bench),
         radii=list(bench.radii(REAL_EPS)),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from tqdm.auto import tqdm
 
 from utils.attacks.attack import Attack
@@ -11,7 +9,6 @@ from utils.attacks.library import LIBRARY
 from utils.attacks.suites import Threat
 from utils.core.parts import Part
 from utils.core.radii import NORM_SIGNS, radius_label
-from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.atlas.bench import Bench
 
 #: Radius of each norm.
@@ -93,19 +90,11 @@ def measure(bench: Bench) -> NamesFound:
     images = bench.slices.balanced_subset(min(_IMAGES, bench.budget.images), bench.seed)
     rows, clean, train = [], {}, bench.train_slices()
     for attack, norm in tqdm(attacks(min(_STEPS, bench.budget.steps), len(bench.classes)), desc="by name", leave=False):
-        begun, robust = time.perf_counter(), {}
+        seconds, robust = 0.0, {}
         for name, model in bench.models.items():
-            curve = robustness_curve(
-                model,
-                images,
-                attack=attack,
-                epsilons=[EPS[norm]],
-                threat=Threat(norm),
-                seed=bench.seed,
-                device=bench.device,
-                fit_on=train,
-            )
+            curve = bench.attacked(model, images, attack, [EPS[norm]], threat=Threat(norm), fit_on=train)
             clean[name], robust[name] = curve.robust_accuracy
+            seconds += curve.seconds
         rows.append(
             NameRow(
                 name=attack.name,
@@ -113,7 +102,7 @@ def measure(bench: Bench) -> NamesFound:
                 norm=norm,
                 radius=radius_label(EPS[norm], norm),
                 robust=robust,
-                seconds=(time.perf_counter() - begun) / len(images) / len(bench.models),
+                seconds=seconds / len(images) / len(bench.models),
             )
         )
     return NamesFound(images=len(images), clean=clean, rows=rows)

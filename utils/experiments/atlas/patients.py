@@ -8,7 +8,6 @@ from utils.attacks.attack import Attack
 from utils.attacks.linked import LINKS
 from utils.core.parts import Part
 from utils.evaluation.curve import NEVER
-from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.atlas.bench import Bench, Whom, whom
 
 #: Radii that are tried, the smallest first.
@@ -56,15 +55,8 @@ def measure(bench: Bench) -> PatientsFound:
     subjects: dict[str, list[int]] = {}
     for name in bench.models:
         for link in LINKS:
-            curve = robustness_curve(
-                bench.verdict(name),
-                bench.questions(),
-                attack=Attack("linked", steps=bench.budget.steps, options={"link": link}),
-                epsilons=bench.radii(FINE),
-                seed=bench.seed,
-                batch_size=16,
-                device=bench.device,
-            )
+            attack = Attack("linked", steps=bench.budget.steps, options={"link": link})
+            curve = bench.attacked(bench.verdict(name), bench.questions(), attack, bench.radii(FINE), batch_size=16)
             found[name][link] = [
                 None if step == NEVER else curve.epsilons[step] for step in curve.first_broken if step != 0
             ]

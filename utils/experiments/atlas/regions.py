@@ -7,17 +7,18 @@ part is so by a change of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from models.def_models import MRIClassifier
-from utils.attacks.gradient import ascent, cross_entropy, pgd
+from utils.attacks.attack import Attack
+from utils.attacks.gradient import ascent, cross_entropy
 from utils.core.modes import attack_mode
 from utils.core.parts import Part
-from utils.core.reproducibility import generator
 from utils.data.anatomy import PARTS, part_masks
+from utils.data.sets import ImageSet
 from utils.evaluation.attacker import predict_batch
 from utils.experiments.atlas.bench import RADII, Bench, Whom, whom
 from utils.grad_cam import grad_cam
@@ -97,24 +98,25 @@ def measure(bench: Bench) -> RegionsFound:
     """PGD inside each region, at each radius, on slices that are right without attack."""
     regions, sufficient = {}, {}
     for name, model in bench.models.items():
-        pixels, labels = _right(bench, model)
-        regions[name] = _regions(bench, model, pixels, labels)
-        sufficient[name] = _sufficient(bench, model, pixels, labels)
+        images = _right(bench, model)
+        regions[name] = _regions(bench, model, images)
+        sufficient[name] = _sufficient(bench, model, images)
     return RegionsFound(whom=whom(bench), radii=list(bench.radii(RADII)), regions=regions, sufficient=sufficient)
 
 
-def _right(bench: Bench, model: MRIClassifier) -> tuple[torch.Tensor, torch.Tensor]:
+def _right(bench: Bench, model: MRIClassifier) -> ImageSet:
     images = bench.few()
-    pixels, labels = images.pixels(slice(None), bench.device), images.labels.to(bench.device)
-    right = predict_batch(model, pixels).argmax(1) == labels
-    return pixels[right], labels[right]
+    right = predict_batch(model, images.pixels(slice(None), bench.device)).argmax(1).cpu() == images.labels
+    return images.subset(torch.nonzero(right)[:, 0])
 
 
-def _regions(bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, Region]:
-    if not len(pixels):
-        return {title: Region(area=0.0, misclassified=[0.0] * len(bench.radii(RADII))) for title in _masks()}
-    masks = {title: mask(model, pixels) for title, mask in _masks().items()}
-    fooled = {title: _fooled(bench, model, pixels, labels, mask) for title, mask in masks.items()}
+def _regions(bench: Bench, model: MRIClassifier, images: ImageSet) -> dict[str, Region]:
+    radii = bench.radii(RADII)
+    if not len(images):
+        return {title: Region(area=0.0, misclassified=[0.0] * len(radii)) for title in _masks()}
+    pixels = images.pixels(slice(None), bench.device)
+    masks = {title: mask(model, pixels).cpu() for title, mask in _masks().items()}
+    fooled = {title: _fooled(bench, model, images, mask, radii) for title, mask in masks.items()}
     fooled[WHOLE] = torch.stack(list(fooled.values())).any(0)
     return {
         title: Region(area=float(masks[title].float().mean()), misclassified=own.float().mean(1).tolist())
@@ -123,55 +125,46 @@ def _regions(bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: t
 
 
 def _fooled(
-    bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor
+    bench: Bench, model: MRIClassifier, images: ImageSet, mask: torch.Tensor, radii: Sequence[float]
 ) -> torch.Tensor:
-    """Who is misclassified within each of the radii, or within a smaller one, bool R x N."""
-    found = [
-        predict_batch(model, _inside(bench, model, pixels, labels, mask, eps)).argmax(1) != labels
-        for eps in bench.radii(RADII)
-    ]
-    return torch.stack(found).cumsum(0) > 0
+    """Who is misclassified within each of the radii by a change inside the mask, bool R x N."""
+    curve = bench.attacked(model, images, Attack("pgd", steps=bench.budget.steps), radii, within=mask)
+    return ~torch.stack([curve.robust(step) for step in range(1, len(curve.epsilons))])
 
 
-def _inside(
-    bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor, eps: float
-) -> torch.Tensor:
-    if not len(pixels):
-        return pixels
-    draws = generator(bench.seed, "regions", eps)
-    return pgd(
-        model,
-        pixels,
-        labels,
-        eps=eps,
-        steps=bench.budget.steps,
-        generator=draws,
-        mask=mask.to(pixels.dtype),
-        assume_checked=True,
-    )
+def _changed(bench: Bench, model: MRIClassifier, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
+    """Places of right images that PGD on the whole of them misclassifies, ascending, and what it made of them."""
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    attack = Attack("pgd", steps=bench.budget.steps)
+    bench.attacked(model, images, attack, [EPS], on_broken=lambda index, made, _: found.append((index, made)))
+    if not found:
+        return torch.zeros(0, dtype=torch.long), images.pixels(slice(0, 0), bench.device)
+    places = torch.cat([index for index, _ in found])
+    order = places.argsort()
+    return places[order], torch.cat([made for _, made in found])[order].to(bench.device)
 
 
-def _sufficient(bench: Bench, model: MRIClassifier, pixels: torch.Tensor, labels: torch.Tensor) -> Sufficient:
+def _sufficient(bench: Bench, model: MRIClassifier, images: ImageSet) -> Sufficient:
     """Pixels are ranked by what they add to the loss of the whole attack, then the share is searched by halving."""
-    whole = _inside(bench, model, pixels, labels, torch.ones_like(pixels, dtype=torch.bool), EPS)
-    changed = predict_batch(model, whole).argmax(1) != labels if len(pixels) else labels.bool()
-    pixels, labels, whole = pixels[changed], labels[changed], whole[changed]
-    if not len(pixels):
-        return Sufficient(shares=[], unchanged=int((~changed).sum()), seen=[[0.0] * SIDE for _ in range(SIDE)])
+    changed, whole = _changed(bench, model, images) if len(images) else (torch.zeros(0, dtype=torch.long), None)
+    unchanged = len(images) - len(changed)
+    if whole is None or not len(changed):
+        return Sufficient(shares=[], unchanged=unchanged, seen=[[0.0] * SIDE for _ in range(SIDE)])
+    images = images.subset(changed)
+    pixels, labels = images.pixels(slice(None), bench.device), images.labels.to(bench.device)
     with attack_mode(model):
         gradient = ascent(model, whole, labels, cross_entropy).gradient
-    weight = (gradient * (whole - pixels)).sum(1, keepdim=True)
+    weight = (gradient * (whole - pixels)).sum(1, keepdim=True).cpu()
     low, high = torch.zeros(len(pixels)), torch.ones(len(pixels))
     for _ in range(HALVINGS):
         # on a logarithmic scale, down to one in 2 ** HALVINGS
         middle = torch.where(low == 0, high / 2, (low * high).sqrt())
-        found = _inside(bench, model, pixels, labels, top_share(weight, middle), EPS)
-        enough = (predict_batch(model, found).argmax(1) != labels).cpu()
+        enough = _fooled(bench, model, images, top_share(weight, middle), [EPS])[0]
         high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
     region = top_share(weight, high).float().mean(0, keepdim=True)
     seen = F.interpolate(region, (SIDE, SIDE), mode="area")[0, 0]
     return Sufficient(
         shares=[round(value, 4) for value in high.tolist()],
-        unchanged=int((~changed).sum()),
+        unchanged=unchanged,
         seen=[[round(value, 4) for value in row] for row in seen.tolist()],
     )

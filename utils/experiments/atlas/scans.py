@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -72,7 +73,8 @@ def measure(bench: Bench) -> ScansFound:
     clean = {name: _said(bench, name, bench.slices) for name in bench.models}
     truth = (bench.stacks.labels != bench.healthy).numpy()
     damage = {
-        kind: _damage(bench, kind, clean, truth) for kind in tqdm(CORRUPTIONS, desc="scans that go wrong", leave=False)
+        kind: bench.piece("scans", kind, Damage, partial(_damage, bench, kind, clean, truth))
+        for kind in tqdm(CORRUPTIONS, desc="scans that go wrong", leave=False)
     }
     return ScansFound(
         whom=whom(bench),
@@ -81,7 +83,13 @@ def measure(bench: Bench) -> ScansFound:
         severity=SEVERITY,
         draws=bench.budget.draws,
         worst={
-            kind: {name: _worst(bench, kind, name, clean[name], truth) for name in bench.models} for kind in WORST_OF
+            kind: {
+                name: bench.piece(
+                    "scans", f"worst {kind} {name}", Worst, partial(_worst, bench, kind, name, clean[name], truth)
+                )
+                for name in bench.models
+            }
+            for kind in WORST_OF
         },
     )
 

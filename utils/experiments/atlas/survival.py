@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from utils.attacks.attack import Attack
 from utils.attacks.views import VIEWS, View
 from utils.core.parts import Part
 from utils.core.reproducibility import generator
+from utils.data.sets import ImageSet
 from utils.evaluation.attacker import predict_batch
 from utils.experiments.atlas.bench import Bench, Whom, whom
 
@@ -47,15 +49,15 @@ class SurvivalFound(Part):
 def measure(bench: Bench) -> SurvivalFound:
     """PGD, and PGD on the expectation over views, each seen through every view."""
     right, alone, found = {}, {}, {}
+    images = bench.few()
     for name, model in bench.models.items():
-        images = bench.few()
         pixels, labels = images.pixels(slice(None), bench.device), images.labels.to(bench.device)
         kept = predict_batch(model, pixels).argmax(1) == labels
         pixels, labels = pixels[kept], labels[kept]
         right[name] = len(labels)
         alone[name] = {title: _wrong(bench, model, pixels, labels, view) or 0.0 for title, view in VIEWS.items()}
         found[name] = {
-            attack.title: [_survived(bench, model, pixels, labels, attack, eps) for eps in bench.radii(EPS)]
+            attack.title: [_survived(bench, model, images, attack, eps) for eps in bench.radii(EPS)]
             for attack in (Attack("pgd", steps=bench.budget.steps), Attack("eot", steps=bench.budget.steps))
         }
     return SurvivalFound(
@@ -68,23 +70,21 @@ def measure(bench: Bench) -> SurvivalFound:
     )
 
 
-def _survived(
-    bench: Bench, model: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor, attack: Attack, eps: float
-) -> Survived:
-    if not len(labels):
+def _survived(bench: Bench, model: nn.Module, images: ImageSet, attack: Attack, eps: float) -> Survived:
+    """One radius by itself: what a smaller one found would survive less."""
+    fooled: list[tuple[torch.Tensor, torch.Tensor]] = []
+    bench.attacked(model, images, attack, [eps], on_broken=lambda index, found, _: fooled.append((index, found)))
+    if not fooled:
         return Survived(misclassified=0, survives=dict.fromkeys(VIEWS))
-    draws = generator(bench.seed, attack.title, eps)
-    attacked = attack(model, pixels, labels, eps=eps, draws=draws, assume_checked=True)
-    fooled = predict_batch(model, attacked).argmax(1) != labels
+    labels = images.labels[torch.cat([index for index, _ in fooled])].to(bench.device)
+    attacked = torch.cat([found for _, found in fooled]).to(bench.device)
     return Survived(
-        misclassified=int(fooled.sum()),
-        survives={title: _wrong(bench, model, attacked[fooled], labels[fooled], view) for title, view in VIEWS.items()},
+        misclassified=len(labels),
+        survives={title: _wrong(bench, model, attacked, labels, view) for title, view in VIEWS.items()},
     )
 
 
-def _wrong(
-    bench: Bench, model: torch.nn.Module, pixels: torch.Tensor, labels: torch.Tensor, view: View
-) -> float | None:
+def _wrong(bench: Bench, model: nn.Module, pixels: torch.Tensor, labels: torch.Tensor, view: View) -> float | None:
     """Share of images that are misclassified once seen so, over the draws."""
     if not len(labels):
         return None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import scipy  # loads its parts at their first use
 import torch
+from torch import nn
 
 from utils.attacks.attack import Attack
 from utils.attacks.suites import notebook_attacks
 from utils.core.parts import Part
 from utils.evaluation.attacker import predict_batch
 from utils.evaluation.curve import NEVER
-from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.atlas.bench import RADII, Bench, Whom, whom
 
 #: Radius at which classes are turned into each other.
@@ -84,15 +84,8 @@ def measure(bench: Bench) -> TargetsFound:
 
 def _direction(bench: Bench, name: str) -> Direction:
     patients = bench.questions()
-    curve = robustness_curve(
-        bench.verdict(name),
-        patients,
-        attack=notebook_attacks(bench.budget.steps),
-        epsilons=bench.radii(RADII),
-        seed=bench.seed,
-        batch_size=16,
-        device=bench.device,
-    )
+    attacks = notebook_attacks(bench.budget.steps)
+    curve = bench.attacked(bench.verdict(name), patients, attacks, bench.radii(RADII), batch_size=16)
     first, ill = torch.tensor(curve.first_broken), patients.labels == 1
 
     def turned(side: torch.Tensor, step: int) -> Share:
@@ -116,8 +109,21 @@ def _balanced(right: torch.Tensor, ill: torch.Tensor) -> float:
 
 def _answers_towards(bench: Bench, name: str, target: str | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """Answers to slices attacked towards a target, and those of the slices as they are."""
-    model, images, steps = bench.models[name], bench.slices, bench.budget.steps
-    attack, after, before = Attack("pgd_t", steps=steps, options={"target": target}), [], []
+    kept, piece = bench.pieces("targets"), f"{name} to {target}".replace(" ", "_")
+    known = kept.load(piece)
+    if known is None:
+        after, before = _attacked_towards(bench, bench.models[name], target)
+        known = {"after": after, "before": before}
+        kept.save(piece, known)
+    return known["after"], known["before"]
+
+
+def _attacked_towards(
+    bench: Bench, model: nn.Module, target: str | tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # the evaluator would leave alone who is misclassified anyway, and each slice is wanted somewhere else here
+    images, after, before = bench.slices, [], []
+    attack = Attack("pgd_t", steps=bench.budget.steps, options={"target": target})
     for index in torch.arange(len(images)).split(64):
         pixels, labels = images.pixels(index, bench.device), images.labels[index].to(bench.device)
         found = attack(model, pixels, labels, eps=EPS, draws=torch.Generator().manual_seed(bench.seed))

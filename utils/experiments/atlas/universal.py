@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from utils.attacks.universal import universal_perturbation
+from utils.attacks.attack import Attack
 from utils.core.parts import Part
-from utils.core.reproducibility import generator
-from utils.evaluation.metrics import predict
+from utils.data.sets import ImageSet
+from utils.evaluation.attacker import learnt
 from utils.experiments.atlas.bench import Bench, Whom, whom
 
 #: Radii of the change.
@@ -55,39 +56,30 @@ class UniversalFound(Part):
 
 def measure(bench: Bench) -> UniversalFound:
     """Fit one change for each model and radius, and try each on both models."""
-    train, test = bench.train_slices(), bench.slices
-    right = {name: predict(model, test, device=bench.device).argmax(1) == test.labels for name, model in _models(bench)}
-    found: dict[str, dict[str, list[float]]] = {name: {} for name, _ in _models(bench)}
-    last: dict[str, torch.Tensor] = {}
-    for eps in bench.radii(EPS):
-        shifts = {
-            f"from {name}": universal_perturbation(
-                model, train, eps=eps, epochs=bench.budget.epochs, seed=bench.seed, device=bench.device
-            )
-            for name, model in _models(bench)
-        }
-        last = dict(shifts)
-        signs = torch.randn(next(iter(shifts.values())).shape, generator=generator(bench.seed, "signs")).sign()
-        shifts[NOISE] = (eps * signs).to(bench.device)
-        for name, model in _models(bench):
-            for source, shift in shifts.items():
-                found[name].setdefault(source, []).append(_turned(bench, model, shift, right[name]))
+    train, radii = bench.train_slices(), bench.radii(EPS)
+    one = Attack("universal", steps=bench.budget.epochs, options={"images": len(train)})
+    sources = {f"from {source}": replace(one, surrogate=source) for source in bench.models} | {NOISE: Attack("noise")}
+    found = {
+        name: {title: [_turned(bench, name, attack, train, eps) for eps in radii] for title, attack in sources.items()}
+        for name in bench.models
+    }
     return UniversalFound(
         whom=whom(bench),
         fitted_on=len(train),
-        radii=list(bench.radii(EPS)),
+        radii=list(radii),
         misclassified=found,
-        change={name: Change.of(last[f"from {name}"]) for name, _ in _models(bench)},
+        change={name: Change.of(_shift(bench, name, one, train, radii[-1])) for name in bench.models},
     )
 
 
-def _models(bench: Bench) -> list:
-    return list(bench.models.items())
+def _turned(bench: Bench, name: str, attack: Attack, train: ImageSet, eps: float) -> float:
+    """Share of right slices that are misclassified, at one radius by itself: at each it is another change."""
+    curve = bench.attacked(
+        bench.models[name], bench.slices, attack, [eps], surrogates=bench.models, batch_size=128, fit_on=train
+    )
+    right, robust = curve.robust_accuracy
+    return (right - robust) / right if right else 0.0
 
 
-def _turned(bench: Bench, model: torch.nn.Module, shift: torch.Tensor, right: torch.Tensor) -> float:
-    test, wrong = bench.slices, []
-    for pixels, labels in test.batches(128, bench.device):
-        with torch.no_grad():
-            wrong.append((model((pixels + shift).clamp(0, 1)).argmax(1) != labels).cpu())
-    return float(torch.cat(wrong)[right].float().mean()) if right.any() else 0.0
+def _shift(bench: Bench, name: str, attack: Attack, train: ImageSet, eps: float) -> torch.Tensor:
+    return learnt(attack, bench.models[name], train, eps, seed=bench.seed, device=bench.device, cache=bench.cache)
