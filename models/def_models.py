@@ -22,6 +22,8 @@ from models.weight_loading import load_backbone, load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+#: Pixels a side that a backbone sees at most; no slice of this field holds more.
+LARGEST = 1024
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,7 @@ class Backbone:
 
     Attributes:
         title: name of its folders in ``assets/`` and ``checkpoints/``.
-        build: function of the number of classes and the image side that returns a module with random
-            weights whose output are logits.
+        build: number of classes and image side -> a module with random weights whose output are logits.
         head: attribute path of the final classifier inside that module.
         blocks: returns its parts from input to output, the head left out; freezing counts from the last.
         cam_layers: returns layers for Grad-CAM, the deepest first.
@@ -207,7 +208,7 @@ class MRIClassifier(nn.Module):
             patches takes the next multiple of its patch.
 
     Raises:
-        ValueError: unknown backbone, fewer than two classes, or a side below 32 pixels.
+        ValueError: unknown backbone, fewer than two classes, or a side below 32 or above 1024 pixels.
     """
 
     def __init__(self, backbone: str, *, num_classes: int = 4, image_size: int = 224) -> None:
@@ -215,8 +216,8 @@ class MRIClassifier(nn.Module):
         _check_backbone(backbone)
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, not {num_classes}")
-        if image_size < 32:
-            raise ValueError(f"image_size must be at least 32 pixels, not {image_size}")
+        if not 32 <= image_size <= LARGEST:
+            raise ValueError(f"image_size must be from 32 to {LARGEST} pixels, not {image_size}")
         self.backbone_name = backbone
         self.num_classes = num_classes
         patch = BACKBONES[backbone].patch

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from models.def_models import build_model
 from utils.attacks.attack import Attack
 from utils.attacks.suites import Threat
 from utils.commands.boundary import MISUSED, STOPPED, command
 from utils.core.checks import choice, number, whole
 from utils.data.phantom import PhantomConfig
 from utils.training.augment import Augmentation
-from utils.training.config import TrainConfig, parse_assignment
+from utils.training.config import TrainConfig, parse_assignment, parse_assignments
 from utils.training.objectives import Adversarial, NFgsm, Trades, make_objective
 
 
@@ -72,6 +73,8 @@ def test_choices() -> None:
         (lambda: Threat(size=2.5), "size"),
         (lambda: PhantomConfig(n_subjects=8.0), "n_subjects"),
         (lambda: parse_assignment("x=1/0"), "x=1/0 divides by zero"),
+        (lambda: parse_assignments(["x=1", "y=2", "x=2"]), "--set gives x more than once"),
+        (lambda: build_model("resnet34", image_size=100_000, weights="scratch"), "from 32 to 1024 pixels, not 100000"),
     ],
 )
 def test_settings_are_refused_by_name(make, named: str) -> None:

@@ -172,6 +172,8 @@ def test_images_without_a_row_are_counted(heads: RawImages, tmp_path: Path) -> N
         (["--label-column", "dx"], "--label-column: for whole heads"),
         (["--seed", "1.5"], "--seed takes a whole number, not 1.5"),
         (["--size=64.5"], "--size takes a whole number, not 64.5"),
+        (["--config", "CONFIG"], "options.yaml: seed takes a whole number, not 1.5"),
+        (["--out", "SET"], "is the source itself; name another folder"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_images_are_decoded(
@@ -180,7 +182,10 @@ def test_options_that_cannot_be_are_refused_before_images_are_decoded(
     for number, name in enumerate(("AD", "CN")):
         (tmp_path / "set" / name).mkdir(parents=True)
         Image.fromarray(heads.pixels[number]).save(tmp_path / "set" / name / "a.png")
-    assert main(["--source", str(tmp_path / "set"), "--out", str(tmp_path / "out"), *words]) == 1
+    (tmp_path / "options.yaml").write_text("seed: 1.5\nsize: 64")
+    real = {"CONFIG": str(tmp_path / "options.yaml"), "SET": str(tmp_path / "set")}
+    out = [] if "--out" in words else ["--out", str(tmp_path / "out")]
+    assert main(["--source", str(tmp_path / "set"), *out, *(real.get(word, word) for word in words)]) == 1
     assert said in " ".join(capsys.readouterr().err.split()) and not (tmp_path / "out").exists()
 
 

@@ -48,6 +48,24 @@ def test_patients_of_the_table_are_kept(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("root", ["/home/somebody/set", "C:\\\\data\\\\set", "//server/share/set"])
+def test_whole_paths_of_another_machine_count_from_the_root_on(root: str, tmp_path: Path) -> None:
+    turn = "\\" if "\\" in root else "/"
+    rows = [
+        f"{root}{turn}images{turn}{name}.png,{label}" for name, label in (("a", "CN"), ("b", "AD"), ("twice", "AD"))
+    ]
+    source = _write(
+        tmp_path / "d",
+        "\n".join(["path,label", *rows]),
+        "images/a.png",
+        "images/b.png",
+        "images/twice.png",
+        "images/old/twice.png",
+    )
+    raw = load_source(source)
+    assert sorted(raw.paths) == ["AD/images/b.png", "AD/images/twice.png", "CN/images/a.png"]
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [

@@ -26,9 +26,11 @@ def test_any_image_gives_logits(backbone: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
 @pytest.mark.parametrize("num_classes", [2, 4, 10])
 def test_a_new_model_is_undecided(backbone: str, num_classes: int) -> None:
+    torch.manual_seed(0)  # whatever ran before
     model = build_model(backbone, num_classes=num_classes, image_size=64).train()
     probabilities = model(torch.rand(8, 1, 64, 64)).softmax(1)
-    assert 0.5 / num_classes < probabilities.min() and probabilities.max() < 2 / num_classes
+    # over seeds the least is .49; with torch's own start of the head a ResNet34 has .07 to 3.5
+    assert 0.4 / num_classes < probabilities.min() and probabilities.max() < 2 / num_classes
 
 
 def test_grey_and_its_three_equal_channels_agree(resnet: nn.Module) -> None:

@@ -189,6 +189,41 @@ def test_a_single_slice_takes_its_window_and_the_right_side_of_dark(tmp_path: Pa
     assert found.min() == 0 and found.max() == 255 and found.ravel()[300] == 0 and found.ravel()[700] == 255
     (case,) = read_cases(tmp_path / "a.dcm", Reading(shape=(44, 40)))
     assert not case.whole and np.array_equal(case.images[0, 0].numpy(), plain)
+    assert any("names no window" in note for note in case.notes)
+
+
+@pytest.mark.parametrize(
+    ("stored", "tags", "expected"),
+    [
+        # 8 bits are a picture: what is not black or white stays so
+        (8, {}, lambda pixels: pixels),
+        (8, {"PhotometricInterpretation": "MONOCHROME1"}, lambda pixels: 255 - pixels),
+        # a window that the picture does not fill: below its middle everything is dark
+        (16, {"WindowCenter": 200.5, "WindowWidth": 401.0}, lambda pixels: pixels / 400 * 255),
+        (12, {"WindowCenter": 200.5, "WindowWidth": 401.0}, lambda pixels: pixels / 400 * 255),
+        (
+            12,
+            {"WindowCenter": 301.0, "WindowWidth": 802.0, "RescaleSlope": 2.0, "RescaleIntercept": -100.0},
+            lambda pixels: (2 * pixels - 100 + 100) / 801 * 255,
+        ),
+    ],
+)
+def test_a_slice_that_is_dark_by_its_own_window_stays_dark(
+    stored: int, tags: dict[str, Any], expected: Callable[[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    pixels = 20 + np.arange(44 * 40).reshape(44, 40) % 150
+    file = _dicom(tmp_path / "a.dcm", pixels, 0.0, "1.2.3.1", BitsStored=stored, HighBit=stored - 1, **tags)
+    assert np.abs(read_slice(file).astype(float) - expected(pixels)).max() <= 1
+    (case,) = read_cases(file, Reading(shape=(44, 40)))
+    assert not any("names no window" in note for note in case.notes)
+
+
+def test_a_table_of_values_of_interest_fills_the_range_of_its_bits(tmp_path: Path) -> None:
+    pixels = np.arange(44 * 40).reshape(44, 40) % 200
+    table = FileDataset(None, {})
+    table.LUTDescriptor, table.LUTData = [256, 0, 10], np.arange(256, dtype="<u2").tobytes()
+    file = _dicom(tmp_path / "a.dcm", pixels, 0.0, "1.2.3.1", BitsStored=12, HighBit=11, VOILUTSequence=[table])
+    assert np.array_equal(read_slice(file), np.rint(pixels / 1023 * 255))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -69,13 +69,30 @@ class Command:
         Raises:
             ValueError: the option and what was given.
         """
-        counts = {name for own in self.app.assemble_argument_collection() if _counts(own.hint) for name in own.names}
+        counts = self._counting()
         option = ""
         for word in words:
             name, _, value = word.partition("=") if word.startswith("--") else (option, "", word)
             option = name
             if option in counts and re.fullmatch(r"[+-]?\d*\.\d*[1-9]\d*", value):
                 raise ValueError(f"{option} takes a whole number, not {value}")
+
+    def _counting(self) -> set[str]:
+        """Options that take whole numbers and nothing else."""
+        return {name for own in self.app.assemble_argument_collection() if _counts(own.hint) for name in own.names}
+
+    def _refuse_fractions_in(self, file: Path, options: Mapping[str, Any]) -> None:
+        """The same of a configuration file.
+
+        Raises:
+            ValueError: the file, the option and what stands there.
+        """
+        counts = self._counting()
+        for name, given in options.items():
+            for value in given if isinstance(given, list) else [given]:
+                option = f"--{str(name).replace('_', '-')}"
+                if option in counts and isinstance(value, float) and not value.is_integer():
+                    raise ValueError(f"{file}: {name} takes a whole number, not {value}")
 
     def _call(self, words: list[str]) -> int:
         self._refuse_fractions(words)
@@ -87,7 +104,9 @@ class Command:
             file = Path(words[place + 1])
             del words[place : place + 2]
             # not below the name of the command: a file holds the options of one
-            self.app.config = (Yaml(file, must_exist=True, search_parents=False, use_commands_as_keys=False),)
+            config = Yaml(file, must_exist=True, search_parents=False, use_commands_as_keys=False)
+            self._refuse_fractions_in(file, config.config)
+            self.app.config = (config,)
         return self.app(words) or 0
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:

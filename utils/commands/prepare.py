@@ -64,6 +64,7 @@ def main(
     _check_ids(subjects, subject_pattern)
     for folder in filter(None, (out, audit_folder)):
         check_folder(folder)
+    _check_apart(source, out)
     raw = load_source(source, size=size, classes=list(classes) or None, scans=scans, scans_folder=out / "scans")
     patients = group_by_subject(raw, subjects, subject_pattern=subject_pattern, synthetic=synthetic)
     print(describe(raw, patients))
@@ -83,6 +84,12 @@ def main(
     if note := data_note(splits.info):
         print(f"Note: {note}")
     print(f"saved to {out}")
+
+
+def _check_apart(source: str, out: Path) -> None:
+    """The manifest that is written would be read as the source's own table the next time."""
+    if Path(source).expanduser().resolve() == out.resolve():
+        raise ValueError(f"--out {out} is the source itself; name another folder")
 
 
 def _check_ids(subjects: Path | None, subject_pattern: str | None) -> None:

@@ -12,7 +12,7 @@ from utils.data.sets import load_splits
 from utils.data.workspace import Workspace, pick_device
 from utils.experiments.calibrate import calibrate
 from utils.experiments.fit import fit, folder_of
-from utils.training.config import SLICES_PER_PATIENT, parse_assignment
+from utils.training.config import SLICES_PER_PATIENT, parse_assignments
 
 
 @command("python -m utils train")
@@ -53,7 +53,7 @@ def main(
         trainable=trainable,
         start=start,
         recipe=recipe,
-        settings={"slices_per_patient": SLICES_PER_PATIENT} | dict(map(parse_assignment, set)),
+        settings={"slices_per_patient": SLICES_PER_PATIENT} | parse_assignments(set),
         overwrite=overwrite,
     )
     if record:

@@ -17,7 +17,7 @@ from utils.data.archives import ARCHIVE_SUFFIXES, as_folder
 from utils.data.decode import decode_slice, fit_into
 from utils.data.folders import files_in, is_dicom, is_image
 from utils.data.phantom import PhantomConfig, make_phantoms
-from utils.data.scans.dicom import read_header, read_series, read_slice, series_in
+from utils.data.scans.dicom import display_range, read_header, read_series, read_slice, series_in
 from utils.data.scans.standard import PoorScan, Stripping, standardise
 from utils.data.scans.volume import Volume, is_volume, read_volume
 from utils.data.subject_ids import UNKNOWN, find_ids, id_in
@@ -260,6 +260,8 @@ def _of_dicom(files: list[Path], name: str, reading: Reading) -> Case:
     if len(files) == 1 and (pixels := _single(files[0])) is not None:
         kind = str(read_header(files[0]).get("Modality", "") or "MR")
         notes = [] if kind == "MR" else [f"The file says that it is {kind} and not MR: do not rely on the answer."]
+        if display_range(read_header(files[0])) is None:
+            notes.append("The file names no window: its darkest pixel was taken as black, its brightest as white.")
         images = torch.from_numpy(_fitted(pixels, reading, notes))[None, None]
         return Case(name, images, [files[0].name], False, notes)
     return _of_volume(read_series(files), [file.name for file in files], reading)

@@ -11,8 +11,10 @@ CLASSES = ("Non", "VeryMild", "Mild", "Moderate")
 
 #: What class folders are called, by severity: letters only, without an ending such as "demented".
 _HEALTHY = (
-    "non no not noad nonad noalzheimers nonalzheimer nonalzheimers cn nc nl hc ctrl normal normals control controls "
-    "healthy healthycontrol healthycontrols normalcontrol normalcontrols normalcognition cognitivelynormal"
+    "non no not un nondem noad nonad noalzheimer noalzheimers nonalzheimer nonalzheimers cn nc nl hc ctrl "
+    "noalzheimerdisease noalzheimersdisease normal normals control controls "
+    "healthy healthycontrol healthycontrols normalcontrol normalcontrols normalcognition cognitivelynormal "
+    "cognitivenormal cognitivelyhealthy cognitivelyun cognitivelyintact nocognitive"
 )
 
 

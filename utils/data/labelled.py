@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import NoReturn
 
@@ -115,19 +115,39 @@ def _read(file: Path, root: Path) -> LabelledTable | None:
 
 
 def _image(table: LabelledTable, path: str, by_name: dict[str, list[Path]], where: str) -> Path:
-    """The image that a row means: its path from the root, or the one file that ends so, with or without an ending."""
-    if Path(path).is_absolute() or ".." in path.split("/"):
+    """The image that a row means: its path from the root, or the one file that ends so, with or without an ending.
+
+    Of a path that is whole, as on the machine where the table was made, what lies below the root counts.
+    """
+    if ".." in path.split("/"):
         raise ValueError(f"{where} the image {path} lies outside {table.root}; name it from there")
+    told = path
+    if _is_whole(path):
+        path = _below(table.root, path) or path.rsplit("/", 1)[-1]
     whole = table.root / path
     if whole.is_file() and is_image(whole):
         return whole
     name = path.rsplit("/", 1)[-1]
     candidates = by_name.get(name) or [file for files in by_name.values() for file in files if file.stem == name]
     fitting = [file for file in candidates if f"/{path}" in (file.as_posix()[-len(path) - 1 :], _bare(file, path))]
+    if not fitting and told != path:
+        raise ValueError(f"{where} the image {told} lies outside {table.root}; name it from there")
     if len(fitting) != 1:
-        told = "is not there" if not fitting else f"could be {fitting[0]} or {fitting[1]}"
-        raise ValueError(f"{where} the image {path} {told}")
+        wrong = "is not there" if not fitting else f"could be {fitting[0]} or {fitting[1]}"
+        raise ValueError(f"{where} the image {told} {wrong}")
     return fitting[0]
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a path begins at a root or a drive, of this system or of Windows."""
+    return PureWindowsPath(path).drive != "" or PurePosixPath(path).is_absolute()
+
+
+def _below(root: Path, path: str) -> str | None:
+    """The longest end of a path at which an image lies below the root; None where there is none."""
+    parts = path.split("/")
+    ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+    return next((end for end in ends if (root / end).is_file() and is_image(root / end)), None)
 
 
 def _bare(file: Path, path: str) -> str:

@@ -42,6 +42,8 @@ _VISIT = re.compile(
     r"|(?:19|20)\d\d[_-]?\d\d[_-]?\d\d)",
     re.IGNORECASE,
 )
+#: ``sub07ses1``: a visit that is written into the id itself.
+_GLUED = re.compile(r"(?<=\d)(?:ses|visit)\d+$")
 #: ``12_5``, ``Image 12 (5)``: a name with a number, and behind it another one, of the slice perhaps.
 _NUMBERED = re.compile(r"(.*\d.*?)[ _.(-]+\d+\)?")
 #: Ids that name fewer of the images are taken for a coincidence; of those that name more, the rest is left out.
@@ -154,7 +156,7 @@ def _match(paths: list[str], pattern: str) -> list[str | None]:
     word = re.compile(rf"(?<![A-Za-z0-9])({pattern})(?![A-Za-z0-9])", re.IGNORECASE)
     ids: list[str | None] = []
     for path in paths:
-        own = {re.sub(r"[ _-]", "", text).lower() for text in word.findall(path)}
+        own = {_GLUED.sub("", re.sub(r"[ _-]", "", text).lower()) for text in word.findall(path)}
         ids.append(own.pop() if len(own) == 1 else None)
     return ids
 

@@ -52,19 +52,20 @@ def read_series(files: Sequence[Path]) -> Volume:
             f"{folder} holds {len(series)} series: {listed}. Put the one that is meant into a folder alone"
         )
     own = next(iter(series.values()))
+    place = own[0] if len(own) == 1 else folder
     headers = {file: read_header(file) for file in own}
     ordered = own if len(own) == 1 else _in_order(folder, headers)
-    voxels, affine = _assembled(folder, ordered)
+    voxels, affine = _assembled(place, ordered)
     voxels, affine = to_ras(voxels, affine)
-    check_shape(folder, voxels.shape)
-    check_affine(folder, affine, voxels.shape)
-    check_voxels(folder, voxels)
+    check_shape(place, voxels.shape)
+    check_affine(place, affine, voxels.shape)
+    check_voxels(place, voxels)
     first = headers[ordered[0]]
     return Volume(folder.name, voxels, affine, modality=str(first.get("Modality", "")))
 
 
 def read_slice(file: Path) -> np.ndarray:
-    """The picture of a file with a single slice, uint8 H x W: its window where it names one, else its own range.
+    """The picture of a file with a single slice, uint8 H x W, black and white as :func:`display_range` says.
 
     Raises:
         ModuleNotFoundError: pydicom is not installed.
@@ -84,11 +85,31 @@ def read_slice(file: Path) -> np.ndarray:
         raise ValueError(f"{file}: its pixel data cannot be decoded ({error})") from error
     if values.ndim != 2:
         raise ValueError(f"{file} holds pixels of shape {values.shape}, not one grey slice")
-    if header.get("PhotometricInterpretation") == "MONOCHROME1":
-        values = values.max() - values
     if values.min() == values.max():
         raise ValueError(f"{file} is empty: all pixels are {values.min():g}")
-    return np.rint((values - values.min()) * (255 / (values.max() - values.min()))).astype(np.uint8)
+    black, white = display_range(header) or (values.min(), values.max())
+    grey = ((values - black) / (white - black)).clip(0, 1)
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+        grey = 1 - grey
+    return np.rint(255 * grey).astype(np.uint8)
+
+
+def display_range(header: Any) -> tuple[float, float] | None:
+    """Between which values a file says that its picture lies; None where it does not, and its own range is taken.
+
+    It says so by a table or a window of values of interest, whose result fills the range of the stored bits (DICOM
+    PS3.3, C.11.2), or where it is a picture of 8 bits that nothing rescales.
+    """
+    if "VOILUTSequence" in header:
+        return 0.0, 2.0 ** int(header.VOILUTSequence[0].LUTDescriptor[2]) - 1
+    bits, signed = int(header.get("BitsStored", 16)), int(header.get("PixelRepresentation", 0))
+    slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+    windowed = "WindowCenter" in header and "WindowWidth" in header and "ModalityLUTSequence" not in header
+    whole = bits <= 8 and not signed and (slope, intercept) == (1.0, 0.0)
+    if not windowed and not whole:
+        return None
+    low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
+    return low * slope + intercept, high * slope + intercept
 
 
 def read_header(file: Path) -> Any:
@@ -132,16 +153,16 @@ def _in_order(folder: Path, headers: dict[Path, Any]) -> list[Path]:
     return ordered
 
 
-def _assembled(folder: Path, ordered: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+def _assembled(place: Path, ordered: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Voxels X x Y x Z and their affine, both in the right-front-top order of axes that nibabel uses."""
     sitk = need("SimpleITK", _WHY)
     try:
         image = sitk.ReadImage([str(file) for file in ordered] if len(ordered) > 1 else str(ordered[0]))
     except RuntimeError as error:
         told = str(error).strip().split("\n")[-1]
-        raise ValueError(f"{folder}: the pixel data cannot be decoded ({told})") from error
+        raise ValueError(f"{place}: the pixel data cannot be decoded ({told})") from error
     if image.GetNumberOfComponentsPerPixel() > 1:
-        raise ValueError(f"{folder} has colours, not intensities; give the scan itself")
+        raise ValueError(f"{place} has colours, not intensities; give the scan itself")
     voxels = sitk.GetArrayFromImage(image).astype(np.float32).transpose(2, 1, 0)
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
