@@ -15,6 +15,7 @@ from conftest import small_model
 from benchmarks import (
     attack_speed,
     attention_speed,
+    bad_scans,
     near_training,
     patient_signal,
     scans,
@@ -25,16 +26,18 @@ from benchmarks.measure import gpu_use, sampled, take_turns
 from models.def_models import build_model
 from utils.core.paths import read_json
 from utils.core.precision import emulates_bf16
+from utils.data.corruptions import CORRUPTIONS
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.raw_images import RawImages
 from utils.data.scans.volume import Volume
-from utils.data.sets import DataSplits
+from utils.data.sets import DataSplits, load_splits
 from utils.evaluation.gate import fit_gate
 from utils.evaluation.leak_audit import highest_correlations
 from utils.reporting.benchmark_tables import (
     attack_speed_table,
     attention_speed_table,
+    bad_scans_table,
     gate_attacked_table,
     gate_table,
     heads_table,
@@ -234,6 +237,22 @@ def test_resemblance_needs_trained_models(root: Path, tmp_path: Path, capsys: py
     assert "no trained model" in capsys.readouterr().err
     assert near_training.main([*arguments, "--root", str(root)]) == 1
     assert "holds no attack" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_bad_scans_are_noticed_and_good_ones_mostly_not(splits, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(bad_scans, "CORRUPTIONS", {kind: CORRUPTIONS[kind] for kind in ("blur", "ghosting")})
+    monkeypatch.setattr(bad_scans, "load_splits", lambda _: splits)
+    assert bad_scans.main(["--out", str(tmp_path)]) == 0
+    found = read_json(tmp_path / "bad_scans.json")
+    assert set(found["noticed"]) == {"as scanned", "blur", "ghosting"} and (tmp_path / "bad_scans.png").is_file()
+    assert found["noticed"]["as scanned"][0] <= 0.5 and found["noticed"]["blur"][-1] == 1
+    for kind, shares in found["noticed"].items():
+        assert all(own >= alone for own, alone in zip(shares, found["by_distance"][kind]))
+    table = bad_scans_table(found)
+    assert "| blur | 100 / " in table and f"{found['patients']} test patients, 4 slices each" in table
+    monkeypatch.setattr(bad_scans, "load_splits", load_splits)
+    assert bad_scans.main(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 1
+    assert "error: " in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_gate_is_measured_on_foreign_images_and_attacked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
+from utils.data.corruptions import corrupted
 from utils.data.sets import DataSplits
 from utils.evaluation.detectors import GateDetector, push_score
-from utils.evaluation.gate import ACCEPTED, DOUBTFUL, GATE, REFUSED, TURNS, Gate, _comparable, fit_gate
+from utils.evaluation.gate import ACCEPTED, DOUBTFUL, GATE, REFUSED, TURNS, Gate, _comparable, fine_detail, fit_gate
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,43 @@ def test_what_the_distance_does_not_see_of_brightness_and_contrast_is_seen_besid
         assert gate.unlike_in_grey(images).all(), name
         said = gate.grey_reason(images)
         assert f"mean {255 * images.mean((1, 2, 3)).median():.0f} of 255" in said and "once it is scaled" in said
+
+
+def test_what_the_distance_does_not_see_of_noise_and_blur_is_seen_beside_it(gate: Gate, splits: DataSplits) -> None:
+    for part in (splits.train, splits.test):
+        assert gate.unlike_in_detail(part.pixels(slice(0, len(part)))).float().mean() <= 0.05
+    assert not gate.unlike_in_detail(splits.train.pixels(slice(0, len(splits.train)))).any()
+    for kind in ("Rician noise", "blur"):
+        images = corrupted(splits.test, kind, 3).pixels(slice(0, 6))
+        assert (gate.distances(images) <= gate.refused).any() and gate.unlike_in_detail(images).all(), kind
+        said = gate.detail_reason(images)
+        assert ("noise or motion" in said) == (kind == "Rician noise") and f"{100 * gate.detail[1]:.1f} %" in said
+
+
+def test_fine_detail_is_the_deviation_of_white_noise_and_nothing_of_slopes_and_edges() -> None:
+    draws = torch.Generator().manual_seed(0)
+    noise = 0.5 + 0.05 * torch.randn(3, 1, 128, 128, generator=draws)
+    assert fine_detail(noise) == pytest.approx(1.0, abs=0.02)
+    slope = torch.linspace(0.1, 0.9, 128).expand(1, 1, 128, 128)
+    edge = (slope > 0.5).float() * 0.5 + 0.2
+    assert fine_detail(torch.cat([slope, edge, edge.mT, torch.full_like(slope, 0.3)])).max() < 1e-4
+    # twice the contrast of everything is no other detail
+    mixed = slope + 0.01 * torch.randn(1, 1, 128, 128, generator=draws)
+    assert fine_detail(0.4 * mixed + 0.1) == pytest.approx(fine_detail(mixed), rel=1e-4)
+
+
+def test_a_gate_from_before_there_was_detail_asks_nothing_about_it(
+    gate: Gate, splits: DataSplits, tmp_path: Path
+) -> None:
+    gate.save(tmp_path)
+    assert Gate.load(tmp_path).detail == gate.detail
+    with safe_open(tmp_path / GATE, "pt") as opened:
+        told = {"gate": opened.metadata()["gate"].split(";detail=")[0]}
+    save_file({"references": gate.references, "trained": gate.trained}, tmp_path / GATE, metadata=told)
+    old = Gate.load(tmp_path)
+    assert not old.unlike_in_detail(corrupted(splits.test, "blur", 5).pixels(slice(0, 6))).any()
+    old.save(tmp_path)
+    assert Gate.load(tmp_path).detail == old.detail == (0.0, math.inf)
 
 
 def test_a_training_slice_has_no_distance(gate: Gate, splits: DataSplits) -> None:

@@ -8,6 +8,7 @@ not see it: those of the committed ones hardly tell a rotated slice from an upri
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,12 @@ _DOUBT_SHARE, _REFUSE_FACTOR = 0.99, 1.1
 #: So much farther than any kept training slice may an image's mean and spread of grey lie, as a share. Of 1,280 test
 #: slices none does; one at half its brightness nearly always.
 _GREY_SLACK = 0.1
+#: The same of fine detail, beyond all training slices: of 1,280 test slices none lies there.
+_DETAIL_SLACK = 0.05
+#: Grey levels of 255 up to which a pixel is background.
+_BACKGROUND = 5
+#: Second differences in both directions at once: flat areas and straight edges give nothing (Immerkaer, 1996).
+_GRAIN = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))
 ACCEPTED, DOUBTFUL, REFUSED = "accepted", "doubtful", "refused"
 
 #: What may have been done to a slice that is refused, and how it is undone.
@@ -53,6 +60,7 @@ class Gate:
         shape: height and width of the slices of the data set.
         fingerprint: of the data.
         trained: int64, sorted: by :func:`pixel_digests` all training slices; empty in gates from before it.
+        detail: lowest and highest :func:`fine_detail` of all training slices; without limits in gates from before it.
     """
 
     references: torch.Tensor
@@ -61,6 +69,7 @@ class Gate:
     shape: tuple[int, int]
     fingerprint: str
     trained: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    detail: tuple[float, float] = (0.0, math.inf)
 
     def among_training(self, images: torch.Tensor) -> torch.Tensor:
         """Which images are, pixel by pixel, slices that the model was trained on, bool N.
@@ -105,6 +114,47 @@ class Gate:
             "otherwise to the same slice once it is scaled"
         )
 
+    def unlike_in_detail(self, images: torch.Tensor) -> torch.Tensor:
+        """Which images are grainier or smoother than all training slices, bool N.
+
+        Noise, blur and thick slices leave the distance as it is, which is one of pooled images.
+
+        Args:
+            images: N x 1 x H x W in [0, 1], of the training slices' size.
+        """
+        low, high = self.detail
+        own = fine_detail(images)
+        return (own < low * (1 - _DETAIL_SLACK)) | (own > high * (1 + _DETAIL_SLACK))
+
+    def detail_reason(self, images: torch.Tensor) -> str:
+        """What is unlike in the fine detail of images, N x 1 x H x W in [0, 1], in words."""
+        own, (low, high) = float(fine_detail(images).median()), self.detail
+        causes = "noise or motion" if own > high else "blur, thick slices, or a picture that was enlarged"
+        return (
+            f"its fine detail is another ({100 * own:.1f} % of its contrast; training slices have {100 * low:.1f} to "
+            f"{100 * high:.1f} %), as by {causes}, and the model may answer otherwise to the same slice without it"
+        )
+
+    def of_case(self, images: torch.Tensor) -> tuple[str, str, torch.Tensor]:
+        """Verdict on slices of one head together, why, and the distance of each.
+
+        The middle one in the order of distances decides; of those that pass, the greys and the detail of most.
+
+        Args:
+            images: N x 1 x H x W in [0, 1], of the training slices' size.
+        """
+        distances = self.distances(images)
+        verdict = self.verdict(float(distances.median()))
+        if verdict != ACCEPTED:
+            return verdict, self.reason(images, verdict), distances
+        for unlike, reason in (
+            (self.unlike_in_grey, self.grey_reason),
+            (self.unlike_in_detail, self.detail_reason),
+        ):
+            if unlike(images).float().mean() > 0.5:
+                return DOUBTFUL, reason(images), distances
+        return ACCEPTED, "", distances
+
     def verdict(self, distance: float) -> str:
         """``accepted``, ``doubtful`` or ``refused``."""
         if distance > self.refused:
@@ -135,6 +185,8 @@ class Gate:
             "shape": "x".join(map(str, self.shape)),
             "fingerprint": self.fingerprint,
         }
+        if math.isfinite(self.detail[1]):
+            told["detail"] = "to".join(map(repr, self.detail))
         content = {"references": self.references.contiguous(), "trained": self.trained}
         # one entry a line of the header would be written in changing order
         atomic_write(Path(folder) / GATE, lambda path: save_file(content, path, metadata={"gate": _joined(told)}))
@@ -160,12 +212,14 @@ class Gate:
                 names = set(opened.keys())
                 trained = {name: opened.get_tensor(name) for name in names & {"trained"}}
             height, width = map(int, told["shape"].split("x"))
+            low, high = map(float, told.get("detail", "0to" + repr(math.inf)).split("to"))
             return cls(
                 references,
                 float(told["doubtful"]),
                 float(told["refused"]),
                 (height, width),
                 told["fingerprint"],
+                detail=(low, high),
                 **trained,
             )
         except Exception as error:  # a damaged file makes safetensors raise almost anything
@@ -201,7 +255,14 @@ def fit_gate(train: ImageSet, validation: ImageSet) -> Gate:
     found = torch.cat([open_gate.distances(validation.pixels(part)) for part in parts])
     doubtful, farthest = float(found.quantile(_DOUBT_SHARE)), float(found.max())
     limits = (round(doubtful, 4), round(_REFUSE_FACTOR * max(farthest, doubtful), 4))
-    return replace(open_gate, doubtful=limits[0], refused=limits[1], trained=pixel_digests(train.images).sort().values)
+    fine = torch.cat([fine_detail(train.pixels(part)) for part in torch.arange(len(train)).split(512)])
+    return replace(
+        open_gate,
+        doubtful=limits[0],
+        refused=limits[1],
+        trained=pixel_digests(train.images).sort().values,
+        detail=(round(float(fine.min()), 5), round(float(fine.max()), 5)),
+    )
 
 
 def pixel_digests(images: torch.Tensor) -> torch.Tensor:
@@ -213,6 +274,21 @@ def pixel_digests(images: torch.Tensor) -> torch.Tensor:
     rows = images.cpu().contiguous().flatten(1).numpy()
     found = [int.from_bytes(hashlib.sha256(row).digest()[:8], "little", signed=True) for row in rows]
     return torch.tensor(found, dtype=torch.int64)
+
+
+def fine_detail(images: torch.Tensor) -> torch.Tensor:
+    """How strong grain is inside the head, as a share of the image's standard deviation, N.
+
+    The estimate of Immerkaer (1996, doi:10.1006/cviu.1996.0060) of a noise's standard deviation, which fine anatomy
+    adds to. It depends on the size of the image; a constant one has 0.
+
+    Args:
+        images: N x 1 x H x W in [0, 1].
+    """
+    grain = F.conv2d(images, torch.tensor(_GRAIN)[None, None].to(images)).abs().flatten(1)
+    head = (images > _BACKGROUND / 255)[..., 1:-1, 1:-1].flatten(1)
+    noise = math.sqrt(math.pi / 2) / 6 * (grain * head).sum(1) / head.sum(1).clamp(min=1)
+    return noise / images.flatten(1).std(1).clamp(min=1e-3)
 
 
 def _pooled(images: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ from utils.evaluation.by_patient import MeanOfSlices
 from utils.evaluation.calibration import BINS, Calibration, Decision, Outcomes, question
 from utils.evaluation.ensemble import Vote
 from utils.evaluation.fragility import ATTACK, RADII, attack_answer, smallest_turn
-from utils.evaluation.gate import ACCEPTED, DOUBTFUL, REFUSED, Gate
+from utils.evaluation.gate import REFUSED, Gate
 from utils.experiments.answer_records import UNREADABLE, Answer, FileAnswer, Fragility, SliceAnswer
 from utils.experiments.calibrate import weights_of
 from utils.experiments.records import load_vote
@@ -251,18 +251,13 @@ def _show_attacked(seen: Seen, predictor: Predictor, known: Outcomes, attacked: 
 
 def _gated(gate: Gate, images: torch.Tensor, case: Case) -> dict[str, Any]:
     """The gate's verdict on each slice, and on the case by its middle one in the order of distances."""
-    distances = gate.distances(images)
-    verdict = gate.verdict(float(distances.median()))
+    verdict, reason, distances = gate.of_case(images)
     slices = [
         SliceAnswer(file=name, distance=_rounded(distance), verdict=gate.verdict(float(distance)))
         for name, distance in zip(_slice_names(case), distances)
     ]
     told = {"verdict": verdict, "distance": _rounded(distances.median()), "limit": gate.refused, "slices": slices}
-    if verdict != ACCEPTED:
-        return told | {"reason": gate.reason(images, verdict)}
-    if gate.unlike_in_grey(images).float().mean() > _MOSTLY:
-        return told | {"verdict": DOUBTFUL, "reason": gate.grey_reason(images)}
-    return told
+    return told | ({"reason": reason} if reason else {})
 
 
 def _slice_names(case: Case) -> Sequence[str]:

@@ -140,6 +140,20 @@ def gate_attacked_table(record: Mapping[str, Any]) -> str:
     return markdown(header, rows) + f"\n{record['data']['source']}; radii in L∞.\n"
 
 
+def bad_scans_table(record: Mapping[str, Any]) -> str:
+    """Which scans that went wrong the gate notices, from ``benchmarks/bad_scans.json``."""
+    severities, rows = max(map(len, record["noticed"].values())), []
+    for kind, shares in record["noticed"].items():
+        cells = [f"{100 * share:.0f} / {100 * alone:.0f}" for share, alone in zip(shares, record["by_distance"][kind])]
+        rows.append([kind, *cells, *[""] * (severities - len(cells))])
+    header = ["scan", "severity 1", *map(str, range(2, severities + 1))]
+    said = (
+        f"\n{record['data']['source']}, {record['data']['protocol']} split; {record['patients']} test patients, "
+        f"{record['slices']} slices each; % of patients who are not accepted / of those by the distance alone.\n"
+    )
+    return markdown(header, rows) + said
+
+
 def heads_table(record: Mapping[str, Any]) -> str:
     """How like the public slices those of a whole head are, from ``benchmarks/scans.json``."""
     heads, rows = record["heads"], []

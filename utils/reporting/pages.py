@@ -28,6 +28,7 @@ from utils.reporting.atlas_tables import ATLAS_TABLES, vote_table
 from utils.reporting.benchmark_tables import (
     attack_speed_table,
     attention_speed_table,
+    bad_scans_table,
     gate_attacked_table,
     gate_table,
     heads_table,
@@ -311,6 +312,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "memory": memory_table,
     "gate": gate_table,
     "gate_attacked": gate_attacked_table,
+    "bad_scans": bad_scans_table,
     "heads": heads_table,
     "large_set": large_set_table,
     "near_training": near_training_table,
