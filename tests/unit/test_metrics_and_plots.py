@@ -121,6 +121,19 @@ def test_saving_a_figure_is_atomic(tmp_path) -> None:
     assert path.read_bytes()[:4] == b"\x89PNG" and [p.name for p in path.parent.iterdir()] == ["figure.png"]
 
 
+def test_a_saved_figure_is_what_matplotlib_would_save_and_is_left_as_it_was(tmp_path) -> None:
+    figure = robustness_plots.plot_intervals(_curve("a", 0.5), title="a title")
+    canvas = figure.canvas
+    with Image.open(style.save_figure(figure, tmp_path / "ours.png")) as picture:
+        ours = np.asarray(picture.convert("RGB"), dtype=int)
+    assert figure.canvas is canvas and figure.dpi == 100
+    figure.savefig(tmp_path / "theirs.png", dpi=200)
+    with Image.open(tmp_path / "theirs.png") as picture:
+        theirs = np.asarray(picture.convert("RGB"), dtype=int)
+    # but for what a palette of 256 colours rounds
+    assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 8
+
+
 def test_no_sliders_where_nobody_can_move_them(splits, small_net, monkeypatch) -> None:
     monkeypatch.setenv("MRI_HEADLESS", "1")
     assert attack_explorer(small_net, splits.test) is None
