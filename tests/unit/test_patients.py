@@ -151,9 +151,22 @@ def test_a_changed_diagnosis_keeps_one_side_and_is_said(full_stacks: RawImages, 
     subjects = group_by_subject(raw)
     assert subjects.count == 12 and converted(subjects.subject, labels) == 1
     assert any("1 of 12 patients have images of several classes" in note for note in subjects.notes)
+    assert not any("begin anew" in note for note in subjects.notes)
     splits = split_and_save(raw, subjects, out=tmp_path)
     assert len({name for name, part in splits if 0 in part.subjects}) == 1
     assert any("several classes" in note for note in load_splits(tmp_path).info["notes"])
+
+
+def test_ids_that_begin_anew_in_each_class_are_said_to_be_no_people(full_stacks: RawImages) -> None:
+    counted: dict[int, dict[int, int]] = {}
+    names = []
+    for n, label in enumerate(full_stacks.labels.tolist()):
+        own = counted.setdefault(label, {})
+        number = own.setdefault(n // 32, len(own))
+        names.append(f"{full_stacks.classes[label]}/siteA_sub-{number:02d}_{n % 32}.png")
+    subjects = group_by_subject(replace(full_stacks, paths=names))
+    assert subjects.count < 12
+    assert any("begin anew in each class" in note and "--subjects" in note for note in subjects.notes)
 
 
 # --- guesses from pixels

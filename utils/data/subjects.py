@@ -26,6 +26,12 @@ LINK_THRESHOLD = 0.975
 _LOOK_BELOW = 0.02
 #: Accuracy of what is too simple to see anatomy, from which on it is said. On the real sets it is .48 to .55.
 _TOLD_ALONE = 0.95
+#: Where more of the patients than this share have images of several classes, their ids are hardly those of people.
+_MOST = 0.5
+_BEGIN_ANEW = (
+    " These are so many that the ids may begin anew in each class, or at each site, and mean other people there: name "
+    "people apart with --subjects FILE.csv or --subject-pattern."
+)
 PIXELS = "pixels"
 
 #: An image is synthetic if so much of its four corners, squares of 12 of 128 pixels, is not black. In the set that
@@ -139,6 +145,7 @@ def _notes(found: Subjects, labels: np.ndarray) -> list[str]:
         notes.append(
             f"{changed} of {found.count} patients have images of several classes (a diagnosis that changed between "
             "visits, or a wrong id); each is on one side and counts for its most frequent class."
+            + (_BEGIN_ANEW if changed > _MOST * found.count and found.count > 1 else "")
         )
     sizes = np.bincount(found.subject[real])
     single = int((sizes == 1).sum())
