@@ -33,10 +33,12 @@ class WeightsFile:
     Attributes:
         tensors: floating ones in float32.
         classes: class names in the order of the head's outputs; None where the file does not tell.
+        beside: names of other sets of weights in the file, which were not taken.
     """
 
     tensors: dict[str, torch.Tensor]
     classes: list[str] | None = None
+    beside: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,47 @@ def read_weights_file(path: Path) -> WeightsFile:
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist; use a path, 'pretrained' or 'scratch'")
     try:
-        content, classes = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_pickle(path), None)
+        content, classes = _read_safetensors(path) if _is_safetensors(path) else (_read_pickle(path), None)
     except Exception as error:  # damaged files make torch raise almost anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "weights_only" in reason:  # torch advises to execute what the file says
+            reason = "it is damaged, empty, or holds objects beside its tensors"
         raise ValueError(
             f"{path} holds no plain named tensors that could be read without executing code ({reason}); "
             "save model.state_dict() with torch.save or safetensors"
         ) from error
-    state, told = _unwrap(content, path)
+    state, told, beside = _unwrap(content, path)
+    _check_tensors(state, path)
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-    return WeightsFile(tensors, classes or told or _recorded_classes(path))
+    return WeightsFile(tensors, classes or told or _recorded_classes(path), beside)
+
+
+def _check_tensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse what no layer here computes with.
+
+    Raises:
+        ValueError: a tensor without values, compressed, complex or quantised, or with NaN or infinite ones, or a
+            variance below 0; the message names it.
+    """
+    for name, value in state.items():
+        wrong = ""
+        if value.is_meta:
+            wrong = "has no values (it lies on the device meta)"
+        elif value.layout != torch.strided or value.is_quantized or value.is_complex():
+            kind = "quantised" if value.is_quantized else "complex" if value.is_complex() else "sparse"
+            wrong = f"is {kind}; save plain numbers"
+        elif value.is_floating_point() and not value.isfinite().all():
+            wrong = "holds NaN or infinite values, as of a training that diverged"
+        elif name.endswith("running_var") and len(value) and value.min() < 0:
+            wrong = f"holds a variance of {float(value.min()):g}"
+        if wrong:
+            raise ValueError(f"{path}: {name} {wrong}")
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is one, by its beginning: a length in eight bytes, then a JSON object."""
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".safetensors" or file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], list[str] | None]:
@@ -118,26 +151,30 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, "cpu", weights_only=True)
 
 
-def _unwrap(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str] | None]:
-    """The state dict inside of wrappers, and class names beside it."""
-    classes = None
+def _unwrap(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str] | None, list[str]]:
+    """The state dict inside of wrappers, class names beside it, and names of other weights beside it."""
+    classes, beside = None, []
     while isinstance(content, Mapping):
         classes = classes or _told_classes(content)
-        inner = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
+        inner = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+        if not inner:
             break
-        content = content[inner]
+        beside += inner[1:]
+        content = content[inner[0]]
     plain = isinstance(content, Mapping) and all(isinstance(value, torch.Tensor) for value in content.values())
     if not plain or not content:
         found = f"keys {listed(map(str, content))}" if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{path} holds no plain named tensors ({found or 'nothing'}); known are: {LAYOUTS}")
-    return {str(name): value for name, value in content.items()}, classes
+    return {str(name): value for name, value in content.items()}, classes, beside
 
 
 def _told_classes(content: Mapping[str, Any]) -> list[str] | None:
     index = content.get("class_to_idx")
     if isinstance(index, Mapping) and index and all(isinstance(place, int) for place in index.values()):
         return [str(name) for name in sorted(index, key=index.__getitem__)]
+    back = content.get("idx_to_class")
+    if isinstance(back, Mapping) and back and all(isinstance(place, int) for place in back):
+        return [str(back[place]) for place in sorted(back)]
     return next(filter(None, (_names(content.get(key)) for key in ("classes", "class_names"))), None)
 
 

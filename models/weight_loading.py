@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,7 +79,11 @@ def load_weights(model: Classifier, path: Path, *, classes: Sequence[str] | None
         _check_classes(file, classes, str(path))
         for name in ("mean", "std"):
             _load_buffer(model, name, tensors.pop(name), str(path))
-    return load_backbone(model, tensors, origin=str(path), told=file.classes, classes=classes, need_head=whole)
+    found = load_backbone(model, tensors, origin=str(path), told=file.classes, classes=classes, need_head=whole)
+    if not file.beside:
+        return found
+    beside = f"The file also holds {listed(file.beside)}, which was not taken."
+    return replace(found, remark=" ".join(filter(None, (found.remark, beside))))
 
 
 def load_exactly(model: Classifier, path: Path) -> None:
@@ -163,6 +168,10 @@ def _check_body(model: Classifier, body: Mapping[str, torch.Tensor], fails: str)
         for name, value in own.items()
         if name in body and body[name].shape != value.shape
     ]
+    floats = {name for name, value in own.items() if value.is_floating_point()}
+    whole = sorted(name for name in floats & set(body) if not body[name].is_floating_point())
+    if whole:
+        raise ValueError(f"{fails}: {listed(whole)} are whole numbers, such as of a quantised model")
     if missing or unknown or other:
         raise ValueError(
             f"{fails}: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {other[:3]}; known are: {LAYOUTS}"
@@ -185,6 +194,8 @@ def _load_buffer(model: Classifier, name: str, value: torch.Tensor, origin: str)
     buffer = model.get_buffer(name)
     if value.shape != buffer.shape:
         raise ValueError(f"{origin} holds a {name} of shape {tuple(value.shape)}, not {tuple(buffer.shape)}")
+    if name == "std" and not (value > 0).all():
+        raise ValueError(f"{origin} holds a std of {value.flatten().tolist()}, by which images would be divided")
     buffer.copy_(value)
 
 

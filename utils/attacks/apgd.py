@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from utils.attacks.balls import Draws, project, random_point, steepest
-from utils.attacks.gradient import LOSSES, Ascent, ascent, check_batch, check_gradient, check_logits
+from utils.attacks.given import as_logits, check_batch, check_logits
+from utils.attacks.gradient import Ascent, ascent, check_gradient, named_loss
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -119,7 +120,7 @@ def apgd(
         start = random_point(images, eps, norm, generator)
         if targets is not None:
             return _run(model, targeted_dlr, images.detach(), labels, targets, start, eps, steps, norm, check)
-        plain = LOSSES[loss]
+        plain = named_loss(loss)
         return _run(model, lambda x, y, _: plain(x, y), images.detach(), labels, labels, start, eps, steps, norm, check)
 
 
@@ -151,7 +152,7 @@ def apgd_targeted(
     check_eps(eps, norm)
     check_batch(model, images, labels)
     with attack_mode(model), torch.no_grad():
-        logits = model(images).float()
+        logits = as_logits(model(images))
     if not assume_checked:
         check_logits(logits, labels)
     wrong = logits.scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True)

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.attacks.balls import Draws, project, random_point, steepest
+from utils.attacks.given import as_logits, check_batch, check_logits
+from utils.core.checks import choice
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -43,8 +45,6 @@ def negative_score(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return -logits.gather(1, labels[:, None]).squeeze(1)
 
 
-#: Pixels. An image of one pixel has no neighbours, and resizing and random search fail on it in words of their own.
-SMALLEST_SIDE = 2
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin, "nll": negative_score}
 
 
@@ -53,49 +53,13 @@ def default_alpha(eps: float, steps: int) -> float:
     return 2.5 * eps / steps
 
 
-def check_batch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """Check what an attack is given.
+def named_loss(name: str) -> Loss:
+    """A loss of ``LOSSES``.
 
     Raises:
-        TypeError: images are not float32 or float64, labels not int64, or the model is in half precision.
-        ValueError: not N x C x H x W, a side below ``SMALLEST_SIDE``, a value outside [0, 1] or NaN, or not N labels.
+        ValueError: no such loss.
     """
-    if next((p.dtype for p in model.parameters()), torch.float32) in (torch.float16, torch.bfloat16):
-        raise TypeError("the model is in half precision, in which gradients underflow; use model.float()")
-    if images.dtype not in (torch.float32, torch.float64) or labels.dtype != torch.int64:
-        raise TypeError(f"images must be float32 and labels int64, not {images.dtype} and {labels.dtype}")
-    if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise ValueError(f"expected N x C x H x W and N, not {tuple(images.shape)} and {tuple(labels.shape)}")
-    if min(images.shape[-2:]) < SMALLEST_SIDE:
-        raise ValueError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels are too small to be attacked")
-    if len(images) and not (images.amin() >= 0 and images.amax() <= 1):
-        raise ValueError("images must lie in [0, 1]; normalise inside the model, not before the attack")
-
-
-def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Check what a model answers to images that are not meant to break it.
-
-    Args:
-        logits: N x K.
-        labels: int64 tensor N.
-
-    Raises:
-        ValueError: not N x K with K of at least 2, NaN, probabilities instead of logits, or a label outside 0..K-1.
-    """
-    if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
-        raise ValueError(f"the model must give N x K logits with K of at least 2, not {tuple(logits.shape)}")
-    if logits.isnan().any():
-        raise ValueError("the model gives NaN logits, and its input gradient is NaN; its weights are damaged")
-    if len(labels) and not (labels.min() >= 0 and labels.max() < logits.shape[1]):
-        raise ValueError(
-            f"labels must be in 0..{logits.shape[1] - 1}, the classes of the model, "
-            f"not {int(labels.min())}..{int(labels.max())}"
-        )
-    if len(logits) and (logits >= 0).all() and ((logits.sum(1) - 1).abs() < 1e-3).all():
-        raise ValueError(
-            "the model gives probabilities, whose gradient vanishes where it is sure: an attack on them overstates "
-            "robustness. Take the softmax off the end of the model; a logarithm of probabilities is fine."
-        )
+    return LOSSES[choice("loss", name, LOSSES)]
 
 
 @dataclass
@@ -121,7 +85,7 @@ def ascent(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: L
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = images.detach().clone().requires_grad_(True)
-        logits = model(leaf).float()
+        logits = as_logits(model(leaf))
         if check:
             check_logits(logits.detach(), labels)
         # what was made in inference mode cannot be kept for the gradient
@@ -168,7 +132,7 @@ def fgsm(
     check_eps(eps, norm)
     check_batch(model, images, labels)
     with attack_mode(model):
-        gradient = ascent(model, images, labels, LOSSES[loss], check=not assume_checked).gradient
+        gradient = ascent(model, images, labels, named_loss(loss), check=not assume_checked).gradient
     check_gradient(gradient)
     return (images + eps * steepest(gradient, norm)).clamp(0, 1).detach()
 
@@ -230,7 +194,7 @@ def pgd(
         raise ValueError("a mask belongs to its image, and stop_when_fooled moves images about: leave one of them out")
     check_mask(mask, images)
     alpha = check_alpha(alpha, eps, steps, norm)
-    rule = LOSSES[loss] if isinstance(loss, str) else loss
+    rule = named_loss(loss) if isinstance(loss, str) else loss
     climb = _Climb(model, eps, alpha, steps, rule, norm, not assume_checked, mask)
     begin = partial(_start, eps=eps, norm=norm, random_start=random_start, mask=mask)
     images = images.detach()
@@ -380,7 +344,7 @@ def _until_fooled(
 @torch.no_grad()
 def _answer(climb: _Climb, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Loss of each image, and whether the model is fooled."""
-    logits = climb.model(images).float()
+    logits = as_logits(climb.model(images))
     return climb.loss(logits, labels), logits.argmax(1) != labels
 
 

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from utils.attacks.balls import project
-from utils.attacks.gradient import check_batch, check_logits, default_alpha
+from utils.attacks.given import as_logits, check_batch, check_logits
+from utils.attacks.gradient import default_alpha
 from utils.core.checks import whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
@@ -145,10 +146,19 @@ def library_attack(
     if norm not in LIBRARY[name]:
         raise ValueError(f"{name} is bounded in {' or '.join(LIBRARY[name])}, not in {norm}")
     check_batch(model, images, labels)
+    if not len(images):
+        return images
     with attack_mode(model), torch.no_grad():
-        classes = model(images[:1]).shape[1] if len(images) else 2
+        classes = as_logits(model(images[:1])).shape[-1]
     check_library_classes(name, classes)
-    own = {"eps": eps, "steps": steps, "n_queries": steps, "seed": seed, "n_classes": classes, "pixels": int(eps)}
+    own: dict[str, Any] = {
+        "eps": eps,
+        "steps": steps,
+        "n_queries": steps,
+        "seed": seed,
+        "n_classes": classes,
+        "pixels": int(eps),
+    }
     own |= {"norm": _NORMS.get(norm), "alpha": default_alpha(eps, steps if "steps" in known else 2)}
     own |= {} if alpha is None else {"alpha": alpha}
     build = partial(
@@ -208,8 +218,10 @@ def auto_attack(
     whole("steps", steps, 1)
     whole("queries", queries, 1)
     check_batch(model, images, labels)
+    if not len(images):
+        return images
     with attack_mode(model), torch.no_grad():
-        classes = model(images[:1]).shape[1]
+        classes = as_logits(model(images[:1])).shape[-1]
     check_autoattack(classes)
     build = partial(_parts, norm=_NORMS[norm], eps=eps, seed=seed, classes=classes, steps=steps, queries=queries)
     return _run(build, model, images, labels, eps, norm, assume_checked)
@@ -271,10 +283,12 @@ def _run(
         return images
     if not assume_checked:
         with attack_mode(model), torch.no_grad():
-            check_logits(model(images).float(), labels)
+            check_logits(as_logits(model(images)), labels)
     height, width = images.shape[-2:]
     side = max(height, width)
     seen = model if height == width else _Cropped(model, height, width)
+    # torchattacks asks the parameters where the model is
+    seen = seen if any(True for _ in seen.parameters()) else _Placed(seen, images.device)
     quiet = contextlib.redirect_stdout(io.StringIO())
     with attack_mode(model), _own_random(seed), quiet, torch.inference_mode(False), torch.enable_grad():
         attack = build(seen)
@@ -282,6 +296,17 @@ def _run(
         padded = F.pad(images.detach().clone(), (0, side - width, 0, side - height))
         attacked = attack(padded, labels)[..., :height, :width]
     return attacked.detach().contiguous().to(images.dtype)
+
+
+class _Placed(nn.Module):
+    """A model without parameters, with one."""
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.model, self.place = model, nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images)
 
 
 @contextlib.contextmanager

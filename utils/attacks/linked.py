@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from utils.attacks.balls import Draws, random_point
-from utils.attacks.gradient import LOSSES, ascent, check_alpha, check_batch, check_gradient
+from utils.attacks.given import check_batch
+from utils.attacks.gradient import ascent, check_alpha, check_gradient, named_loss
 from utils.core.checks import whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
@@ -85,7 +86,7 @@ def linked_pgd(
     with attack_mode(model):
         for step in range(steps + 1):
             here = tied(free)
-            found = ascent(model, here, labels, LOSSES[loss], check=not assume_checked and step == 0)
+            found = ascent(model, here, labels, named_loss(loss), check=not assume_checked and step == 0)
             check_gradient(found.gradient)
             better = found.loss > highest
             best[better], highest = here[better], torch.maximum(highest, found.loss)

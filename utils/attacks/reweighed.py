@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from utils.attacks.balls import Draws
-from utils.attacks.gradient import Loss, check_batch, check_logits, margin, pgd
+from utils.attacks.given import as_logits, check_batch, check_logits
+from utils.attacks.gradient import Loss, margin, pgd
 from utils.core.modes import attack_mode
 
 #: How fast a member's weight falls with its margin, in standard deviations of its logits.
@@ -79,7 +80,7 @@ def reweighed_pgd(
         # the answers beside each other are no answer of a single model, and would pass for one
         with attack_mode(model), torch.no_grad():
             for member in model.members:
-                check_logits(member(images).float(), labels)
+                check_logits(as_logits(member(images)), labels)
     return pgd(
         model,
         images,

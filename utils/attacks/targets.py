@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from utils.attacks.balls import Draws
-from utils.attacks.gradient import Loss, check_batch, check_logits, pgd
+from utils.attacks.given import as_logits, check_batch, check_logits
+from utils.attacks.gradient import Loss, pgd
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 from utils.data.classes import healthy_place
@@ -147,7 +148,7 @@ def targeted_pgd(
     if not len(images):
         return images
     with attack_mode(model), torch.no_grad():
-        logits = model(images).float()
+        logits = as_logits(model(images))
     if not assume_checked:
         check_logits(logits, labels)
     wanted = target_mask(check_target(target), logits, labels)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from utils.attacks.balls import project, random_point, steepest
-from utils.attacks.gradient import ascent, check_batch, check_gradient, margin
+from utils.attacks.given import check_batch
+from utils.attacks.gradient import ascent, check_gradient, margin
 from utils.core.checks import number, whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps

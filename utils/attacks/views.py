@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 from utils.attacks.balls import Draws, project, random_point, steepest
-from utils.attacks.gradient import ascent, check_alpha, check_batch, check_gradient, cross_entropy
+from utils.attacks.given import check_batch
+from utils.attacks.gradient import ascent, check_alpha, check_gradient, cross_entropy
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -125,6 +126,8 @@ def eot_pgd(
     check_batch(model, images, labels)
     if samples < 1 or steps < 1:
         raise ValueError(f"steps and samples must be at least 1, not {steps} and {samples}")
+    if not len(images):
+        return images
     draws = _own_draws(generator, len(images))
     alpha = check_alpha(alpha, eps, steps, norm)
     here = random_point(images, eps, norm, generator)

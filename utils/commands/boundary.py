@@ -94,7 +94,19 @@ class Command:
                 if option in counts and isinstance(value, float) and not value.is_integer():
                     raise ValueError(f"{file}: {name} takes a whole number, not {value}")
 
+    def _refuse_empty(self, words: list[str]) -> None:
+        """An option that takes values has one; the library would take none for an empty list, and the default counts.
+
+        Raises:
+            ValueError: it has none.
+        """
+        lists = {name for own in self.app.assemble_argument_collection() if _takes_many(own.hint) for name in own.names}
+        for word, after in zip(words, [*words[1:], "--"]):
+            if word in lists and after.startswith("--"):
+                raise ValueError(f"{word} needs at least one value")
+
     def _call(self, words: list[str]) -> int:
+        self._refuse_empty(words)
         self._refuse_fractions(words)
         self.app.config = ()
         if "--config" in words:
@@ -123,6 +135,11 @@ class Command:
 def command(name: str) -> Callable[[Callable[..., int | None]], Command]:
     """Make a function the command ``name``, for instance ``python -m utils train``."""
     return lambda function: Command(function, name)
+
+
+def _takes_many(hint: Any) -> bool:
+    """Whether an option takes a list of any length."""
+    return any(get_origin(kind) in (tuple, list) for kind in (hint, *get_args(hint)))
 
 
 def _counts(hint: Any) -> bool:

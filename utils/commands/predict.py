@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from utils.commands.boundary import command
-from utils.core.checks import whole
+from utils.core.checks import LARGEST_SEED, whole
 from utils.core.paths import atomic_write, check_writable, write_json
 from utils.data.cases import Case, Reading, read_cases
 from utils.data.scans.standard import PoorScan, Stripping
@@ -62,7 +62,7 @@ def main(
     """
     if not source.strip():
         raise ValueError("SCAN is empty; give a picture, a volume, a folder, an archive, or the word phantom")
-    whole("--seed", seed, 0)
+    whole("--seed", seed, 0, LARGEST_SEED)
     workspace = Workspace.open(str(root or ""))
     _check_out(out, source)
     if mask and not mask.is_file():

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from utils.commands.boundary import command
+from utils.core.checks import LARGEST_SEED, whole
 from utils.core.paths import DATASET_VARIABLES, check_folder
 from utils.data.preparation import describe, group_by_subject, split_and_save
 from utils.data.scans.cohort import ScanOptions
@@ -58,8 +59,7 @@ def main(
         scans: of whole heads.
     """
     check_ratios(split, ratios)
-    if seed < 0:
-        raise ValueError(f"--seed must not be negative, but is {seed}")
+    whole("--seed", seed, 0, LARGEST_SEED)
     scans.mapping, scans.cut  # noqa: B018 - refused now, and not after the first head
     _check_ids(subjects, subject_pattern)
     for folder in filter(None, (out, audit_folder)):

@@ -16,7 +16,7 @@ from utils.attacks.library import LIBRARY
 from utils.attacks.suites import Threat, check_suite
 from utils.attacks.targets import parse_target
 from utils.commands.boundary import command
-from utils.core.checks import whole
+from utils.core.checks import LARGEST_SEED, whole
 from utils.core.paths import check_writable, write_json
 from utils.core.processes import is_main, join_others
 from utils.core.radii import CHECK_EPS, GRIDS, parse_radius
@@ -122,7 +122,7 @@ def _check(suite: str, panel_images: int, batch_size: int, seed: int, max_images
     check_suite(suite)
     whole("--panel-images", panel_images, 0)
     whole("--batch-size", batch_size, 1)
-    whole("--seed", seed, 0)
+    whole("--seed", seed, 0, LARGEST_SEED)
     if max_images is not None:
         whole("--max-images", max_images, 1)
 

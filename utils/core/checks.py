@@ -6,6 +6,9 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+#: Beyond it NumPy's and torch's generators take no seed.
+LARGEST_SEED = 2**32 - 1
+
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     """``value`` if it is a whole number in range; True and 2.0 are none.

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from utils.attacks.attack import Attack, Terms
+from utils.attacks.given import as_logits
 from utils.attacks.suites import Threat
 from utils.core.compiled import Compiled
 from utils.core.modes import eval_mode
@@ -243,4 +244,4 @@ def round_to_8_bits(attacked: torch.Tensor, clean: torch.Tensor, eps: float) -> 
 def predict_batch(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Logits of one batch in eval mode, float32."""
     with eval_mode(model):
-        return model(images).float()
+        return as_logits(model(images))

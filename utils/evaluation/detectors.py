@@ -13,7 +13,8 @@ from torch import nn
 
 from models.def_models import MRIClassifier
 from utils.attacks.balls import Draws, project, random_point
-from utils.attacks.gradient import Loss, ascent, check_batch, check_gradient, check_logits, default_alpha, margin, pgd
+from utils.attacks.given import check_batch, check_logits
+from utils.attacks.gradient import Loss, ascent, check_gradient, default_alpha, margin, pgd
 from utils.core.checks import number, whole
 from utils.core.modes import attack_mode, eval_mode
 from utils.core.parts import Part

@@ -16,7 +16,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from utils.attacks.attack import Attack, describe
-from utils.attacks.gradient import check_batch, check_logits, margin
+from utils.attacks.given import check_batch, check_logits
+from utils.attacks.gradient import margin
 from utils.attacks.suites import Threat
 from utils.core.paths import file_digest
 from utils.core.processes import rank, share_out, world_size

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from utils.core.checks import choice, number, whole
+from utils.core.checks import LARGEST_SEED, choice, number, whole
 from utils.core.precision import PRECISIONS
 from utils.training.augment import Augmentation
 
@@ -104,11 +104,11 @@ class TrainConfig:
             ("validation_images", 1),
             ("patience", 0),
             ("slices_per_patient", 0),
-            ("seed", 0),
         ):
             whole(name, getattr(self, name), least)
-        for name in ("learning_rate", "clip_norm"):
-            number(name, getattr(self, name), above=0)
+        whole("seed", self.seed, 0, LARGEST_SEED)
+        number("learning_rate", self.learning_rate, above=0, most=10)
+        number("clip_norm", self.clip_norm, above=0)
         for name in ("weight_decay", "awp"):
             number(name, getattr(self, name), least=0)
         for name in ("mixup", "cutmix", "class_balance"):
@@ -116,6 +116,8 @@ class TrainConfig:
         for name in ("ema_decay", "label_smoothing"):
             number(name, getattr(self, name), least=0, below=1)
         number("layer_decay", self.layer_decay, above=0, most=1)
+        if not isinstance(self.augmentation, Augmentation):
+            raise ValueError(f"augmentation must be an Augmentation, not {self.augmentation!r}")
         if not isinstance(self.fit_head, bool):
             raise ValueError(f"fit_head must be True or False, not {self.fit_head!r}")
         for name, known in (

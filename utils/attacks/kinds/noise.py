@@ -7,7 +7,7 @@ from torch import nn
 
 from utils.attacks.attack import Attack, Kind, Terms, register
 from utils.attacks.balls import random_point, steepest
-from utils.attacks.gradient import check_batch
+from utils.attacks.given import check_batch
 
 
 @register("noise")
