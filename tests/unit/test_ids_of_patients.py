@@ -27,6 +27,7 @@ from utils.data.text_tables import read_text_table
         ("sub-07", "sub-7", "SUB-007"),
         ("002_S_0295", "2_S_295"),
         ("-1", "-1.0"),
+        ("Jos\u00e9_1", "Jose\u0301_1"),  # a letter and its accent as one sign, and as two
     ],
 )
 def test_spellings_of_one_id_are_one_person(written: tuple[str, ...]) -> None:
@@ -169,6 +170,8 @@ def test_images_without_a_row_are_counted(heads: RawImages, tmp_path: Path) -> N
     [
         (["--subjects", "nowhere.csv"], "nowhere.csv is not there"),
         (["--subject-pattern", "("], "no regular expression"),
+        (["--subject-pattern", ""], "--subject-pattern is empty"),
+        (["--seed", "99999999999"], "--seed must be a whole number from 0 to 4294967295"),
         (["--label-column", "dx"], "--label-column: for whole heads"),
         (["--seed", "1.5"], "--seed takes a whole number, not 1.5"),
         (["--size=64.5"], "--size takes a whole number, not 64.5"),

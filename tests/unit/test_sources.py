@@ -408,6 +408,8 @@ def test_the_same_picture_in_train_and_test_of_two_classes_is_found_too(tmp_path
         (("No Dementia", "Severe", "Mild"), ("Non", "Mild", "Severe")),
         (("Demented", "Converted", "Nondemented"), ("Non", "Converted", "Demented")),
         (("CN", "AD", "other"), ("AD", "CN", "other")),
+        (("1", "10", "2"), ("1", "2", "10")),
+        (("stage 3", "stage 12", "stage 1"), ("stage 1", "stage 3", "stage 12")),
     ],
 )
 def test_classes_of_any_set_keep_their_names_and_follow_severity(

@@ -115,6 +115,8 @@ def test_a_loss_over_four_logits_is_refused_for_three_before_any_work(name: str)
 
 def test_options_are_checked_by_name() -> None:
     assert Attack("CW", options={"c": 2.0}).options == {"c": 2.0}
+    with pytest.raises(ValueError, match="decay must be a number, not nan"):
+        Attack("MIFGSM", options={"decay": float("nan")})
     with pytest.raises(ValueError, match="CW takes the options c, kappa, lr, not constant"):
         Attack("CW", options={"constant": 1})
     with pytest.raises(ValueError, match="not eps"):

@@ -21,7 +21,7 @@ from torch import nn
 from utils.attacks.balls import project
 from utils.attacks.given import as_logits, check_batch, check_logits
 from utils.attacks.gradient import default_alpha
-from utils.core.checks import whole
+from utils.core.checks import number, whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -106,6 +106,9 @@ def check_library_options(name: str, options: Mapping[str, Any]) -> None:
     wrong = [word for word in options if word not in free]
     if wrong:
         raise ValueError(f"{name} takes the options {', '.join(free) or 'none'}, not {', '.join(wrong)}")
+    for word, value in options.items():
+        if isinstance(value, float):
+            number(word, value)
 
 
 def library_attack(

@@ -15,6 +15,8 @@ from utils.core.radii import GRIDS, NORM_TITLES, check_eps
 from utils.data.sets import ImageSet
 
 GRID = GRIDS["linf"]
+#: Pixels a side to which images are enlarged at most; beyond it a batch would fill any memory.
+_LARGEST = 1024
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Threat:
     def __post_init__(self) -> None:
         check_eps(0, self.norm)
         if self.size is not None:
-            whole("size, the number of pixels a side,", self.size, 2)
+            whole("size, the number of pixels a side,", self.size, 2, _LARGEST)
 
     @property
     def title(self) -> str:

@@ -96,5 +96,5 @@ def _check_ids(subjects: Path | None, subject_pattern: str | None) -> None:
     """What names the patients can be read; said now, and not after all images are decoded."""
     if subjects:
         read_text_table(subjects)
-    if subject_pattern:
+    if subject_pattern is not None:
         own_pattern(subject_pattern)

@@ -94,11 +94,16 @@ def severity(name: str) -> int | None:
 
 
 def class_order(names: set[str]) -> tuple[str, ...]:
-    """Class names by severity where all are known, else by the alphabet."""
+    """Class names by severity where all are known, else by the alphabet, numbers by their value."""
     ranks = {name: severity(name) for name in names}
     if None in ranks.values():
-        return tuple(sorted(names))
+        return tuple(sorted(names, key=_by_value))
     return tuple(sorted(names, key=lambda name: (ranks[name], name)))
+
+
+def _by_value(name: str) -> list[tuple[int, int, str]]:
+    """Order in which 2 comes before 10."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def chosen_order(found: tuple[str, ...], chosen: Sequence[str] | None) -> tuple[str, ...]:

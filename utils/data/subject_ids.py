@@ -6,6 +6,7 @@ Ids win over anything that pixels suggest. Two scans or visits of one person car
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -130,8 +131,10 @@ def own_pattern(pattern: str) -> re.Pattern[str]:
     """A pattern of somebody's own.
 
     Raises:
-        ValueError: it is no regular expression.
+        ValueError: it is no regular expression, or an empty one.
     """
+    if not pattern:
+        raise ValueError("--subject-pattern is empty; leave it out, or say what a patient's id looks like")
     try:
         return re.compile(pattern)
     except re.error as error:
@@ -206,10 +209,12 @@ def _without_visits(names: Sequence[str], origin: str) -> NamedSubjects:
 def same_person(name: str) -> str:
     """What the ways of writing one id have in common: case, leading zeros and a decimal point of zeros say nothing.
 
+    Nor does whether a letter and its accent are one sign or two.
+
     >>> same_person("007"), same_person("7.0"), same_person("Sub-07"), same_person("-1.0"), same_person("p10")
     ('7', '7', 'sub-7', '-1', 'p10')
     """
-    bare = name.strip().casefold()
+    bare = unicodedata.normalize("NFC", name).strip().casefold()
     whole = re.fullmatch(r"(-?\d+)\.0*", bare)
     return re.sub(r"(?<![\d.])0+(?=\d)", "", whole[1] if whole else bare)
 
