@@ -404,6 +404,14 @@ def test_tables_tell_what_was_found(bench: Bench, found) -> None:
     row = next(line for line in repr(atlas.table("scans")).splitlines() if line.startswith("| blur"))
     assert f"| {100 * plain:.1f} |" in row
     assert repr(atlas.table("learnt")).count("\n") == 3
+    # of a chapter that a killed run had begun, the time is only a part
+    for name in ("regions", "costs"):
+        record, own = read_chapter(found["folder"], "regions")
+        resumed = (record.model_copy(update={"resumed": True}), own)
+        whole, part = (
+            ATLAS_TABLES[f"atlas_{name}"](one if name == "regions" else [one]) for one in ((record, own), resumed)
+        )
+        assert "over " in part and "over 0" not in whole
     assert "threshold" in repr(atlas) and "phantoms" in repr(atlas)
 
 

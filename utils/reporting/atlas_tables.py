@@ -37,7 +37,8 @@ def _share(one: targets.Share) -> str:
 def _said(record: ChapterRecord, *more: str) -> str:
     """Under each table: on whom, how long, on what."""
     machine = record.environment.get("hardware", "unknown hardware")
-    facts = [caption(record), *more, f"{record.seconds / 60:.0f} minutes on {machine}"]
+    over = "over " if record.resumed else ""
+    facts = [caption(record), *more, f"{over}{record.seconds / 60:.0f} minutes on {machine}"]
     return f"\n{'; '.join(filter(None, facts))}.\n"
 
 
