@@ -69,6 +69,17 @@ def test_a_split_with_patients_on_both_sides_is_noted(phantoms, tmp_path: Path) 
     assert _fit(tmp_path / "data", tmp_path / "model").note.startswith("random split: patients are on both sides")
 
 
+def test_another_size_than_that_of_the_start_is_refused(data: Path, tmp_path: Path, capsys) -> None:
+    _fit(data, tmp_path / "start")
+    words = ["--backbone", "small", "--data", str(data), "--start", str(tmp_path / "start"), "--set", "eps=2/255"]
+    words += ["--set", "num_epochs=1", "--set", "batch_size=32", "--out", str(tmp_path / "hard")]
+    assert train_command.main([*words, "--image-size", "64"]) == 1
+    assert "sees 32 pixels, which hardening keeps" in capsys.readouterr().err and not (tmp_path / "hard").exists()
+    assert train_command.main([*words, "--image-size", "32"]) == 0
+    assert train_command.main([*words, "--image-size", "32"]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+
+
 def test_killed_between_training_and_test_only_the_test_is_done(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from utils.attacks.library import LIBRARY
 from utils.attacks.suites import Threat
 from utils.commands import robustness
 from utils.commands.robustness import main
-from utils.core.radii import GRIDS
+from utils.core.radii import GRIDS, parse_radius
 from utils.data.sets import DataSplits, manifest, save_splits
 from utils.evaluation.robustness import evaluate_robustness, record_path
 from utils.evaluation.worst_case import robustness_curve
@@ -96,7 +96,7 @@ def test_threats_have_files_of_their_own(root: Path) -> None:
         (["--model", "ResNet34", "--max-images", "0"], "--max-images must be a whole number of at least 1, not 0"),
         (["--model", "ResNet34", "--panel-images", "-1"], "--panel-images must be a whole number of at least 0"),
         (["--model", "ResNet34", "--batch-size", "0"], "--batch-size must be a whole number of at least 1"),
-        (["--model", "ResNet34", "--seed", "-1"], "--seed must be a whole number of at least 0"),
+        (["--model", "ResNet34", "--seed", "-1"], "--seed must be a whole number from 0 to"),
         (["--model", "ResNet34", "--out", "/"], "is a folder"),
         (["--model", "ResNet34", "--out", "/proc/nowhere/x.json"], "cannot be written"),
     ],
@@ -120,6 +120,38 @@ def test_each_norm_has_its_own_grid_and_radius_of_the_checks(root: Path, monkeyp
     assert main(["--model", "ResNet34", "--root", str(root), "--epsilons", "8/255", "0.0314"]) == 1
     assert asked[0] == (list(GRIDS["linf"]), 2 / 255, "linf") and asked[1] == (list(GRIDS["l2"]), 1.0, "l2")
     assert asked[2][0] == [8 / 255, 0.0314]
+
+
+def test_a_measurement_is_not_replaced_by_one_at_other_radii_or_of_another_seed(root: Path, tmp_path, capsys) -> None:
+    run = ["--model", "ResNet34", "--root", str(root), "--suite", "smoke", "--max-images", "8", "--panel-images", "0"]
+    run += ["--out", str(tmp_path / "mine.json"), "--batch-size", "8"]
+    assert main([*run, "--epsilons", "1/255", "2/255"]) == 0
+    first = (tmp_path / "mine.json").read_bytes()
+    for other, said in ((["8/255"], "radii 1/255, 2/255"), (["1/255", "2/255", "--seed", "5"], "seed 0")):
+        assert main([*run, "--epsilons", *other]) == 1
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"holds a measurement with {said}" in told and "--out" in told
+        assert (tmp_path / "mine.json").read_bytes() == first
+    assert main([*run, "--epsilons", "2/255", "1/255"]) == 0  # the same again is no other
+    (tmp_path / "mine.json").write_text("{}")
+    assert main([*run, "--epsilons", "1/255"]) == 1
+    assert "mine.json" in capsys.readouterr().err
+
+
+def test_a_file_of_weights_and_a_negative_radius_are_called_so(root: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "plain.pt").write_bytes(b"PK")
+    assert main(["--model", str(tmp_path / "plain.pt"), "--root", str(root)]) == 1
+    assert "python -m utils train --weights" in capsys.readouterr().err
+    assert main(["--model", "ResNet34", "--root", str(root), "--epsilons", "-1/255"]) == 2
+    assert "-1/255 is negative, which nothing here may be" in capsys.readouterr().err
+    mask = ["--attack", "region", "--option", "mask=/nowhere.png"]
+    assert main(["--model", "ResNet34", "--root", str(root), *mask]) == 1
+    assert "the mask /nowhere.png does not exist" in capsys.readouterr().err
+
+
+def test_a_share_of_255_is_no_length(root: Path) -> None:
+    with pytest.warns(UserWarning, match=r"8/255 is what one pixel may change; in L2 a radius is the length"):
+        assert parse_radius("8/255", "l2") == pytest.approx(8 / 255)
 
 
 def test_a_radius_in_the_wrong_unit_warns(toy_nets, toy_test) -> None:

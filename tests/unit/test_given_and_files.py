@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -83,6 +84,37 @@ def test_what_is_no_model_no_tensor_and_no_loss_is_called_so() -> None:
     for attack in (fgsm, pgd):
         with pytest.raises(ValueError, match="loss must be one of .*, not 'foo'"):
             attack(HalfSpace(), images, labels, eps=EPS, loss="foo")
+
+
+class _Cut(nn.Module):
+    """A model whose answers do not tell how its images should change."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return HalfSpace()(images.detach()) + 0 * images.sum()
+
+
+@pytest.mark.parametrize("attack", [fgsm, pgd])
+def test_a_model_without_an_input_gradient_is_said_to_be_so(attack) -> None:
+    images, labels = _batch()
+    with pytest.warns(UserWarning, match="no input gradient .* no robustness"):
+        attack(_Cut(), images, labels, eps=EPS)
+
+
+class _Scaled(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 100 * HalfSpace()(images).softmax(1)
+
+
+def test_probabilities_in_percent_are_probabilities_too() -> None:
+    images, labels = _batch()
+    with pytest.raises(ValueError, match="the model gives probabilities"):
+        pgd(_Scaled(), images, labels, eps=EPS)
+
+
+def test_a_radius_may_be_a_number_of_numpy() -> None:
+    images, labels = _batch()
+    for eps in (np.float32(0.1), np.float64(0.1)):
+        assert (fgsm(HalfSpace(), images, labels, eps=eps) - images).abs().max() <= 0.1 + 1e-6
 
 
 # --- weights --------------------------------------------------------------------------------------------------------

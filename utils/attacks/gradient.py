@@ -91,6 +91,12 @@ def ascent(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, loss: L
         # what was made in inference mode cannot be kept for the gradient
         values = loss(logits, labels.clone() if labels.is_inference() else labels)
         gradient = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0]
+    if check and len(images) and (gradient is None or not gradient.any()):
+        warnings.warn(
+            "the model gives no input gradient (it cuts it off, or rounds): attacks by gradients change nothing, and "
+            "what they leave is no robustness",
+            stacklevel=3,
+        )
     # a model that cuts its gradient off, by rounding for instance, leaves none at all
     gradient = torch.zeros_like(images) if gradient is None else gradient
     return Ascent(gradient, values.detach(), logits.detach().argmax(1) != labels)

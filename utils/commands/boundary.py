@@ -153,7 +153,8 @@ def _misused(error: CycloptsError, words: Sequence[str]) -> str:
     name = error.argument.name if isinstance(error, MissingArgumentError) and error.argument else ""
     if name.startswith("--") and not any(word.split("=")[0] == name for word in words):
         return f"{name} is needed"
-    return str(error).rstrip(".")
+    negative = re.search(r'Unknown option: "?(-\.?\d[^\s"]*?)"?[.\s]', f"{error} ")
+    return f"{negative[1]} is negative, which nothing here may be" if negative else str(error).rstrip(".")
 
 
 def _told(error: Exception) -> str:

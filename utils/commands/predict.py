@@ -9,7 +9,7 @@ from typing import Literal
 
 from utils.commands.boundary import command
 from utils.core.checks import LARGEST_SEED, whole
-from utils.core.paths import atomic_write, check_writable, write_json
+from utils.core.paths import atomic_write, check_writable, read_json, write_json
 from utils.data.cases import Case, Reading, read_cases
 from utils.data.scans.standard import PoorScan, Stripping
 from utils.data.workspace import Workspace
@@ -96,7 +96,11 @@ def main(
 
 
 def _write(stem: Path, case: Case, answer: Answer, seen: Seen, classes: list[str]) -> None:
-    write_json(Path(f"{stem}_answer.json"), answer.plain())
+    target = Path(f"{stem}_answer.json")
+    before = read_json(target).get("model") if target.is_file() else None
+    if before not in (None, answer.model):
+        print(f"  replaces an answer of {before} in {target}")
+    write_json(target, answer.plain())
     if case.pictures:
         save_figure(plot_steps(case.name, case.pictures, case.facts), Path(f"{stem}_steps.png"))
     print(f"  {save_figure(plot_answer(answer, seen, classes), Path(f'{stem}_answer.png'))}")

@@ -17,12 +17,13 @@ from utils.attacks.suites import Threat, check_suite
 from utils.attacks.targets import parse_target
 from utils.commands.boundary import command
 from utils.core.checks import LARGEST_SEED, whole
+from utils.core.parts import read_part
 from utils.core.paths import check_writable, write_json
 from utils.core.processes import is_main, join_others
-from utils.core.radii import CHECK_EPS, GRIDS, parse_radius
+from utils.core.radii import CHECK_EPS, GRIDS, parse_radius, radius_label
 from utils.data.sets import DataSplits, load_splits
 from utils.data.workspace import Workspace, pick_device
-from utils.evaluation.robustness import PANEL_IMAGES, evaluate_robustness, record_path
+from utils.evaluation.robustness import PANEL_IMAGES, SuiteRecord, evaluate_robustness, record_path
 from utils.experiments.records import load_vote
 from utils.training.checkpoints import checkpoint_folder, load_checkpoint, read_record
 from utils.training.record import ModelRecord, VoteRecord
@@ -87,7 +88,7 @@ def main(
     stored = read_record(folder)
     single = _attack(attack, steps, restarts, option, norm, stored.classes or ())
     target = out or record_path(folder, _name(attack, steps, restarts, option) if attack else suite, threat, max_images)
-    check_writable(target)
+    _refuse_other(target, radii, seed)
     splits, device = load_splits(workspace.data_dir), pick_device()
     classifier = _load(workspace, folder, stored, splits).to(device)
     test = splits.test.balanced_subset(max_images) if max_images else splits.test
@@ -115,6 +116,22 @@ def main(
     if is_main():
         write_json(target, own | found.plain())
         print(target)
+
+
+def _refuse_other(target: Path, radii: Sequence[float], seed: int) -> None:
+    """A measurement at other radii, or of another seed, is not replaced by this one, and a folder not by a file."""
+    check_writable(target)
+    if not target.is_file():
+        return
+    known = read_part(SuiteRecord, target, "delete it, or name another file with --out")
+    measured, wanted = known.curve.epsilons, sorted({0.0, *radii})
+    other = [f"seed {known.seed}"] if known.seed != seed else []
+    if measured != wanted:
+        other.append(f"radii {', '.join(radius_label(eps, known.curve.threat.norm) for eps in measured if eps)}")
+    if other:
+        raise FileExistsError(
+            f"{target} holds a measurement with {' and '.join(other)}; name another file with --out, or delete it"
+        )
 
 
 def _check(suite: str, panel_images: int, batch_size: int, seed: int, max_images: int | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.def_models import default_size
+from models.def_models import BACKBONES, default_size
 from utils.commands.boundary import command
 from utils.commands.options import Trainable
 from utils.core.paths import DATASET_VARIABLES
@@ -12,6 +12,7 @@ from utils.data.sets import load_splits
 from utils.data.workspace import Workspace, pick_device
 from utils.experiments.calibrate import calibrate
 from utils.experiments.fit import fit, folder_of
+from utils.experiments.records import read_model_record
 from utils.training.config import SLICES_PER_PATIENT, parse_assignments
 
 
@@ -44,6 +45,8 @@ def main(
             takes 8 random slices of each patient unless slices_per_patient says otherwise.
         overwrite: replace a finished model.
     """
+    if start and image_size:
+        _check_size(start, backbone, image_size)
     record = fit(
         backbone,
         data,
@@ -61,3 +64,10 @@ def main(
         folder = out or folder_of(backbone, hardened=start is not None)
         calibrate(Workspace.open(), folder, load_splits(data))
         print(f"ready for python -m utils predict SCAN --model {folder}")
+
+
+def _check_size(start: Path, backbone: str, image_size: int) -> None:
+    """A hardened model sees images at the size of its start."""
+    patch, known = BACKBONES[backbone].patch if backbone in BACKBONES else 1, read_model_record(start).model.image_size
+    if known and known != -(-image_size // patch) * patch:
+        raise ValueError(f"--image-size {image_size}: the model in {start} sees {known} pixels, which hardening keeps")

@@ -159,4 +159,6 @@ def read_json(source: Path) -> Any:
     try:
         return json.loads(Path(source).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} is not readable JSON: {error}") from error
+        raise ValueError(
+            f"{source} is not readable JSON ({error}); restore it, or delete it and run what made it again"
+        ) from error

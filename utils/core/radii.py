@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 NORMS = ("linf", "l2", "l0")
 #: As they stand in titles.
@@ -51,7 +52,7 @@ def check_eps(eps: float, norm: str = "linf") -> float:
             an unknown norm.
     """
     check_norm(norm)
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+    if isinstance(eps, bool) or not isinstance(eps, Real):
         raise ValueError(f"a radius must be a number, such as 8/255, not {eps!r}")
     if norm == "l2" and not 0 <= eps < math.inf:
         raise ValueError(f"an L2 radius must be a length of at least 0 in pixels of [0, 1], not {eps}")
@@ -74,6 +75,9 @@ def parse_radius(text: str, norm: str = "linf") -> float:
     found = re.fullmatch(rf"\s*({_NUMBER})\s*(?:/\s*({_NUMBER})\s*)?", text)
     if not found or (found[2] is not None and float(found[2]) == 0):
         raise ValueError(f"{text!r} is no radius; for k grey levels write k/255, such as 8/255, or write 0.0314")
+    if norm == "l2" and found[2] is not None and float(found[2]) == 255:
+        told = f"{text} is what one pixel may change; in L2 a radius is the length of the whole change, such as 0.5"
+        warnings.warn(told, stacklevel=2)
     return check_eps(float(found[1]) / float(found[2] or 1), norm)
 
 

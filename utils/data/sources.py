@@ -89,6 +89,8 @@ def load_source(
             unreadable images, more than a few pictures filed under two classes, other ``classes``
             than there are, or an archive that is not safe to unpack. The message names the path.
     """
+    if not str(source).strip():
+        raise ValueError("the source is empty; give a folder, an archive, a table, a Kaggle handle or phantom")
     if size is not None and not SMALLEST_SIDE <= size <= _LARGEST_SIDE:
         raise ValueError(f"size must be {SMALLEST_SIDE} to {_LARGEST_SIDE} pixels, not {size}")
     if str(source) in PHANTOMS:

@@ -128,11 +128,11 @@ def folder_of(backbone: str, *, hardened: bool) -> Path:
 def _refuse_finished(folder: Path) -> None:
     """Raise FileExistsError where a folder holds a model that is trained and tested, or that is not whole."""
     if read_record(folder).test and belong_together(folder):
-        raise FileExistsError(f"{folder} holds a finished model; name another folder, or allow it to be replaced")
+        raise FileExistsError(f"{folder} holds a finished model; name another folder, or replace it with --overwrite")
     if not belong_together(folder) and not (folder / RESUME).is_file():
         raise FileExistsError(
             f"{folder} holds weights that are not those of its record, and no unfinished training; name another "
-            "folder, or allow them to be replaced"
+            "folder, or replace them with --overwrite"
         )
 
 
@@ -163,8 +163,8 @@ def _only_test_is_missing(folder: Path, wanted: Mapping[str, Any], overwrite: bo
         other = differing(told | training.specification, wanted)
     if other and not overwrite:
         raise FileExistsError(
-            f"{folder} holds a finished model of other {', '.join(other)}; name another folder, or allow it to be "
-            "replaced"
+            f"{folder} holds a finished model of other {', '.join(other)}; name another folder, or replace it "
+            "with --overwrite"
         )
     return not other and record.test is None
 

@@ -124,6 +124,7 @@ def _row(answer: Answer) -> dict[str, object]:
     return {
         # a table program takes what begins so for a formula
         "case": f"'{answer.case}" if answer.case[:1] in "=+-@" else answer.case,
+        "model": answer.model,
         "verdict": answer.verdict,
         "answer": answer.answer or "",
         "question": answer.question,

@@ -179,10 +179,15 @@ def read_record(folder: str | Path) -> ModelRecord | VoteRecord:
         ValueError: the record is not one of ours.
     """
     path = checkpoint_folder(folder) / RECORD
+    if Path(folder).is_file() and not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is a file of weights without a {RECORD}; make a model of it first: "
+            f"python -m utils train --weights {folder}"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no trained model in {folder} (no {RECORD}). Run the model's notebook with "
-            "load_existing_params = False first."
+            "load_existing_params = False first, or python -m utils train."
         )
     return read_record_file(path)
 

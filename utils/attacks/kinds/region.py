@@ -70,6 +70,8 @@ def read_mask(path: str | Path) -> torch.Tensor:
     """
     if not isinstance(path, (str, Path)):
         raise ValueError(f"mask must be the path of a picture, not {path!r}")
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"the mask {path} does not exist; name a picture that is white where may be changed")
     found = torch.from_numpy(decode_grey(Path(path)) > 127)
     if not found.any():
         raise ValueError(f"the mask {path} is white nowhere, so that nothing may be changed")
