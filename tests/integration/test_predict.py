@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import extra, small_model
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from utils.commands.calibrate import main as calibrate
 from utils.commands.predict import main as predict
@@ -86,6 +86,26 @@ def test_a_slice_in_other_greys_is_answered_with_a_doubt(root: Path, capsys) -> 
     told = read_json(root / "out" / "dark_answer.json")
     assert told["verdict"] == "doubtful" and told["answer"] and told["distance"] <= told["limit"]
     assert "brightness or contrast is another" in told["reason"] and told["reason"][1:] in capsys.readouterr().out
+
+
+def test_a_blurred_or_noisy_slice_is_answered_with_a_doubt(root: Path, capsys) -> None:
+    path = _slice(load_splits(root / "data"), 3, root / "mine.png")
+    grain = np.random.default_rng(0).normal(0, 12, np.asarray(Image.open(path)).shape)
+    made = {
+        "blurred": Image.open(path).filter(ImageFilter.GaussianBlur(1.5)),
+        "noisy": Image.fromarray((np.asarray(Image.open(path)) + grain).clip(0, 255).astype(np.uint8)),
+    }
+    for name, cause in (("blurred", "blur, thick slices"), ("noisy", "noise or motion")):
+        made[name].save(root / f"{name}.png")
+        assert _ask(root, root / f"{name}.png", "--attack", "none") == 0
+        told = read_json(root / "out" / f"{name}_answer.json")
+        assert told["verdict"] == "doubtful" and told["answer"] and told["distance"] <= told["limit"]
+        assert "its fine detail is another" in told["reason"] and cause in told["reason"]
+    capsys.readouterr()
+    assert _ask(root, root / "noisy.png", "--attack", "none", model="EfficientNetB0") == 0
+    assert "replaces an answer of ResNet34" in capsys.readouterr().out
+    assert _ask(root, root / "noisy.png", "--attack", "none", model="EfficientNetB0") == 0
+    assert "replaces" not in capsys.readouterr().out
 
 
 def test_what_was_measured_on_others_is_not_said_of_a_training_slice(root: Path, capsys) -> None:

@@ -132,6 +132,8 @@ def test_a_measurement_is_not_replaced_by_one_at_other_radii_or_of_another_seed(
         told = " ".join(capsys.readouterr().err.split())
         assert f"holds a measurement with {said}" in told and "--out" in told
         assert (tmp_path / "mine.json").read_bytes() == first
+    others = [*run[: run.index("smoke")], "quick", *run[run.index("smoke") + 1 :], "--epsilons", "1/255", "2/255"]
+    assert main(others) == 1 and "holds a measurement with smoke;" in " ".join(capsys.readouterr().err.split())
     assert main([*run, "--epsilons", "2/255", "1/255"]) == 0  # the same again is no other
     (tmp_path / "mine.json").write_text("{}")
     assert main([*run, "--epsilons", "1/255"]) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -97,9 +98,9 @@ def main(
 
 def _write(stem: Path, case: Case, answer: Answer, seen: Seen, classes: list[str]) -> None:
     target = Path(f"{stem}_answer.json")
-    before = read_json(target).get("model") if target.is_file() else None
-    if before not in (None, answer.model):
-        print(f"  replaces an answer of {before} in {target}")
+    with suppress(FileNotFoundError, ValueError, AttributeError):  # no answer there, or none that could be lost
+        if (before := read_json(target).get("model")) != answer.model:
+            print(f"  replaces an answer of {before} in {target}")
     write_json(target, answer.plain())
     if case.pictures:
         save_figure(plot_steps(case.name, case.pictures, case.facts), Path(f"{stem}_steps.png"))

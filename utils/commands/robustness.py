@@ -88,7 +88,7 @@ def main(
     stored = read_record(folder)
     single = _attack(attack, steps, restarts, option, norm, stored.classes or ())
     target = out or record_path(folder, _name(attack, steps, restarts, option) if attack else suite, threat, max_images)
-    _refuse_other(target, radii, seed)
+    _refuse_other(target, attack or suite, threat, radii, seed)
     splits, device = load_splits(workspace.data_dir), pick_device()
     classifier = _load(workspace, folder, stored, splits).to(device)
     test = splits.test.balanced_subset(max_images) if max_images else splits.test
@@ -118,16 +118,19 @@ def main(
         print(target)
 
 
-def _refuse_other(target: Path, radii: Sequence[float], seed: int) -> None:
-    """A measurement at other radii, or of another seed, is not replaced by this one, and a folder not by a file."""
+def _refuse_other(target: Path, suite: str, threat: Threat, radii: Sequence[float], seed: int) -> None:
+    """A measurement by other attacks, at other radii or of another seed is not replaced by this one."""
     check_writable(target)
     if not target.is_file():
         return
     known = read_part(SuiteRecord, target, "delete it, or name another file with --out")
-    measured, wanted = known.curve.epsilons, sorted({0.0, *radii})
-    other = [f"seed {known.seed}"] if known.seed != seed else []
-    if measured != wanted:
-        other.append(f"radii {', '.join(radius_label(eps, known.curve.threat.norm) for eps in measured if eps)}")
+    measured, other = known.curve, [f"seed {known.seed}"] if known.seed != seed else []
+    if known.suite not in (None, suite):
+        other.append(f"{known.suite}")
+    if measured.threat.title != threat.title:
+        other.append(measured.threat.title)
+    if measured.epsilons != sorted({0.0, *radii}):
+        other.append(f"radii {', '.join(radius_label(eps, measured.threat.norm) for eps in measured.epsilons if eps)}")
     if other:
         raise FileExistsError(
             f"{target} holds a measurement with {' and '.join(other)}; name another file with --out, or delete it"
