@@ -161,7 +161,7 @@ def test_bad_images_and_budgets(small_net, batch) -> None:
         pgd(small_net, (images * 255).byte(), labels, eps=EPS)
     with pytest.raises(ValueError, match="expected N x C"):
         pgd(small_net, images, labels[:3], eps=EPS)
-    with pytest.raises(ValueError, match="steps and restarts"):
+    with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
         pgd(small_net, images, labels, eps=EPS, steps=0)
     with pytest.raises(ValueError, match="alpha must be in"):
         pgd(small_net, images, labels, eps=EPS, alpha=-1.0)

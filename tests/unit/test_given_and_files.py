@@ -18,6 +18,8 @@ from utils.attacks.attack import Attack, known_attacks
 from utils.attacks.gradient import fgsm, pgd
 from utils.commands import robustness
 from utils.core.checks import LARGEST_SEED
+from utils.data.preparation import prepare_dataset
+from utils.experiments.fit import fit
 from utils.training.config import TrainConfig
 
 
@@ -191,6 +193,34 @@ def test_weights_beside_those_that_were_taken_are_said(tmp_path: Path) -> None:
 def test_settings_that_would_fail_later_are_refused(settings: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"steps": True}, "steps must be a whole number"),
+        ({"restarts": 0}, "restarts must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be a whole number"),
+    ],
+)
+def test_counts_of_an_attack_are_whole(settings: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        pgd(HalfSpace(), *_batch(), eps=EPS, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"), [({"seed": -1}, "seed must be a"), ({"size": 64.5}, "size must be a whole number")]
+)
+def test_what_a_preparation_cannot_take_is_said_before_any_image_is_read(settings: dict, said: str, tmp_path) -> None:
+    with pytest.raises(ValueError, match=said):
+        prepare_dataset(tmp_path / "nothing", out=tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_changes_of_the_images_are_no_setting_by_themselves(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="training has no setting augmentation"):
+        fit("resnet34", tmp_path, tmp_path / "out", settings={"augmentation": 3})
 
 
 @pytest.mark.parametrize("words", [["--epsilons"], ["--epsilons", "--suite", "quick"]])

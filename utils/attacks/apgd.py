@@ -15,6 +15,7 @@ from torch import nn
 from utils.attacks.balls import Draws, project, random_point, steepest
 from utils.attacks.given import as_logits, check_batch, check_logits
 from utils.attacks.gradient import Ascent, ascent, check_gradient, named_loss
+from utils.core.checks import whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -112,8 +113,7 @@ def apgd(
             steps below 1 or a NaN gradient.
     """
     check_eps(eps, norm)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
+    whole("steps", steps, 1)
     check_batch(model, images, labels)
     check = not assume_checked
     with attack_mode(model):

@@ -18,7 +18,7 @@ from torch import nn
 
 from utils.attacks.balls import Draws, project, random_point, steepest
 from utils.attacks.given import as_logits, check_batch, check_logits
-from utils.core.checks import choice
+from utils.core.checks import choice, whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -193,8 +193,10 @@ def pgd(
             ``stop_when_fooled``, or a NaN gradient.
     """
     check_eps(eps, norm)
-    if steps < 1 or restarts < 1:
-        raise ValueError(f"steps and restarts must be at least 1, not {steps} and {restarts}")
+    whole("steps", steps, 1)
+    whole("restarts", restarts, 1)
+    if batch_size is not None:
+        whole("batch_size", batch_size, 1)
     check_batch(model, images, labels)
     if mask is not None and stop_when_fooled:
         raise ValueError("a mask belongs to its image, and stop_when_fooled moves images about: leave one of them out")

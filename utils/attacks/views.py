@@ -18,6 +18,7 @@ from torch import nn
 from utils.attacks.balls import Draws, project, random_point, steepest
 from utils.attacks.given import check_batch
 from utils.attacks.gradient import ascent, check_alpha, check_gradient, cross_entropy
+from utils.core.checks import whole
 from utils.core.modes import attack_mode
 from utils.core.radii import check_eps
 
@@ -124,8 +125,8 @@ def eot_pgd(
     """
     check_eps(eps, norm)
     check_batch(model, images, labels)
-    if samples < 1 or steps < 1:
-        raise ValueError(f"steps and samples must be at least 1, not {steps} and {samples}")
+    whole("steps", steps, 1)
+    whole("samples", samples, 1)
     if not len(images):
         return images
     draws = _own_draws(generator, len(images))

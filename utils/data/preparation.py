@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.core.checks import LARGEST_SEED, whole
 from utils.core.paths import DATASET_VARIABLES
 from utils.data.archives import DATA_SOURCES
 from utils.data.classes import canonical_class
@@ -59,6 +60,7 @@ def prepare_dataset(
             :func:`split_and_save` and :func:`save_splits`. Nothing saved before is touched.
     """
     check_ratios(split, ratios)
+    whole("seed", seed, 0, LARGEST_SEED)
     raw = load_source(source, size=size, classes=classes)
     subjects = group_by_subject(raw, subjects_csv, subject_pattern=subject_pattern, synthetic=synthetic)
     return split_and_save(

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from utils.core.checks import whole
 from utils.data.archives import ARCHIVE_SUFFIXES, DATA_SOURCES, PHANTOMS, as_folder, is_system
 from utils.data.class_traces import traces
 from utils.data.classes import CLASSES, canonical_class, chosen_order, class_order, severity
@@ -89,10 +90,8 @@ def load_source(
             unreadable images, more than a few pictures filed under two classes, other ``classes``
             than there are, or an archive that is not safe to unpack. The message names the path.
     """
-    if not str(source).strip():
-        raise ValueError("the source is empty; give a folder, an archive, a table, a Kaggle handle or phantom")
-    if size is not None and not SMALLEST_SIDE <= size <= _LARGEST_SIDE:
-        raise ValueError(f"size must be {SMALLEST_SIDE} to {_LARGEST_SIDE} pixels, not {size}")
+    if size is not None:
+        whole("size", size, SMALLEST_SIDE, _LARGEST_SIDE)
     if str(source) in PHANTOMS:
         return _phantoms(size, classes, PHANTOMS[str(source)])
     with as_folder(source) as (place, ignored), class_folders(place) as own, ExitStack() as stack:

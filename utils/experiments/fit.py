@@ -181,7 +181,8 @@ def _recipe_of(recipe: str | None, start: str | Path | None) -> str:
 def _objective(recipe: str, settings: Mapping[str, Any]) -> Standard:
     """The recipe with its own settings, after all of them are known to be somebody's."""
     own = {field.name for field in fields(RECIPES[recipe])} if recipe else set()
-    unknown = set(settings) - own - {*_AUGMENTATION, *TrainConfig.__dataclass_fields__}
+    # changes of the images are set by their strength alone
+    unknown = set(settings) - own - ({*_AUGMENTATION, *TrainConfig.__dataclass_fields__} - {"augmentation"})
     if unknown:
         raise ValueError(f"{recipe or 'training'} has no setting {', '.join(sorted(unknown))}")
     if not recipe:
