@@ -112,9 +112,9 @@ def kaggle_handle(source: str) -> str:
     )
     if mistyped or not re.fullmatch(r"[\w-]+/[\w-]+", handle):
         raise FileNotFoundError(
-            f"{str(source) or repr(source)} is neither a folder, an archive, a Kaggle handle (owner/data-set), nor a word for one: "
-            f"{', '.join(sorted(DATA_SOURCES))} and kaggle download a public set. Check the spelling, or give the word "
-            "phantom instead, to try everything without data."
+            f"{str(source) or repr(source)} is neither a folder, an archive, a Kaggle handle (owner/data-set), nor a "
+            f"word for one: {', '.join(sorted(DATA_SOURCES))} and kaggle download a public set. Check the spelling, or "
+            "give the word phantom instead, to try everything without data."
         )
     return handle
 
