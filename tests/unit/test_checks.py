@@ -20,7 +20,7 @@ from utils.commands.boundary import MISUSED, STOPPED, command
 from utils.core.checks import choice, number, whole
 from utils.data.phantom import PhantomConfig
 from utils.training.augment import Augmentation
-from utils.training.config import TrainConfig, parse_assignment, parse_assignments
+from utils.training.config import TrainConfig, parse_assignment
 from utils.training.objectives import Adversarial, NFgsm, Trades, make_objective
 
 
@@ -73,7 +73,6 @@ def test_choices() -> None:
         (lambda: Threat(size=2.5), "size"),
         (lambda: PhantomConfig(n_subjects=8.0), "n_subjects"),
         (lambda: parse_assignment("x=1/0"), "x=1/0 divides by zero"),
-        (lambda: parse_assignments(["x=1", "y=2", "x=2"]), "--set gives x more than once"),
         (lambda: build_model("resnet34", image_size=100_000, weights="scratch"), "from 32 to 1024 pixels, not 100000"),
     ],
 )

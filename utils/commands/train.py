@@ -13,7 +13,7 @@ from utils.data.workspace import Workspace, pick_device
 from utils.experiments.calibrate import calibrate
 from utils.experiments.fit import fit, folder_of
 from utils.experiments.records import read_model_record
-from utils.training.config import SLICES_PER_PATIENT, parse_assignments
+from utils.training.config import SLICES_PER_PATIENT, parse_assignment
 
 
 @command("python -m utils train")
@@ -56,7 +56,7 @@ def main(
         trainable=trainable,
         start=start,
         recipe=recipe,
-        settings={"slices_per_patient": SLICES_PER_PATIENT} | parse_assignments(set),
+        settings={"slices_per_patient": SLICES_PER_PATIENT} | dict(map(parse_assignment, set)),
         overwrite=overwrite,
     )
     if record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from utils.data.archives import check_source
 from utils.data.splits import DEFAULT_RATIOS
 from utils.evaluation.ensemble import RULES
 from utils.training.augment import Augmentation
-from utils.training.config import SAMPLINGS, TrainConfig, parse_assignments
+from utils.training.config import SAMPLINGS, TrainConfig, parse_assignment
 from utils.training.objectives import RECIPES, make_objective
 
 QUICK_FOLDER = ROOT / "quick_run"
@@ -195,7 +195,7 @@ def plan(order: Order) -> list[tuple[Path, dict[str, Any]]]:
     whole("--jobs", order.jobs, 1)
     if order.out and order.out.exists() and not order.out.is_dir():
         raise ValueError(f"--out {order.out} is a file; give a folder")
-    chosen, chosen_atk = _assigned(order.set, "--set"), _assigned(order.set_atk, "--set-atk")
+    chosen, chosen_atk = (dict(map(_assigned, texts)) for texts in (order.set, order.set_atk))
     steps = []
     data = _data(order)
     if prepared(data):
@@ -232,13 +232,11 @@ def plan(order: Order) -> list[tuple[Path, dict[str, Any]]]:
     return steps
 
 
-def _assigned(texts: Sequence[str], option: str) -> dict[str, Any]:
-    """Names and values of assignments; a path is made whole, because notebooks run in another folder."""
-    found = parse_assignments(texts, option)
-    here = [
-        name for name in found if name in _PATHS and str(found[name]) and Path(str(found[name])).expanduser().exists()
-    ]
-    return found | {name: str(Path(found[name]).expanduser().resolve()) for name in here}
+def _assigned(text: str) -> tuple[str, Any]:
+    """Name and value of an assignment; a path is made whole, because notebooks run in another folder."""
+    name, value = parse_assignment(text)
+    here = name in _PATHS and str(value) and Path(str(value)).expanduser().exists()
+    return name, str(Path(value).expanduser().resolve()) if here else value
 
 
 def _data(order: Order) -> str:

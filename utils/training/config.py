@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -137,22 +135,6 @@ class TrainConfig:
 def parse_trainable(text: str) -> str | int:
     """A number of blocks, or a word for :meth:`models.def_models.MRIClassifier.freeze`."""
     return int(text) if text.isdigit() else text
-
-
-def parse_assignments(texts: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """Names and values of several :func:`parse_assignment`.
-
-    Args:
-        option: that they were given with, for the message.
-
-    Raises:
-        ValueError: one of them is none, or a name is given twice.
-    """
-    pairs = [parse_assignment(text) for text in texts]
-    twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
-    if twice:
-        raise ValueError(f"{option} gives {twice[0]} more than once; which value is meant?")
-    return dict(pairs)
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
