@@ -65,10 +65,9 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
             f"labels must be in 0..{logits.shape[1] - 1}, the classes of the model, "
             f"not {int(labels.min())}..{int(labels.max())}"
         )
-    sums = logits.sum(1)
-    # of one image only a sum of 1 tells; of several, any that all of them share
-    shared = sums[:1] if len(logits) > 1 else torch.ones_like(sums)
-    if len(logits) and (logits >= 0).all() and sums.min() > 0 and ((sums - shared).abs() < 1e-3 * shared).all():
+    # percent as well as shares
+    whole = 100.0 if len(logits) and logits.max() > 1 else 1.0
+    if len(logits) and (logits >= 0).all() and ((logits.sum(1) - whole).abs() < 1e-3 * whole).all():
         raise ValueError(
             "the model gives probabilities, whose gradient vanishes where it is sure: an attack on them overstates "
             "robustness. Take the softmax off the end of the model; a logarithm of probabilities is fine."
