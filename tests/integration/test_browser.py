@@ -165,7 +165,7 @@ def predict_server(predict_folder: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def _draw_scans(folder: Path) -> None:
-    """A training slice as the gate keeps it, coarse, and noise."""
+    """A training slice as the gate keeps it, coarse, which it calls so, and noise."""
     kept = Gate.load(ROOT / "checkpoints" / "EfficientNetB0").references[3].numpy()
     Image.fromarray(kept).resize((128, 128), Image.Resampling.BICUBIC).save(folder / "mine.png")
     noise = np.random.default_rng(0).integers(0, 255, (128, 128), dtype=np.uint8)
@@ -216,7 +216,7 @@ def test_voila_shows_the_notebook_as_a_page_that_answers(playwright_page, predic
         explorer = page.locator(".widget-vbox").filter(has=page.get_by_text("eps (/255)")).last
         explorer.wait_for(timeout=120_000)
         assert "uf.answer_explorer" not in page.content()  # no code on the page
-        _upload(page, explorer, tmp_path / "mine.png", "mine:", "Gate: accepted", "Answer:")
+        _upload(page, explorer, tmp_path / "mine.png", "mine:", "Gate: doubtful", "Answer:")
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -230,7 +230,7 @@ def test_a_scan_is_uploaded_answered_attacked_and_noise_refused(playwright_page,
     _run_all(page, predict_server)
     explorer = page.locator(".widget-vbox").filter(has=page.get_by_text("eps (/255)")).last
 
-    _upload(page, explorer, tmp_path / "mine.png", "mine:", "Gate: accepted", "Answer:")
+    _upload(page, explorer, tmp_path / "mine.png", "mine:", "Gate: doubtful", "Answer:")
     picture = explorer.locator("img").first
     picture.wait_for(timeout=60_000)
     before = picture.get_attribute("src")
