@@ -145,7 +145,7 @@ def test_a_file_of_weights_and_a_negative_radius_are_called_so(root: Path, tmp_p
     assert main(["--model", str(tmp_path / "plain.pt"), "--root", str(root)]) == 1
     assert "python -m utils train --weights" in capsys.readouterr().err
     assert main(["--model", "ResNet34", "--root", str(root), "--epsilons", "-1/255"]) == 2
-    assert "-1/255 is negative, which nothing here may be" in capsys.readouterr().err
+    assert "-1/255 is negative, which this option does not take" in capsys.readouterr().err
     mask = ["--attack", "region", "--option", "mask=/nowhere.png"]
     assert main(["--model", "ResNet34", "--root", str(root), *mask]) == 1
     assert "the mask /nowhere.png does not exist" in capsys.readouterr().err

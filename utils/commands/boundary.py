@@ -154,7 +154,7 @@ def _misused(error: CycloptsError, words: Sequence[str]) -> str:
     if name.startswith("--") and not any(word.split("=")[0] == name for word in words):
         return f"{name} is needed"
     negative = re.search(r'Unknown option: "?(-\.?\d[^\s"]*?)"?[.\s]', f"{error} ")
-    return f"{negative[1]} is negative, which nothing here may be" if negative else str(error).rstrip(".")
+    return f"{negative[1]} is negative, which this option does not take" if negative else str(error).rstrip(".")
 
 
 def _told(error: Exception) -> str:

@@ -69,5 +69,5 @@ def main(
 def _check_size(start: Path, backbone: str, image_size: int) -> None:
     """A hardened model sees images at the size of its start."""
     patch, known = BACKBONES[backbone].patch if backbone in BACKBONES else 1, read_model_record(start).model.image_size
-    if known and known != -(-image_size // patch) * patch:
+    if known != -(-image_size // patch) * patch:
         raise ValueError(f"--image-size {image_size}: the model in {start} sees {known} pixels, which hardening keeps")

@@ -33,6 +33,8 @@ _DOUBT_SHARE, _REFUSE_FACTOR = 0.99, 1.1
 _GREY_SLACK = 0.1
 #: The same of fine detail, beyond all training slices: of 1,280 test slices none lies there.
 _DETAIL_SLACK = 0.05
+#: Share of a head's slices above which it is they that decide.
+_MOST = 0.5
 #: Grey levels of 255 up to which a pixel is background.
 _BACKGROUND = 5
 #: Second differences in both directions at once: flat areas and straight edges give nothing (Immerkaer, 1996).
@@ -151,7 +153,7 @@ class Gate:
             (self.unlike_in_grey, self.grey_reason),
             (self.unlike_in_detail, self.detail_reason),
         ):
-            if unlike(images).float().mean() > 0.5:
+            if unlike(images).float().mean() > _MOST:
                 return DOUBTFUL, reason(images), distances
         return ACCEPTED, "", distances
 

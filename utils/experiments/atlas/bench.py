@@ -181,6 +181,17 @@ class Bench:
             within=within,
         )
 
+    def misclassified(
+        self, model: nn.Module, images: ImageSet, attack: Attack, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places of right images that one attack at one radius misclassifies, ascending, and what it made of them."""
+        found = [(torch.zeros(0, dtype=torch.long), images.pixels(slice(0, 0)))]
+        if len(images):
+            self.attacked(model, images, attack, [eps], on_broken=lambda index, made, _: found.append((index, made)))
+        places = torch.cat([index for index, _ in found])
+        order = places.argsort()
+        return places[order], torch.cat([made.cpu() for _, made in found])[order].to(self.device)
+
     def pieces(self, section: str) -> AttackCache:
         """What a run of a chapter that did not end has left."""
         return AttackCache(self.cache, {"chapter": self.facts(section)})

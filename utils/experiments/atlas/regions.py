@@ -132,23 +132,11 @@ def _fooled(
     return ~torch.stack([curve.robust(step) for step in range(1, len(curve.epsilons))])
 
 
-def _changed(bench: Bench, model: MRIClassifier, images: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
-    """Places of right images that PGD on the whole of them misclassifies, ascending, and what it made of them."""
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
-    attack = Attack("pgd", steps=bench.budget.steps)
-    bench.attacked(model, images, attack, [EPS], on_broken=lambda index, made, _: found.append((index, made)))
-    if not found:
-        return torch.zeros(0, dtype=torch.long), images.pixels(slice(0, 0), bench.device)
-    places = torch.cat([index for index, _ in found])
-    order = places.argsort()
-    return places[order], torch.cat([made for _, made in found])[order].to(bench.device)
-
-
 def _sufficient(bench: Bench, model: MRIClassifier, images: ImageSet) -> Sufficient:
     """Pixels are ranked by what they add to the loss of the whole attack, then the share is searched by halving."""
-    changed, whole = _changed(bench, model, images) if len(images) else (torch.zeros(0, dtype=torch.long), None)
+    changed, whole = bench.misclassified(model, images, Attack("pgd", steps=bench.budget.steps), EPS)
     unchanged = len(images) - len(changed)
-    if whole is None or not len(changed):
+    if not len(changed):
         return Sufficient(shares=[], unchanged=unchanged, seen=[[0.0] * SIDE for _ in range(SIDE)])
     images = images.subset(changed)
     pixels, labels = images.pixels(slice(None), bench.device), images.labels.to(bench.device)

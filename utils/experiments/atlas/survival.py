@@ -72,12 +72,8 @@ def measure(bench: Bench) -> SurvivalFound:
 
 def _survived(bench: Bench, model: nn.Module, images: ImageSet, attack: Attack, eps: float) -> Survived:
     """One radius by itself: what a smaller one found would survive less."""
-    fooled: list[tuple[torch.Tensor, torch.Tensor]] = []
-    bench.attacked(model, images, attack, [eps], on_broken=lambda index, found, _: fooled.append((index, found)))
-    if not fooled:
-        return Survived(misclassified=0, survives=dict.fromkeys(VIEWS))
-    labels = images.labels[torch.cat([index for index, _ in fooled])].to(bench.device)
-    attacked = torch.cat([found for _, found in fooled]).to(bench.device)
+    places, attacked = bench.misclassified(model, images, attack, eps)
+    labels = images.labels[places].to(bench.device)
     return Survived(
         misclassified=len(labels),
         survives={title: _wrong(bench, model, attacked, labels, view) for title, view in VIEWS.items()},
