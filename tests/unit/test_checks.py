@@ -117,6 +117,8 @@ def test_commands_take_options_from_a_file_and_typed_ones_count_more(tmp_path: P
     file.write_text("model: a\nmax-images: 8\nseeds: [1, 2]\n")
     assert main(["--config", str(file), "--max-images", "9"]) == 0 and capsys.readouterr().out == "a 9 (1, 2)\n"
     assert main(["--model", "b", "--seeds", "4", "5"]) == 0 and capsys.readouterr().out == "b 3 (4, 5)\n"
+    file.write_text("model: {eps: 0.5, flip: true}\n")
+    assert main(["--config", str(file)]) == MISUSED and "eps=0.5" in capsys.readouterr().err
     file.write_text("modle: a\n")
     for words, said in (
         (["--config", str(file)], f'Unknown option: "[modle]" from {file}'),
@@ -133,6 +135,18 @@ def test_commands_take_options_from_a_file_and_typed_ones_count_more(tmp_path: P
     assert main(["--help"]) == 0
     help_text = capsys.readouterr().out
     assert "which one" in help_text and "--config FILE.yaml" in help_text and "Show what was asked for" in help_text
+
+
+def test_settings_of_a_configuration_file_may_stand_below_set(tmp_path: Path, capsys) -> None:
+    @command("demo")
+    def main(*, set: tuple[str, ...] = ()) -> None:
+        print(*map(parse_assignment, set))
+
+    file = tmp_path / "options.yaml"
+    for text in ("set: {flip: true, eps: 2/255}", "set:\n  flip: true\n  eps: 2/255", "set: [flip=True, eps=2/255]"):
+        file.write_text(text)
+        assert main(["--config", str(file)]) == 0
+        assert capsys.readouterr().out == f"('flip', True) ('eps', {2 / 255})\n"
 
 
 @pytest.mark.slow

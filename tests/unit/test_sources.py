@@ -359,6 +359,11 @@ def test_hidden_and_passed_over_files_are_counted(class_folders: Path) -> None:
     assert raw.info == {"ignored_files": 5} and "_old/0.png" in raw.notes[0] and "Mild_Demented/_0.png" in raw.paths
 
 
+def test_images_in_a_hidden_class_folder_are_not_left_out_unsaid(class_folders: Path) -> None:
+    _files_of(class_folders, ".Moderate_Demented/0.png")
+    assert ".Moderate_Demented/0.png" in load_source(class_folders).notes[0]
+
+
 def _copy(root: Path, old: str, new: str) -> None:
     (root / new).write_bytes((root / old).read_bytes())
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from cyclopts import App, Parameter
-from cyclopts.config import Yaml
+from cyclopts.config import Dict, Yaml
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 #: Ended by Ctrl-C, as shells count it; words that make no call, as argparse counts it.
@@ -118,7 +118,8 @@ class Command:
             # not below the name of the command: a file holds the options of one
             config = Yaml(file, must_exist=True, search_parents=False, use_commands_as_keys=False)
             self._refuse_fractions_in(file, config.config)
-            self.app.config = (config,)
+            options = {name: _as_words(value) for name, value in config.config.items()}
+            self.app.config = (Dict(options, source=config.source, use_commands_as_keys=False),)
         return self.app(words) or 0
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
@@ -135,6 +136,11 @@ class Command:
 def command(name: str) -> Callable[[Callable[..., int | None]], Command]:
     """Make a function the command ``name``, for instance ``python -m utils train``."""
     return lambda function: Command(function, name)
+
+
+def _as_words(value: Any) -> Any:
+    """A value of a configuration file; names and values below an option, as of ``set:``, as it takes them typed."""
+    return [f"{name}={own}" for name, own in value.items()] if isinstance(value, Mapping) else value
 
 
 def _takes_many(hint: Any) -> bool:

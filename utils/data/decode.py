@@ -252,7 +252,7 @@ def decode_all(folder: Path, paths: list[str], size: int | None) -> Decoded:
         shape = (size, size) if size else Counter(header.shape for header in headers).most_common(1)[0][0]
         _check_memory(len(paths), shape)
         deep = [path for path, header in zip(paths, headers) if header.deep]
-        intensity = _common_range(folder, deep) if deep else (0, 255)
+        intensity = _common_range(folder, deep, of=len(paths)) if deep else (0, 255)
         pixels = np.empty((len(paths), *shape), dtype=np.uint8)
 
         def fill(index: int, path: Path) -> tuple[bool, bool]:
@@ -275,8 +275,10 @@ def _traits(path: str, header: Header) -> Traits:
     return Traits(f"{width} x {height} pixels", f"{16 if header.deep else 8} bits", suffix.upper())
 
 
-def _each(folder: Path, paths: list[str], work: Callable[[int, Path], _Found], verb: str) -> list[_Found]:
-    """Results for all files, by a few threads; PIL releases the interpreter lock while it works."""
+def _each(
+    folder: Path, paths: list[str], work: Callable[[int, Path], _Found], verb: str, *, of: int = 0
+) -> list[_Found]:
+    """Results for all files, by a few threads; PIL releases the interpreter lock while it works. ``of``: in the set."""
     bad: list[str] = []
 
     def one(index: int) -> _Found | None:
@@ -296,14 +298,14 @@ def _each(folder: Path, paths: list[str], work: Callable[[int, Path], _Found], v
     if bad:
         shown = "; ".join(sorted(bad)[:5])
         raise ValueError(
-            f"{len(bad)} of {len(paths)} files under {folder} are not readable JPEG, PNG, TIFF, BMP or WebP images: "
-            f"{shown}. Replace or remove them, then run this again."
+            f"{len(bad)} of {of or len(paths)} files under {folder} are not readable JPEG, PNG, TIFF, BMP or WebP "
+            f"images: {shown}. Replace or remove them, then run this again."
         )
     return found
 
 
-def _common_range(folder: Path, paths: list[str]) -> tuple[int, int]:
-    ranges = _each(folder, paths, lambda _, path: _range(decode(path).pixels), "measure")
+def _common_range(folder: Path, paths: list[str], *, of: int) -> tuple[int, int]:
+    ranges = _each(folder, paths, lambda _, path: _range(decode(path).pixels), "measure", of=of)
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 

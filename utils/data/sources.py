@@ -237,11 +237,10 @@ def _note_ignored(raw: RawImages, folder: Path, unpacked_without: int) -> None:
     ignored = _ignored_files(folder)
     if ignored or unpacked_without:
         raw.info["ignored_files"] = len(ignored) + unpacked_without
-    images = [path for path in ignored if is_image(path) and not any(part[0] == "." for part in path.parts)]
-    images = [path for path in images if not is_system(path.parts)]
+    images = [path for path in ignored if is_image(path) and path.name[0] != "." and not is_system(path.parts)]
     if images:
         raw.notes.append(
-            f"{len(images)} images in folders that begin with _, such as {images[0].as_posix()}, were ignored."
+            f"{len(images)} images in folders that begin with _ or a dot, such as {images[0].as_posix()}, were ignored."
         )
 
 
