@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from utils.experiments.fold_records import FROZEN, Counts, Whose
 from utils.experiments.folds import fold_of, read_fold, summarise
 from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.fold_tables import by_patient_table, folds_table
+from utils.reporting.robustness_figures import CHECKS
 
 SIZES = {"trainable": "head", "clean-epochs": 1, "epochs": 1, "train-steps": 1, "validation-images": 8, "max-images": 8}
 
@@ -65,6 +67,50 @@ def test_each_patient_is_tested_once_and_folds_are_not_done_again(
     assert drawn == {"summary", "roc", "each_patient", "recall"}
     again = [str(tmp_path / "elsewhere" / "out") if text == str(tmp_path / "out") else text for text in command]
     assert main([*again, "--image-size", "48"]) == 1 and not (tmp_path / "elsewhere").exists()
+
+
+def test_gradient_checks_are_added_to_a_finished_fold(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    command = [*command, "--folds", "0"]
+    assert main(command) == 0
+    before = read_fold(tmp_path / "out" / "fold0.json")
+    assert CHECKS not in by_patient_table([summarise(tmp_path / "out")])
+    command += ["--panel-images", "6"]
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.commands.folds.run_fold", None)
+        assert main(command) == 0
+        patch.setattr("utils.experiments.fold_checks.masking_panel", None)
+        assert main(command) == 0  # not made again
+    fold, summary = read_fold(tmp_path / "out" / "fold0.json"), summarise(tmp_path / "out")
+    for name, model in fold.models.items():
+        assert model.checks is not None and model.checks.n_images == 6 and len(model.checks.checks) == 9
+        assert model.model_copy(update={"checks": None}) == before.models[name]
+        assert summary.rows[name].checks == [model.checks]
+        passed = sum(check.passed for check in model.checks.checks)
+        for table in (by_patient_table([summary]), folds_table(summary)):
+            assert f"{name} {passed}/9" in table
+
+    capsys.readouterr()
+    command[-1] = "7"
+    work = tmp_path / "work" / "out" / "fold0"
+    (work / "plain").rename(work / "elsewhere")
+    assert main(command) == 1 and f"no model in {work / 'plain'}" in capsys.readouterr().err
+    shutil.copytree(work / "hardened", work / "plain")
+    assert main(command) == 1 and "holds another model than fold 0 had" in capsys.readouterr().err
+    assert read_fold(tmp_path / "out" / "fold0.json") == fold
+
+
+def test_other_attacks_and_unfinished_folds_are_told_beside_the_models_they_are_of(
+    command: list[str], tmp_path: Path
+) -> None:
+    assert main([*command, "--folds", "0"]) == 0
+    own = summarise(tmp_path / "out")
+    other = own.model_copy(update={"attacks": ["PGD-7"], "model": own.model | {"image_size": 48}})
+    table = by_patient_table([own, other])
+    assert f"{', '.join(own.attacks)} (" in table and " and of PGD-7 (" in table
+    assert f"(1 of 3 folds, {own.n_subjects} patients), hardened" in table
+    assert " and of " not in by_patient_table([own])
 
 
 def test_published_weights_are_a_baseline_of_the_same_folds(command: list[str], tmp_path: Path) -> None:

@@ -400,8 +400,8 @@ class _Enough(Exception):
 
 def _wide(num_classes: int, image_size: int) -> nn.Module:
     """Enough weights to learn what the single step looks like."""
-    layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()]
-    for before, after in ((32, 32), (32, 64), (64, 64)):
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()]
+    for before, after in ((16, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
     net = nn.Sequential(nn.Sequential(*layers), nn.Flatten())
     net.add_module("out", nn.Linear(64 * 16, num_classes))

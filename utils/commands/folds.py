@@ -6,9 +6,10 @@ from pathlib import Path
 
 from utils.commands.boundary import command
 from utils.commands.options import BudgetFields, BudgetOptions
-from utils.core.checks import choice
+from utils.core.checks import choice, whole
 from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
 from utils.data.sets import load_splits
+from utils.experiments.fold_checks import check_fold
 from utils.experiments.folds import (
     SUMMARY,
     VALIDATION_SHARE,
@@ -35,6 +36,7 @@ def main(
     seed: int = 0,
     validation_share: float = VALIDATION_SHARE,
     work: Path = ROOT / "runs" / "cross_validate",
+    panel_images: int = 0,
     budget: BudgetFields = BudgetOptions(),  # noqa: B008 - frozen
 ) -> None:
     """Test every patient once: train, harden and attack a model for each fold.
@@ -51,8 +53,11 @@ def main(
         seed: of the folds, of the trainings and of the attacks.
         validation_share: of the patients of a fold that are not tested, who validate.
         work: folder of weights and unfinished runs.
+        panel_images: test images of each fold for the gradient checks, also of folds finished before; 0 leaves them
+            out.
     """
     choice("--variant", variant, VARIANTS)
+    whole("--panel-images", panel_images, 0)
     splits = load_splits(data)
     wanted = folds or tuple(range(n_folds))
     # each is cut before the first is trained: what cannot be done is said at once
@@ -61,11 +66,12 @@ def main(
     shared = fold_specification(splits, backbone, n_folds, seed, budget, variant, validation_share)
     refuse_other_folds(out, splits, shared)
     for fold in wanted:
-        target = out / f"fold{fold}.json"
+        target, place = out / f"fold{fold}.json", work / out.name / f"fold{fold}"
+        own = fold_of(splits, fold, n_folds, seed, validation_share)
         if not target.is_file():
             print(f"fold {fold}", flush=True)
-            own = fold_of(splits, fold, n_folds, seed, validation_share)
-            place = work / out.name / f"fold{fold}"
             run_fold(own, backbone=backbone, seed=seed, budget=budget, target=target, work=place, shared=shared)
+        if panel_images:
+            check_fold(target, own, work=place, images=panel_images)
     write_json(out / SUMMARY, summarise(out).plain())
     print(*save_fold_figures(out), sep="\n")

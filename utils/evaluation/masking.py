@@ -68,7 +68,7 @@ def verdict_of(checks: Sequence[Check] | None) -> str:
         return "unchecked"
     failed = [check.short for check in checks if not check.passed]
     count = f"gradient checks {len(checks) - len(failed)}/{len(checks)}"
-    return f"{count}: {', '.join(failed)}" if failed else count
+    return f"{count}: {', '.join(dict.fromkeys(failed))}" if failed else count
 
 
 def masking_panel(

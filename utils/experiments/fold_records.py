@@ -9,6 +9,7 @@ import torch
 from utils.core.parts import Part
 from utils.data.sets import DataFacts, ImageSet
 from utils.evaluation.intervals import MeanAuroc
+from utils.evaluation.masking import Panel
 from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.experiments.budget import BudgetPart
 
@@ -58,12 +59,14 @@ class FoldModel(Part):
         validation: logits of all validation images; older files do not tell them.
         logits: of all test images.
         attacked: at each radius, of the worst images found for the attacked ones.
+        checks: the gradient checks; None where they were left out.
     """
 
     training: dict[str, Any]
     validation: list[list[float]] = []
     logits: list[list[float]]
     attacked: list[list[list[float]]]
+    checks: Panel | None = None
 
 
 class FoldRecord(Part):
@@ -102,6 +105,7 @@ class FoldsRow(Part):
             best on its validation patients; None where these answers were not kept.
         ranking: at each radius, the mean over folds of the AUROC by patient, ill against healthy; without attack on all
             test images, else on the attacked ones. Empty where no class is known to mean healthy.
+        checks: the gradient checks of each fold that made them.
         gains: name of another row -> the difference of ``ranking``, this one minus that one, in pairs.
     """
 
@@ -110,6 +114,7 @@ class FoldsRow(Part):
     attacked: FoldsRow | None = None
     at_threshold: list[Scores] | None = None
     ranking: list[MeanAuroc] = []
+    checks: list[Panel] = []
     gains: dict[str, list[MeanAuroc]] = {}
 
 

@@ -169,6 +169,11 @@ def refuse_other_folds(out: Path, splits: DataSplits, wanted: Mapping[str, Any])
         refuse_other(path, {"fingerprint": stored.data.fingerprint}, {"fingerprint": own.fingerprint}, _ANOTHER)
 
 
+def model_folders(work: Path) -> dict[str, Path]:
+    """Name -> folder of each model of a fold, below the folder of its weights."""
+    return {PLAIN: work / "plain", HARD: work / "hardened"}
+
+
 def run_fold(
     splits: DataSplits,
     *,
@@ -188,7 +193,7 @@ def run_fold(
         shared: of :func:`fold_specification`.
     """
     claim(work, {**shared, "fingerprint": splits.fingerprint})
-    folders = {PLAIN: work / "plain", HARD: work / "hardened"}
+    folders = model_folders(work)
     if not is_trained(folders[PLAIN]):
         train_clean(splits, backbone, seed, budget, folders[PLAIN])
     if not is_trained(folders[HARD]):
@@ -314,6 +319,7 @@ def _rows(folds: Sequence[FoldRecord]) -> dict[str, FoldsRow]:
         same = {"ranking": rankings(folds, name, attacked=True)}
         update: dict[str, Any] = {"attacked": _pooled(attacked, steps).model_copy(update=same)}
         update |= {"ranking": rankings(folds, name), "gains": paired_gains(folds, name)}
+        update["checks"] = [one.checks for one in own if one.checks]
         thresholds = [cut for fold, one in zip(folds, own) if (cut := threshold_of(fold, one)) is not None]
         if len(thresholds) == len(folds):
             clean = (test, [one.logits for one in own])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from utils.core.radii import radius_label
 from utils.evaluation.baselines import MAJORITY
 from utils.evaluation.intervals import MeanAuroc, binary_caption
+from utils.evaluation.masking import Panel, verdict_of
 from utils.evaluation.metrics import Metrics
 from utils.experiments.budget import describe_start
 from utils.experiments.fold_records import FROZEN, FoldsRow, FoldsSummary
 from utils.experiments.folds import HARD, PLAIN
 from utils.reporting.markdown import markdown
-from utils.reporting.robustness_figures import column_of, headline_cells
+from utils.reporting.robustness_figures import CHECKS, column_of, headline_cells
 
 #: End of the heading of the columns that tell of patients.
 _AUROC = ", AUROC"
@@ -29,15 +30,32 @@ def folds_table(summary: FoldsSummary) -> str:
             cells[column_of(eps) + _AUROC] = auroc_cell(found)
         by_fold = 100 * np.array(row.auroc_by_fold[0], dtype=float)
         rows.append([name, *cells.values(), f"{by_fold.min():.0f} to {by_fold.max():.0f}"])
+    checked = {name: row.checks for name, row in summary.rows.items() if row.checks}
     budget = summary.budget
     said = (
         f"\n{describe_start(summary)}, {len(summary.folds)} of {summary.data.n_folds} "
         f"folds, {summary.n_subjects} patients each tested once: {summary.n_images.test} images without "
         f"attack, {summary.n_images.attacked} under the worst case in L∞ of {', '.join(summary.attacks)}; "
         f"{budget.clean_epochs} epochs without attack, then {budget.epochs} of hardening; accuracy by slice, AUROC by "
-        f"patient as the mean over folds; %, 95 % intervals over patients.{_clean_on_attacked(summary)}\n"
+        f"patient as the mean over folds; %, 95 % intervals over patients.{_clean_on_attacked(summary)}"
+        f"{_checks_of(checked)}\n"
     )
     return markdown(["model", *cells, "clean AUROC, lowest to highest fold"], rows) + said
+
+
+def _checks_of(checked: Mapping[str, Sequence[Panel]]) -> str:
+    """The gradient checks of each model over its folds: how many passed, and which failed."""
+    if not checked:
+        return ""
+    told = [f"{name} {folds_verdict(panels)}" for name, panels in checked.items()]
+    first = next(iter(checked.values()))
+    on = f"{first[0].n_images} images of each of {len(first)} folds at {radius_label(first[0].eps)}"
+    return f" {CHECKS.capitalize()}, {on}: {'; '.join(told)}."
+
+
+def folds_verdict(panels: Sequence[Panel]) -> str:
+    """How many of the gradient checks of all folds passed, ``44/45``, and which failed."""
+    return verdict_of([check for panel in panels for check in panel.checks]).removeprefix(f"{CHECKS} ")
 
 
 def _attacked(row: FoldsRow, summary: FoldsSummary) -> list[Metrics | None]:
@@ -49,9 +67,14 @@ def _titles(summaries: Sequence[FoldsSummary]) -> list[str]:
     """How each experiment began, and the length of its training where that alone tells it from another."""
     starts = [describe_start(summary) for summary in summaries]
     return [
-        f"{start}, {_length(summary)}" if starts.count(start) > 1 else start
+        (f"{start}, {_length(summary)}" if starts.count(start) > 1 else start) + _unfinished(summary)
         for start, summary in zip(starts, summaries, strict=True)
     ]
+
+
+def _unfinished(summary: FoldsSummary) -> str:
+    done, all_of_them = len(summary.folds), summary.data.n_folds
+    return "" if done == all_of_them else f" ({done} of {all_of_them} folds, {summary.n_subjects} patients)"
 
 
 def _length(summary: FoldsSummary) -> str:
@@ -89,8 +112,8 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
         f"AUROC by patient, {binary_caption(next(iter(first.rows.values())).metrics[0])}, mean over {len(first.folds)} "
         f"folds, %, with 95 % intervals over patients; {first.n_subjects} patients, each tested once; "
         f"{first.n_images.test} slices, and {first.n_images.attacked} of them without and under the worst case in L∞ "
-        f"of {', '.join(first.attacks)}, which aim at the class of each slice; -: not attacked, or not told by older "
-        "runs"
+        f"of {_attacks_of(summaries)}, which aim at the class of each slice; -: not attacked, or not told by older "
+        f"runs{_checks_of_all(summaries)}"
     )
     hardened_at = dict.fromkeys(radius_label(one.budget.eps) for one in summaries)
     said += f"; hardened at {' or '.join(hardened_at)}"
@@ -101,6 +124,27 @@ def by_patient_table(summaries: Sequence[FoldsSummary]) -> str:
         else ""
     )
     return markdown(header, rows) + f"\n{said}.\n"
+
+
+def _attacks_of(summaries: Sequence[FoldsSummary]) -> str:
+    """The attacks, and whose they are where not all models met the same."""
+    whose: dict[str, list[str]] = {}
+    for start, summary in zip(_titles(summaries), summaries, strict=True):
+        whose.setdefault(", ".join(summary.attacks), []).append(start)
+    if len(whose) == 1:
+        return next(iter(whose))
+    return " and of ".join(f"{attacks} ({'; '.join(starts)})" for attacks, starts in whose.items())
+
+
+def _checks_of_all(summaries: Sequence[FoldsSummary]) -> str:
+    """The gradient checks of each model over all its folds, where they were made."""
+    told = [
+        f"{start}, {name} {folds_verdict(row.checks)}"
+        for start, summary in zip(_titles(summaries), summaries, strict=True)
+        for name, row in summary.rows.items()
+        if row.checks
+    ]
+    return f"; {CHECKS} over all folds: {'; '.join(told)}" if told else ""
 
 
 def at_threshold_cell(row: FoldsRow) -> str:
