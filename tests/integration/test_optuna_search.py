@@ -12,7 +12,7 @@ from conftest import ROOT, small_model
 
 from models.def_models import build_model
 from utils.data.preparation import group_by_subject, split_and_save
-from utils.experiments.optuna_journal import at_work
+from utils.experiments.optuna_journal import at_work, open_journal
 from utils.experiments.search_space import (
     HARDENING_SPACE,
     SEARCH_SPACE,
@@ -308,6 +308,17 @@ def test_an_entry_behind_half_of_another_is_saved(splits, tmp_path: Path) -> Non
         _search(splits, tmp_path / "c.json", journal=journal)
     with pytest.raises(IsADirectoryError, match="is a folder"):
         _search(splits, tmp_path / "d.json", journal=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"my notes", b'{"a": 1}\n', b'{"op_code": 99, "worker_id": "x"}\n', b"[]\n", b"\x89PNG\r\n"]
+)
+def test_somebody_elses_file_is_no_journal_and_is_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_bytes(content)
+    with pytest.raises(ValueError, match="mine.txt, line 1: this is no entry of a search; use another journal file"):
+        open_journal(mine)
+    assert mine.read_bytes() == content and not (tmp_path / "mine.txt.torn").exists()
 
 
 def test_locks_that_a_kill_left_hold_nobody_up(splits, tmp_path: Path, monkeypatch) -> None:

@@ -12,6 +12,7 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState
 
 #: Every entry of a journal begins so.
@@ -62,7 +63,7 @@ def _mend(journal: Path) -> None:
         for number, line in enumerate(content.splitlines(keepends=True), start=1):
             if not _is_entry(line):
                 whole = _entry_at_the_end(line)
-                if whole is None and start + len(line) < len(content):
+                if whole is None and (start + len(line) < len(content) or not _begins_an_entry(line)):
                     raise ValueError(
                         f"{journal}, line {number}: this is no entry of a search; use another journal file"
                     )
@@ -86,9 +87,18 @@ def _mend(journal: Path) -> None:
 
 def _is_entry(line: bytes) -> bool:
     try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:
+        entry = json.loads(line)
+        known = {"op_code", "worker_id"} <= entry.keys() and entry["op_code"] in list(JournalOperation)
+        return known and line.endswith(b"\n")
+    except (ValueError, AttributeError):
         return False
+
+
+def _begins_an_entry(line: bytes) -> bool:
+    """Whether it is what a kill or a full disk leaves of one, and no line of somebody's other file."""
+    if line.endswith(b"\n"):
+        return False
+    return line.startswith(_ENTRY) or _ENTRY.startswith(line) or not line.strip(b"\0")
 
 
 def _entry_at_the_end(line: bytes) -> int | None:
