@@ -18,7 +18,7 @@ import optuna
 from models.def_models import MRIClassifier
 from utils.attacks.suites import SUITES
 from utils.core.checks import number, whole
-from utils.core.paths import read_json, write_json
+from utils.core.paths import check_writable, read_json, write_json
 from utils.core.reproducibility import derived_seed, environment_facts, seed_everything
 from utils.data.sets import DataSplits
 from utils.evaluation.attack_cache import describe_module
@@ -97,6 +97,7 @@ def optuna_search(
     number("clean_floor", clean_floor, least=0, below=1)
     if (pareto or clean_floor) and not objective.attacks:
         raise ValueError("clean_floor and pareto are for hardening; standard training has one accuracy only")
+    check_writable(Path(out))
     config = replace(config or TrainConfig(), num_epochs=num_epochs, seed=seed, patience=0)
     study = _open_study(journal, pareto)
     about = {

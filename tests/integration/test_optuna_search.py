@@ -321,6 +321,12 @@ def test_somebody_elses_file_is_no_journal_and_is_left_as_it_is(content: bytes, 
     assert mine.read_bytes() == content and not (tmp_path / "mine.txt.torn").exists()
 
 
+def test_a_result_that_cannot_be_written_is_named_before_the_first_trial(splits, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("utils.optuna_search._score", None)
+    with pytest.raises(IsADirectoryError, match="is a folder; name a file"):
+        _search(splits, tmp_path)
+
+
 def test_locks_that_a_kill_left_hold_nobody_up(splits, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for suffix in (".lock", ".guard", ".worker0"):

@@ -16,6 +16,7 @@ from conftest import ROOT
 from models.def_models import build_model
 from utils.attacks.attack import Attack
 from utils.attacks.suites import Threat
+from utils.commands import atlas, combine, folds, recipes
 from utils.commands.boundary import MISUSED, STOPPED, command
 from utils.core.checks import choice, number, whole
 from utils.data.phantom import PhantomConfig
@@ -135,6 +136,23 @@ def test_commands_take_options_from_a_file_and_typed_ones_count_more(tmp_path: P
     assert main(["--help"]) == 0
     help_text = capsys.readouterr().out
     assert "which one" in help_text and "--config FILE.yaml" in help_text and "Show what was asked for" in help_text
+
+
+@pytest.mark.parametrize(
+    "verb, words",
+    [
+        (atlas, ["--model", "a", "--hardened", "b"]),
+        (combine, ["--members", "a", "b"]),
+        (folds, []),
+        (recipes, []),
+    ],
+    ids=["atlas", "combine", "folds", "recipes"],
+)
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_read(verb, words, tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    given = [*words, "--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "file" / "results")]
+    assert verb.main(given) == 1
+    assert f"{tmp_path / 'file'} is a file; choose another folder" in capsys.readouterr().err
 
 
 def test_settings_of_a_configuration_file_may_stand_below_set(tmp_path: Path, capsys) -> None:

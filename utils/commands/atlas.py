@@ -6,6 +6,7 @@ from pathlib import Path
 
 from utils.commands.boundary import command
 from utils.core.checks import LARGEST_SEED, number, whole
+from utils.core.paths import check_folder
 from utils.data.sets import data_note
 from utils.data.workspace import Workspace, pick_device
 from utils.experiments.atlas.bench import open_bench
@@ -49,6 +50,7 @@ def main(
     wanted = check_chapters(chapters)
     whole("--seed", seed, 0, LARGEST_SEED)
     number("--validation-share", validation_share, above=0, below=1)
+    check_folder(out)
     workspace = Workspace.open(str(root or ""), data_dir=str(data or ""))
     splits = atlas_splits(workspace, fold=fold, n_folds=n_folds, validation_share=validation_share)
     loaded = atlas_models(workspace, model, hardened, splits)

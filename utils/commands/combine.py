@@ -8,7 +8,7 @@ from typing import Literal
 from utils.attacks.suites import check_suite
 from utils.commands.boundary import command
 from utils.core.checks import whole
-from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
+from utils.core.paths import DATASET_VARIABLES, ROOT, check_folder, write_json
 from utils.data.classes import healthy_place
 from utils.data.sets import load_splits
 from utils.experiments.combine import combination_specification, combine_fold, refuse_other_combination
@@ -54,6 +54,7 @@ def main(
     """
     check_suite(suite)
     whole("--n-slices", n_slices, 1)
+    check_folder(out)
     splits = load_splits(data)
     if question == "ill":
         healthy_place(splits.classes, "; ask for them all, --question classes")

@@ -7,7 +7,7 @@ from pathlib import Path
 from utils.commands.boundary import command
 from utils.commands.options import BudgetFields, BudgetOptions
 from utils.core.checks import choice, whole
-from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
+from utils.core.paths import DATASET_VARIABLES, ROOT, check_folder, write_json
 from utils.data.sets import load_splits
 from utils.experiments.fold_checks import check_fold
 from utils.experiments.folds import (
@@ -58,6 +58,8 @@ def main(
     """
     choice("--variant", variant, VARIANTS)
     whole("--panel-images", panel_images, 0)
+    check_folder(out)
+    check_folder(work)
     splits = load_splits(data)
     wanted = folds or tuple(range(n_folds))
     # each is cut before the first is trained: what cannot be done is said at once

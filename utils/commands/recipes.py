@@ -7,7 +7,7 @@ from pathlib import Path
 from utils.commands.boundary import command
 from utils.commands.options import BudgetFields, BudgetOptions
 from utils.core.checks import choice
-from utils.core.paths import DATASET_VARIABLES, ROOT, write_json
+from utils.core.paths import DATASET_VARIABLES, ROOT, check_folder, write_json
 from utils.data.sets import load_splits
 from utils.experiments.recipes import (
     RECIPE_VARIANTS,
@@ -48,6 +48,8 @@ def main(
     names = list(VARIANTS) if variants == ("all",) else list(variants)
     for name in names:
         choice("--variants", name, VARIANTS)
+    check_folder(out)
+    check_folder(work)
     splits = load_splits(data)
     for seed in seeds:
         run_seed(splits, backbone=backbone, variants=names, seed=seed, budget=budget, out=out, work=work / out.name)
