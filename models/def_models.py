@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.weight_files import listed
+from models.weight_files import listed, square_grid
 from models.weight_loading import load_backbone, load_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -113,7 +113,7 @@ def _adapt_dinov2(state: dict[str, torch.Tensor], net: Any) -> dict[str, torch.T
     positions = state.get("pos_embed")
     if positions is None or positions.shape == net.pos_embed.shape:
         return state
-    return state | {"pos_embed": resample_abs_pos_embed(positions, list(net.patch_embed.grid_size))}
+    return state | {"pos_embed": resample_abs_pos_embed(square_grid(positions), list(net.patch_embed.grid_size))}
 
 
 def _adapt_efficientnet(state: dict[str, torch.Tensor], net: nn.Module) -> dict[str, torch.Tensor]:

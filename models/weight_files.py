@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,7 @@ def read_weights_file(path: Path) -> WeightsFile:
         content, classes = _read_safetensors(path) if _is_safetensors(path) else (_read_pickle(path), None)
     except Exception as error:  # damaged files make torch raise almost anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "weights_only" in reason:  # torch advises to execute what the file says
+        if "weights_only" in reason or "weights only" in reason.lower():  # torch advises to execute what the file says
             reason = "it is damaged, empty, or holds objects beside its tensors"
         raise ValueError(
             f"{path} holds no plain named tensors that could be read without executing code ({reason}); "
@@ -122,6 +123,18 @@ def _check_tensors(state: Mapping[str, torch.Tensor], path: Path) -> None:
             wrong = f"holds a variance of {float(value.min()):g}"
         if wrong:
             raise ValueError(f"{path}: {name} {wrong}")
+
+
+def square_grid(positions: torch.Tensor) -> torch.Tensor:
+    """Position embeddings 1 x (1 + N) x D of a vision transformer, as they are.
+
+    Raises:
+        ValueError: no class token before a square grid of N patches.
+    """
+    patches = positions.shape[1] - 1 if positions.ndim == 3 and len(positions) == 1 else 0
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
+        raise ValueError(f"its pos_embed {tuple(positions.shape)} is no class token before a square grid of patches")
+    return positions
 
 
 def _is_safetensors(path: Path) -> bool:

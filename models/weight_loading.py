@@ -141,7 +141,9 @@ def load_backbone(
     body = {name: value for name, value in adapted.items() if name not in head and name not in extras}
     _check_body(model, body, fails)
     own_head = {name: value for name, value in own.items() if name.startswith(within)}
-    fitting = _fitting_head(head, own_head) if keep_head else {}
+    made = max(0, len(adapted) - len(state))
+    # with other layers between, the same head would mean something else
+    fitting = _fitting_head(head, own_head) if keep_head and not made else {}
     if need_head and not fitting:
         shapes = [f"{name} {tuple(value.shape)}" for name, value in head.items()]
         raise ValueError(f"{fails}: its head is {listed(shapes) or 'missing'}; give weights of the same classes")
@@ -149,9 +151,9 @@ def load_backbone(
         _check_classes(WeightsFile({}, list(told) if told else None), classes, origin)
     model.backbone.load_state_dict(body | fitting, strict=False)
     left = sorted({name.split(".")[0] for name in extras}) + ([] if fitting else list(head))
-    made = max(0, len(adapted) - len(state))
     remark = _remark(told, classes) if fitting else ""
-    remark += f"{made} tensors that the file does not hold begin without effect." if made else ""
+    if made:
+        remark = f"{made} tensors that the file does not hold begin without effect."
     kept = "kept" if fitting else "new"
     return Loaded(origin, len(body | fitting) - made, left, [] if fitting else list(own_head), kept, remark)
 
@@ -172,6 +174,8 @@ def _check_body(model: Classifier, body: Mapping[str, torch.Tensor], fails: str)
     whole = sorted(name for name in floats & set(body) if not body[name].is_floating_point())
     if whole:
         raise ValueError(f"{fails}: {listed(whole)} are whole numbers, such as of a quantised model")
+    if any(".attention.attention.query." in name for name in unknown):
+        raise ValueError(f"{fails}: its names are Hugging Face's; take the weights under the names of timm or facebook")
     if missing or unknown or other:
         raise ValueError(
             f"{fails}: missing {missing[:5]}, unknown {unknown[:5]}, of another shape {other[:3]}; known are: {LAYOUTS}"
@@ -211,6 +215,6 @@ def _remark(told: Sequence[str] | None, wanted: Sequence[str] | None) -> str:
     """What is uncertain about a head that is kept."""
     if told and wanted is not None:
         return ""
-    order = f" It must be: {', '.join(wanted)}" if wanted is not None else ""
-    stored = f" The weights were trained with: {', '.join(told)}" if told else ""
+    order = f" It must be: {', '.join(wanted)}." if wanted is not None else ""
+    stored = f" The weights were trained with: {', '.join(told)}." if told else ""
     return f"The order of the head's classes is unchecked.{stored}{order}"

@@ -119,6 +119,12 @@ def test_a_curve_tells_which_images_are_robust_and_refuses_lists_that_do_not_mat
             RobustnessCurve.model_validate(_curve(**change))
 
 
+def _training(best_epoch: int) -> dict:
+    """A training of two epochs."""
+    content = read_json(ROOT / "checkpoints" / "ResNet34" / "record.json")["training"]
+    return content | {"history": content["history"][:2], "best_epoch": best_epoch}
+
+
 MODEL = {"model": {"backbone": "resnet34", "num_classes": 4, "image_size": 32}}
 
 
@@ -132,6 +138,8 @@ MODEL = {"model": {"backbone": "resnet34", "num_classes": 4, "image_size": 32}}
         (MODEL | {"test": {"image": {}}}, "x lacks test.image.n"),
         ({"vote": {"rule": "soft", "weights": {}}}, "x lacks vote.members"),
         (MODEL | {"schema_version": SCHEMA + 1}, f"reads up to {SCHEMA}"),
+        (MODEL | {"schema_version": 0}, "no version 0 of a record"),
+        (MODEL | {"training": _training(best_epoch=2)}, "best_epoch 2 is none of the 2 epochs"),
     ],
 )
 def test_what_is_no_record_is_named(content: object, told: str) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,6 +44,7 @@ from utils.training.checkpoints import save_checkpoint
 from utils.training.config import TrainConfig
 from utils.training.loop import train
 from utils.training.objectives import Adversarial, Standard
+from utils.training.record import ObjectiveFacts
 
 BUDGET = replace(QUICK, slices=2, patients=0, images=16, epochs=3, steps=5, draws=4, views=2, certified=3, samples=60)
 BUDGET = replace(BUDGET, radii=())
@@ -362,7 +364,8 @@ def test_the_command_measures_the_named_chapters(
         save_checkpoint(model, own, tmp_path / "checkpoints" / name.replace(" ", "_"))
     monkeypatch.setattr(reporting, "load_splits", lambda _: splits)
     found = {name.replace(" ", "_"): model for name, model in bench.models.items()}
-    monkeypatch.setattr(reporting, "load_checkpoint", lambda folder, **_: (found[folder.name], None))
+    records = {name: SimpleNamespace(training=None) for name in found}
+    monkeypatch.setattr(reporting, "load_checkpoint", lambda folder, **_: (found[folder.name], records[folder.name]))
     run = ["--model", "not_hardened", "--hardened", "hardened", "--root", str(tmp_path), "--quick"]
     out = tmp_path / "atlas"
     assert main([*run, "--out", str(out), "--chapters", "patients"]) == 0
@@ -372,6 +375,12 @@ def test_the_command_measures_the_named_chapters(
     assert "the atlas has the chapters names, targets" in capsys.readouterr().err
     assert main([*run, "--out", str(out), "--chapters", "patients", "--seed", "1"]) == 1
     assert "seed" in capsys.readouterr().err
+    for twin, told in (
+        ("not_hardened", "are the same weights"),
+        ("hardened", "was trained by the recipe standard, so"),
+    ):
+        assert main([*run, "--out", str(out), "--hardened", twin]) == 1 and told in capsys.readouterr().err
+        records["hardened"].training = SimpleNamespace(objective=ObjectiveFacts(name="standard"))
 
 
 def test_damaged_files_are_named(bench: Bench, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,17 @@ def test_a_folder_that_cannot_be_made_is_named_before_anything_is_read(verb, wor
     given = [*words, "--data", str(tmp_path / "nothing"), "--out", str(tmp_path / "file" / "results")]
     assert verb.main(given) == 1
     assert f"{tmp_path / 'file'} is a file; choose another folder" in capsys.readouterr().err
+
+
+def test_a_warning_is_one_plain_line_and_with_debug_says_where(capsys) -> None:
+    @command("demo")
+    def main() -> None:
+        sys.stderr.write(warnings.formatwarning("look out", UserWarning, "code.py", 3, "line of code"))
+
+    usual = warnings.formatwarning
+    assert main([]) == 0 and capsys.readouterr().err == "warning: look out\n"
+    assert main(["--debug"]) == 0 and "code.py:3: UserWarning: look out" in capsys.readouterr().err
+    assert warnings.formatwarning is usual
 
 
 def test_settings_of_a_configuration_file_may_stand_below_set(tmp_path: Path, capsys) -> None:

@@ -209,3 +209,6 @@ def test_records_hold_a_list_of_numbers_on_one_line_and_every_other_value_as_it_
     with pytest.raises(ValueError):
         write_json(tmp_path / "record.json", [float("nan")])
     assert read_json(tmp_path / "record.json") == content
+    (tmp_path / "record.json").write_text('{"loss": NaN}')
+    with pytest.raises(ValueError, match=r"record.json is not readable JSON \(NaN is no number\)"):
+        read_json(tmp_path / "record.json")

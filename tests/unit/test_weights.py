@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,10 @@ def test_lite0_gives_all_its_layers_and_gates_begin_open(tmp_path: Path, capsys)
     own = [part.weight for part in model.modules() if isinstance(part, nn.Conv2d)]
     own = [weight for weight in own if all(weight is not other for other in squeezed)]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(own, convolutions, strict=True))
+    fitted = _randomised(timm.create_model("tf_efficientnet_lite0", num_classes=4))
+    torch.save(fitted.state_dict(), tmp_path / "fitted.pth")
+    build_model("efficientnet_b0", image_size=64, weights=tmp_path / "fitted.pth", classes=list("abcd"), say=print)
+    assert "head new; left out: classifier" in capsys.readouterr().out
     seen = torch.randn(2, gates[0].fc1.in_channels, 4, 4)
     assert torch.allclose(gates[0](seen), seen, rtol=0.01)
     broken = {name: value for name, value in net.state_dict().items() if name != "blocks.1.0.conv_pw.weight"}
@@ -167,6 +172,20 @@ def test_positions_of_another_grid_are_resampled_and_registers_refused(tmp_path:
     torch.save(_dino().state_dict() | {"register_tokens": torch.zeros(1, 4, 384)}, tmp_path / "b.pth")
     with pytest.raises(ValueError, match="it has register_tokens"):
         build_model("dino_v2", image_size=42, weights=tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 384), (1, 13, 384), (1, 14, 384), (2, 10, 384), (10, 384), (1, 1, 384)])
+def test_positions_that_are_no_class_token_and_square_are_named(shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.save(_dino().state_dict() | {"pos_embed": torch.zeros(shape)}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"its pos_embed {re.escape(str(shape))} is no class token before a square"):
+        build_model("dino_v2", image_size=42, weights=tmp_path / "a.pth")
+
+
+def test_names_of_hugging_face_are_called_so(tmp_path: Path) -> None:
+    layer = "encoder.layer.0.attention.attention.query.weight"
+    torch.save({"embeddings.cls_token": torch.zeros(1, 1, 384), layer: torch.zeros(384, 384)}, tmp_path / "hf.pth")
+    with pytest.raises(ValueError, match="its names are Hugging Face's; take the weights under the names of timm"):
+        build_model("dino_v2", image_size=42, weights=tmp_path / "hf.pth")
 
 
 @pytest.mark.parametrize("where", ["record", "header"])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -52,7 +54,8 @@ class Command:
         debug = "--debug" in words
         words = [word for word in words if word != "--debug"]
         try:
-            return self._call(words)
+            with _plain_warnings(debug):
+                return self._call(words)
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from what is finished", file=sys.stderr)
             return STOPPED
@@ -131,6 +134,18 @@ class Command:
         _, bound, _ = self.app.parse_args(list(arguments))
         bound.apply_defaults()
         return dict(bound.arguments)
+
+
+@contextmanager
+def _plain_warnings(debug: bool) -> Iterator[None]:
+    """Inside, a warning is a line of its own without the code that it came from; ``debug`` leaves them as they are."""
+    usual = warnings.formatwarning
+    if not debug:
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def command(name: str) -> Callable[[Callable[..., int | None]], Command]:

@@ -149,6 +149,11 @@ def write_json(target: Path, content: Any) -> None:
     atomic_write(Path(target), lambda path: path.write_text(text, encoding="utf-8"))
 
 
+def _no_number(name: str) -> None:
+    """Refuse what Python's own reader takes, and :func:`write_json` never writes."""
+    raise ValueError(f"{name} is no number")
+
+
 def read_json(source: Path) -> Any:
     """Read a JSON file.
 
@@ -157,8 +162,8 @@ def read_json(source: Path) -> Any:
         ValueError: the file is not JSON; the message names it.
     """
     try:
-        return json.loads(Path(source).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(Path(source).read_text(encoding="utf-8"), parse_constant=_no_number)
+    except ValueError as error:
         raise ValueError(
             f"{source} is not readable JSON ({error}); restore it, or delete it and run what made it again"
         ) from error

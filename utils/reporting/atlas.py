@@ -11,7 +11,7 @@ from models.def_models import MRIClassifier
 from utils.data.sets import DataSplits, load_splits
 from utils.data.stacks import patient_stacks
 from utils.data.workspace import Workspace
-from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, AtlasBudget, Bench, flat
+from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, AtlasBudget, Bench, flat, weights_digest
 from utils.experiments.atlas.chapters import CHAPTERS, chapter_path, measure_chapter, read_chapter
 from utils.experiments.folds import fold_of
 from utils.experiments.records import ENSEMBLE
@@ -141,10 +141,16 @@ def atlas_models(workspace: Workspace, model: str, hardened: str, splits: DataSp
     """The two models of an atlas, by folder of ``checkpoints/`` or path.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`utils.training.checkpoints.load_checkpoint`.
+        FileNotFoundError, ValueError: see :func:`utils.training.checkpoints.load_checkpoint`; also where both are the
+            same weights, or the training of one was not what it is given as.
     """
     found = {}
     for name, text in ((PLAIN, model), (HARDENED, hardened)):
         folder = checkpoint_folder(text if Path(text).is_dir() else workspace.checkpoint(text))
-        found[name], _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        found[name], record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        recipe = record.training.objective if record.training else None
+        if recipe and recipe.hardens != (name == HARDENED):
+            raise ValueError(f"{folder} was trained by the recipe {recipe.name}, so it is not the one that is {name}")
+    if weights_digest(found[PLAIN]) == weights_digest(found[HARDENED]):
+        raise ValueError(f"{model} and {hardened} are the same weights: name a model, and its hardened twin")
     return found

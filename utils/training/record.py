@@ -82,6 +82,12 @@ class TrainingFacts(Part):
     history: list[Epoch]
     specification: dict[str, Any] | None = None
 
+    @model_validator(mode="after")
+    def _of_an_epoch(self) -> Self:
+        if self.history and not 0 <= self.best_epoch < len(self.history):
+            raise ValueError(f"best_epoch {self.best_epoch} is none of the {len(self.history)} epochs of its history")
+        return self
+
 
 class ExamplesFacts(Part):
     """How a picture of attacked slices was made: values of the parameter, and for each [budget, radius]."""
@@ -157,6 +163,8 @@ class Record(Part):
     @field_validator("schema_version")
     @classmethod
     def _known_version(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError(f"there is no version {value} of a record; make it again")
         if value > SCHEMA:
             raise ValueError(f"it was written by a later version of this project, and this one reads up to {SCHEMA}")
         return value
