@@ -240,6 +240,8 @@ def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, 
     assert read_fold(tmp_path / "classes" / "fold1.json").classes == list(CLASSES)
     assert combine_command([*shared, "--members", "c", "--out", str(tmp_path / "none")]) == 1
     assert "no model in" in capsys.readouterr().err
+    assert combine_command([*shared, "--members", "a", "--out", str(tmp_path / "none"), "--seed", "5"]) == 1
+    assert "Or give --n-folds, --seed and --validation-share as the run" in capsys.readouterr().err
 
 
 def test_a_verdict_is_attacked_at_the_threshold_of_validation_patients() -> None:

@@ -63,7 +63,13 @@ def members_of(work: Path, names: Sequence[str], fold: int, state: str, splits: 
         folder = work / name / f"fold{fold}" / state
         if not folder.is_dir():
             raise FileNotFoundError(f"no model in {folder}; run `python -m utils folds` with --out .../{name} first")
-        found[name], _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        try:
+            found[name], _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
+        except ValueError as error:
+            same = (
+                "--n-folds, --seed and --validation-share as the run of `python -m utils folds` that made it had them"
+            )
+            raise ValueError(f"{error} Or give {same}.") from error
     return found
 
 

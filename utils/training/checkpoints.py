@@ -203,7 +203,10 @@ def _check_header(weights: Path, record: ModelRecord) -> None:
     classes = own.pop("classes", record.classes)
     if own != record.model.plain() or classes != record.classes:
         described = {**record.model.plain(), "classes": record.classes}
-        raise ValueError(f"{weights} holds {own | {'classes': classes}}, but its record.json describes {described}")
+        raise ValueError(
+            f"{weights} holds {own | {'classes': classes}}, but its record.json describes {described}: one is of "
+            "another training. Restore both, or train this model again."
+        )
 
 
 def is_trained(folder: str | Path) -> bool:
