@@ -25,7 +25,7 @@ from utils.evaluation.metrics import predict
 from utils.evaluation.probe import fit_head
 from utils.experiments.budget import weights_name
 from utils.experiments.fold_records import FROZEN, Counts, Whose
-from utils.experiments.folds import fold_of, read_fold, summarise
+from utils.experiments.folds import _rounded, fold_of, read_fold, summarise
 from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.fold_tables import by_patient_table, folds_table
 from utils.reporting.robustness_figures import CHECKS
@@ -99,6 +99,13 @@ def test_gradient_checks_are_added_to_a_finished_fold(
     shutil.copytree(work / "hardened", work / "plain")
     assert main(command) == 1 and "holds another model than fold 0 had" in capsys.readouterr().err
     assert read_fold(tmp_path / "out" / "fold0.json") == fold
+
+
+def test_rounding_turns_no_verdict() -> None:
+    logits = torch.tensor([[0.12344, 0.12343, 0.1], [0.1, 0.20001, 0.200049], [1.23456, 0.5, -2.0]])
+    stored = torch.tensor(_rounded(logits))
+    assert torch.equal(stored.argmax(1), logits.argmax(1)) and torch.equal(stored[:2], logits[:2])
+    assert _rounded(logits)[2] == [1.2346, 0.5, -2.0]
 
 
 def test_other_attacks_and_unfinished_folds_are_told_beside_the_models_they_are_of(
