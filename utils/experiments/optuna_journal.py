@@ -12,7 +12,6 @@ import optuna
 from filelock import FileLock, Timeout
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import FrozenTrial, TrialState
 
 #: Every entry of a journal begins so.
@@ -39,7 +38,7 @@ def open_journal(path: str | Path) -> JournalStorage:
 
     Raises:
         IsADirectoryError: a folder has that name.
-        ValueError: the file is not a journal; the message names the line.
+        ValueError: the file is not a journal; the message names it, and the line where that is known.
     """
     journal = Path(path).expanduser().resolve()
     if journal.is_dir():
@@ -52,7 +51,10 @@ def open_journal(path: str | Path) -> JournalStorage:
             _mend(journal)
     finally:
         lock.release()
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))  # type: ignore[arg-type]
+    try:
+        return JournalStorage(JournalFileBackend(str(journal), lock_obj=lock))  # type: ignore[arg-type]
+    except (AssertionError, KeyError) as error:  # what optuna raises at entries of a kind that it does not know
+        raise ValueError(f"{journal} holds an entry that is none of a search; use another journal file") from error
 
 
 def _mend(journal: Path) -> None:
@@ -88,8 +90,7 @@ def _mend(journal: Path) -> None:
 def _is_entry(line: bytes) -> bool:
     try:
         entry = json.loads(line)
-        known = {"op_code", "worker_id"} <= entry.keys() and entry["op_code"] in list(JournalOperation)
-        return known and line.endswith(b"\n")
+        return line.endswith(b"\n") and {"op_code", "worker_id"} <= entry.keys()
     except (ValueError, AttributeError):
         return False
 
