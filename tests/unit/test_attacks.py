@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.toy import Chances, toy_images
+from tests.toy import Chances, Sigmoids, toy_images
 from utils.attacks import library as library_attacks
 from utils.attacks.apgd import apgd, apgd_targeted
 from utils.attacks.attack import Attack
@@ -265,6 +265,12 @@ def test_every_public_attack_refuses_what_would_pass_for_robust(name: str, small
         attack(small_net, images[..., :1, :1], labels, eps=EPS)
     found = attack(small_net, images[:3], labels[:3], eps=EPS)
     assert (found - images[:3]).abs().max() <= EPS + 1e-6 and found.shape == images[:3].shape
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_attack_doubts_a_sigmoid(name: str, small_net, batch) -> None:
+    with pytest.warns(UserWarning, match="Take the sigmoid off"):
+        PUBLIC[name](Sigmoids(small_net), *batch, eps=EPS)
 
 
 @pytest.mark.parametrize("name", ["pgd", "pgd_t", "eot", "linked", "reweighed"])

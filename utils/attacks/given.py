@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ from torch import nn
 
 #: Pixels. An image of one pixel has no neighbours, and resizing and random search fail on it in words of their own.
 SMALLEST_SIDE = 2
+
+#: From so many answers on, all of them between 0 and 1 and by ``WIDE`` apart, they look like a sigmoid's.
+MANY, WIDE = 8, 0.5
 
 
 def check_batch(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -55,6 +59,8 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
 
     Raises:
         ValueError: not N x K with K of at least 2, NaN, probabilities instead of logits, or a label outside 0..K-1.
+
+    Warns where the answers could come out of a sigmoid: between 0 and 1, without summing to one.
     """
     if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
         raise ValueError(f"the model must give N x K logits with K of at least 2, not {tuple(logits.shape)}")
@@ -71,4 +77,10 @@ def check_logits(logits: torch.Tensor, labels: torch.Tensor) -> None:
         raise ValueError(
             "the model gives probabilities, whose gradient vanishes where it is sure: an attack on them overstates "
             "robustness. Take the softmax off the end of the model; a logarithm of probabilities is fine."
+        )
+    if len(logits) >= MANY and logits.min() >= 0 and logits.max() <= 1 and logits.max() - logits.min() > WIDE:
+        warnings.warn(
+            "all answers of the model lie between 0 and 1: if they come out of a sigmoid, its gradient vanishes where "
+            "it is sure, and an attack overstates robustness. Take the sigmoid off the end of the model.",
+            stacklevel=3,
         )
