@@ -53,6 +53,7 @@ from utils.evaluation.robustness import SuiteRecord
 from utils.experiments.atlas.chapters import CHAPTERS
 from utils.experiments.folds import read_fold
 from utils.reporting.atlas import atlas_splits
+from utils.reporting.page_text import read_page
 from utils.reporting.pages import suites_table, trained
 from utils.training.checkpoints import save_checkpoint
 from utils.training.record import Record, parse_record
@@ -574,8 +575,45 @@ def test_a_changed_number_would_be_noticed() -> None:
     with pytest.raises(ValueError, match="no table 'nothing'"):
         pages.rebuilt("<!-- table nothing assets/Dataset/leak_audit.json -->\n<!-- end -->")
     here = "benchmarks/cross_validation/resnet34_64px/summary.json"
-    with pytest.raises(FileNotFoundError, match="no record benchmarks/none/"):
+    with pytest.raises(ValueError, match="line 1, table by_patient .*no record benchmarks/none/"):
         pages.rebuilt(f"<!-- table by_patient {here} benchmarks/none/*.json -->\n<!-- end -->")
+
+
+LEAK = "<!-- table leak assets/Dataset/leak_audit.json -->"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"{LEAK}\nold\n\nA sentence.\n{LEAK}\nold\n<!-- end -->\n", "table of line 1 has no <!-- end --> before"),
+        (f"{LEAK}\nold\n\nA sentence.\n", "table of line 1 has no <!-- end -->"),
+        (f"A sentence.\n{LEAK.replace(' -->', '-->')}\nold\n<!-- end -->\n", "page.md, line 2: expected <!-- table"),
+        ("A sentence.\n<!-- end -->\n", "page.md, line 2: '<!-- end -->' ends no table"),
+        (f"{LEAK}\nold\n<!-- end-->\n", "line 3: '<!-- end-->' ends no table"),
+    ],
+)
+def test_a_marker_without_its_other_one_changes_nothing(text: str, told: str, monkeypatch, tmp_path, capsys) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    monkeypatch.setattr(pages, "DOCUMENTS", (page,))
+    monkeypatch.setattr(pages, "write_gallery", None)
+    assert pages.main([]) == 1 and told in capsys.readouterr().err
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"splits": 3, "data": {}}', "{", "\xff"])
+def test_a_damaged_record_is_named_with_page_and_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "leak_audit.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"page.md, line 3, table leak leak_audit.json: .*(restore it)"):
+        pages.rebuilt("A\nB\n<!-- table leak leak_audit.json -->\n<!-- end -->\n", tmp_path, "page.md")
+
+
+def test_a_page_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no page .*git checkout"):
+        read_page(tmp_path / "page.md")
+    (tmp_path / "page.md").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"page.md is not text in UTF-8 .* at byte 3"):
+        read_page(tmp_path / "page.md")
 
 
 def test_experiments_that_begin_alike_are_told_apart() -> None:

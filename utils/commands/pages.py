@@ -8,6 +8,7 @@ from pathlib import Path
 from utils.commands.boundary import command
 from utils.core.paths import ROOT, atomic_write_all
 from utils.reporting.gallery import write_gallery
+from utils.reporting.page_text import read_page
 from utils.reporting.pages import DOCUMENTS, rebuilt
 
 
@@ -18,6 +19,6 @@ def _write(text: str, target: Path) -> None:
 @command("python -m utils pages")
 def main() -> None:
     """Write the tables of README.md, assets/RESULTS.md and the other pages anew, and the gallery assets/index.html."""
-    texts = {path: rebuilt(path.read_text(encoding="utf-8")) for path in DOCUMENTS}
+    texts = {path: rebuilt(read_page(path), page=path.name) for path in DOCUMENTS}
     write_gallery(ROOT)
     atomic_write_all({path: partial(_write, text) for path, text in texts.items()})

@@ -1,6 +1,6 @@
 """Tables of the README and the model card, made from the repository's records: ``python -m utils pages``.
 
-A table stands between ``<!-- table KIND RECORD -->`` and ``<!-- end -->``; a ``*`` in RECORD makes one of several.
+Where one stands, :mod:`utils.reporting.page_text` says.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from utils.reporting.benchmark_tables import (
 from utils.reporting.combinations import combinations_table
 from utils.reporting.fold_tables import by_patient_table, folds_table, gains_table, hardening_gains_table
 from utils.reporting.markdown import data_and_protocol, markdown
+from utils.reporting.page_text import BLOCK, check_markers
 from utils.reporting.price import price_sentences
 from utils.reporting.robustness_figures import (
     HEADLINE_EPS,
@@ -73,7 +74,6 @@ DOCUMENTS = tuple(
         "dataset/README.md",
     )
 )
-_BLOCK = re.compile(r"(<!-- table (\w+) (\S[^\n]*?) -->\n)(.*?)(<!-- end -->)", re.S)
 
 
 def recipes_table(summary: RecipesSummary) -> str:
@@ -337,25 +337,40 @@ def _read(kind: str, path: Path) -> Any:
     return read_part(SuiteRecord, path, "run the suite again")
 
 
-def rebuilt(text: str, root: Path = ROOT) -> str:
+def rebuilt(text: str, root: Path = ROOT, page: str = "the page") -> str:
     """``text`` with each of its tables made again from its record.
 
+    Args:
+        page: its name, for messages.
+
     Raises:
-        ValueError: a kind of table that does not exist.
-        FileNotFoundError: a record that does not, or one of several patterns, which blanks divide, without a file.
+        ValueError: a marker without its other one, or badly written; a kind of table that does not exist; a record that
+            does not exist, is not whole, or tells not what the table shows. The message names page and line.
     """
+    check_markers(text, page)
 
     def replace(block: re.Match[str]) -> str:
         begin, kind, record, _, end = block.groups()
-        if kind not in KINDS:
-            raise ValueError(f"no table {kind!r}; known: {', '.join(KINDS)}")
-        found = []
-        for pattern in record.split():
-            paths = sorted(root.glob(pattern))
-            if not paths:
-                raise FileNotFoundError(f"no record {pattern} in {root}")
-            found += [_read(kind, path) for path in paths]
-        several = kind in _OF_MODELS or "*" in record or " " in record
-        return begin + KINDS[kind](found if several else found[0]) + end
+        where = f"{page}, line {1 + text.count(chr(10), 0, block.start())}, table {kind} {record}"
+        try:
+            return begin + _table(kind, record, root) + end
+        except (LookupError, TypeError, AttributeError) as error:
+            told = f"the record does not tell what the table shows ({type(error).__name__}: {error})"
+            raise ValueError(f"{where}: {told}; restore it, or run again the command that made it") from error
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{where}: {error}") from error
 
-    return _BLOCK.sub(replace, text)
+    return BLOCK.sub(replace, text)
+
+
+def _table(kind: str, record: str, root: Path) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"no table {kind!r}; known: {', '.join(KINDS)}")
+    found = []
+    for pattern in record.split():
+        paths = sorted(root.glob(pattern))
+        if not paths:
+            raise FileNotFoundError(f"no record {pattern} in {root}")
+        found += [_read(kind, path) for path in paths]
+    several = kind in _OF_MODELS or "*" in record or " " in record
+    return KINDS[kind](found if several else found[0])
