@@ -381,6 +381,12 @@ def test_the_command_measures_the_named_chapters(
     ):
         assert main([*run, "--out", str(out), "--hardened", twin]) == 1 and told in capsys.readouterr().err
         records["hardened"].training = SimpleNamespace(objective=ObjectiveFacts(name="standard"))
+    records["hardened"].training = None
+    monkeypatch.setattr(found["hardened"], "image_size", 40)
+    assert main([*run, "--out", str(out)]) == 1
+    assert "hardened is small at 40 px: name a model, and its hardened twin" in capsys.readouterr().err
+    assert main([*run, "--out", str(out), "--fold=-5"]) == 1
+    assert "--fold must be a whole number of at least -1, not -5" in capsys.readouterr().err
 
 
 def test_damaged_files_are_named(bench: Bench, tmp_path: Path) -> None:

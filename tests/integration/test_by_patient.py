@@ -16,7 +16,7 @@ from utils.attacks.suites import SUITES
 from utils.commands.combine import main as combine_command
 from utils.commands.folds import main as folds_command
 from utils.core.parts import read_part
-from utils.core.paths import read_json
+from utils.core.paths import file_digest, read_json, write_json
 from utils.data.classes import CLASSES
 from utils.data.preparation import group_by_subject, split_and_save
 from utils.data.sets import ImageSet, load_splits
@@ -30,6 +30,7 @@ from utils.experiments.combine import ill_or_not, verdict_of
 from utils.experiments.fold_records import FoldsSummary
 from utils.experiments.folds import fold_of, read_fold
 from utils.reporting.combinations import combinations_table
+from utils.training.checkpoints import WEIGHTS
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature, slice_features
 
 
@@ -235,6 +236,19 @@ def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, 
         assert combine_command([*words, *change]) == 1
         assert named in capsys.readouterr().err
     assert (tmp_path / "both" / "fold1.json").stat().st_mtime_ns == before
+    # two folds are asked for, and of one there are models: nothing is measured
+    (tmp_path / "both" / "fold1.json").rename(tmp_path / "fold1.json")
+    assert combine_command([*words, "--folds", "1", "2"]) == 1
+    assert "no model in" in capsys.readouterr().err and not list((tmp_path / "both").glob("fold*.json"))
+    content = read_json(tmp_path / "fold1.json")
+    assert content["members"] == {n: file_digest(tmp_path / f"work/{n}/fold1/hardened/{WEIGHTS}") for n in "ab"}
+    write_json(tmp_path / "both" / "fold1.json", content | {"members": {**content["members"], "b": "0" * 64}})
+    assert combine_command(words) == 1
+    assert "other weights of b (000" in (told := capsys.readouterr().err) and "trained again since" in told
+    assert combine_command([*words, "--members", "a", "a", "--out", str(tmp_path / "twice")]) == 1
+    assert "a is named twice" in capsys.readouterr().err
+    assert combine_command([*words, "--seed=-1", "--out", str(tmp_path / "twice")]) == 1
+    assert "seed must be a whole number from 0" in capsys.readouterr().err
     of_classes = [*shared, "--members", "a", "--n-slices", "2", "--suite", "smoke", "--question", "classes"]
     assert combine_command([*of_classes, "--out", str(tmp_path / "classes")]) == 0
     assert read_fold(tmp_path / "classes" / "fold1.json").classes == list(CLASSES)

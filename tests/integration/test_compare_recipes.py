@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from utils.commands.boundary import Command
+from utils.commands.folds import main as folds_command
 from utils.commands.recipes import main
 from utils.core.parts import read_part
 from utils.core.paths import read_json, write_json
@@ -18,7 +20,8 @@ from utils.data.preparation import group_by_subject, split_and_save
 from utils.experiments import recipes as compare_recipes
 from utils.experiments.budget import describe_start
 from utils.experiments.recipe_records import RecipesSummary
-from utils.experiments.recipes import RECIPE_VARIANTS, VARIANTS, claim, summarise, summary_table
+from utils.experiments.recipe_summary import summarise, summary_table
+from utils.experiments.recipes import RECIPE_VARIANTS, VARIANTS, claim
 from utils.reporting.experiment_figures import recipes_figure
 from utils.reporting.notebook_plan import parameters_of
 from utils.training.config import TrainConfig
@@ -107,6 +110,66 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_variant_is_refused_before_anything_runs(command: list[str], tmp_path: Path, capsys) -> None:
     assert main([*command, "--variants", "tradse"]) == 1
     assert "one of adversarial" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+_BAD = {
+    "--epochs": ("0", "num_epochs must be a whole number of at least 1, not 0"),
+    "--clean-epochs": ("0", "num_epochs must be a whole number of at least 1, not 0"),
+    "--eps": ("0", "eps"),
+    "--train-steps": ("0", "steps must be"),
+    "--max-images": ("-4", "max_images must be a whole number of at least 1, not -4"),
+    "--validation-images": ("0", "validation_images must be"),
+    "--image-size": ("0", "image_size must be"),
+    "--batch-size": ("0", "batch_size must be"),
+    "--rate": ("nan", "learning_rate must be a number"),
+    "--label-smoothing": ("3", "label_smoothing must be"),
+    "--slices-per-patient": ("-1", "slices_per_patient must be"),
+    "--keep": ("foo", "keep must be one of"),
+    "--precision": ("fp8", "precision must be one of"),
+    "--trainable": ("99", "trainable"),
+    "--backbone": ("resnet99", "resnet99"),
+    "--weights": ("none.safetensors", "none.safetensors"),
+}
+
+
+@pytest.mark.parametrize("option", _BAD)
+@pytest.mark.parametrize("run", [main, folds_command])
+def test_what_cannot_be_done_is_said_before_anything_is_made(
+    run: Command, option: str, command: list[str], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    value, told = _BAD[option]
+    at = command.index(option) if option in command else len(command)
+    arguments = [*command[:at], *command[at + 2 :]]
+    monkeypatch.setattr(compare_recipes, "train_and_save", None)
+    assert run([*arguments, f"{option}={value}"]) == 1
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.rglob("settings.json")) and not (tmp_path / "out").exists()
+
+
+def test_every_seed_is_looked_at_before_the_first_is_trained(command: list[str], monkeypatch, capsys) -> None:
+    monkeypatch.setattr(compare_recipes, "train_and_save", None)
+    assert main([*command, "--variants", "trades", "--seeds", "0", "99999999999"]) == 1
+    assert "seed must be a whole number from 0" in capsys.readouterr().err
+
+
+def test_a_copied_run_is_no_second_seed(tmp_path: Path) -> None:
+    for name in ("trades_seed0", "trades_seed1"):
+        write_json(tmp_path / f"{name}.json", _run("trades", 0, 0.5, 0.5))
+    with pytest.raises(ValueError, match=r"trades_seed1.json holds the run of trades, seed 0, so it was copied"):
+        summarise(tmp_path)
+
+
+def test_runs_that_nobody_can_sum_up_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "mystery_seed0.json"
+    write_json(path, _run("trades", 0, 0.5, 0.5) | {"variant": "mystery"})
+    with pytest.raises(ValueError, match="mystery_seed0.json holds a run of 'mystery', which is no variant"):
+        summarise(tmp_path)
+    path.unlink()
+    short = _run("trades", 0, 0.5, 0.5)
+    short["test"]["metrics"].pop()
+    write_json(tmp_path / "trades_seed0.json", short)
+    with pytest.raises(ValueError, match="trades_seed0.json: test .*metrics of 2 radii instead of 3"):
+        summarise(tmp_path)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

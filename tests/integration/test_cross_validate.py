@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import small_model
+from conftest import ROOT, small_model
 from sklearn.metrics import roc_auc_score
 
 from utils.commands.folds import main
@@ -25,7 +25,7 @@ from utils.evaluation.metrics import predict
 from utils.evaluation.probe import fit_head
 from utils.experiments.budget import weights_name
 from utils.experiments.fold_records import FROZEN, Counts, Whose
-from utils.experiments.folds import _rounded, fold_of, read_fold, summarise
+from utils.experiments.folds import _rounded, fold_of, read_fold, read_folds, summarise
 from utils.reporting.experiment_figures import folds_figure
 from utils.reporting.fold_tables import by_patient_table, folds_table
 from utils.reporting.robustness_figures import CHECKS
@@ -350,3 +350,51 @@ def _few_patients(patients: tuple[int, ...]) -> RawImages:
         folders=[raw.folders[i] for i in kept],
         classes=raw.classes[: len(patients)],
     )
+
+
+def _cut(content: dict, *places: str | int) -> None:
+    for place in places[:-1]:
+        content = content[place]
+    del content[places[-1]]
+
+
+_DAMAGES = {
+    "an answer less": (("models", "hardened", "logits", 0), "hardened, logits: 1279 answers to 1280 images"),
+    "a value less": (("models", "hardened", "logits", 0, 0), "hardened, logits: an answer that does not have 4 values"),
+    "an attacked one less": (("models", "hardened", "attacked", 1, 3), "attacked: 159 answers to 160 images"),
+    "a radius less": (("models", "hardened", "attacked", 2), "answers at 2 radii instead of 3"),
+    "no hardened model": (("models", "hardened"), "do not have the same models (hardened)"),
+    "a baseline less": (("baselines", "always the majority"), "do not have the same baselines (always the majority)"),
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_a_damaged_fold_is_named_with_what_is_wrong(damage: str, tmp_path: Path) -> None:
+    places, told = _DAMAGES[damage]
+    for number in (0, 1):
+        shutil.copy(ROOT / f"benchmarks/cross_validation/resnet34_64px/fold{number}.json", tmp_path)
+    assert len(read_folds(tmp_path)) == 2
+    content = read_json(tmp_path / "fold1.json")
+    _cut(content, *places)
+    write_json(tmp_path / "fold1.json", content)
+    with pytest.raises(ValueError, match=rf"fold1.json.*{re.escape(told)}.*delete it"):
+        read_folds(tmp_path)
+
+
+def test_a_fold_under_another_name_is_refused(tmp_path: Path) -> None:
+    content = read_json(ROOT / "benchmarks/cross_validation/resnet34_64px/fold1.json")
+    write_json(tmp_path / "fold0.json", content)
+    with pytest.raises(ValueError, match="fold0.json holds fold 1, so it was copied or renamed"):
+        read_folds(tmp_path)
+    content["data"]["fold"] = 7
+    write_json(tmp_path / "fold7.json", content)
+    with pytest.raises(ValueError, match=r"fold7.json: .*there are folds 0 to 4, and this is fold 7"):
+        read_fold(tmp_path / "fold7.json")
+    (tmp_path / "fold2.json").mkdir()
+    with pytest.raises(ValueError, match=r"fold2.json is a folder"):
+        read_fold(tmp_path / "fold2.json")
+
+
+def test_a_seed_that_is_none_is_no_matter_of_patients(command: list[str], capsys) -> None:
+    assert main([*command, "--seed=-1"]) == 1
+    assert "seed must be a whole number from 0" in capsys.readouterr().err

@@ -167,6 +167,39 @@ def test_a_warning_is_one_plain_line_and_with_debug_says_where(capsys) -> None:
     assert warnings.formatwarning is usual
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"- a", "holds no options; write one `name: value` a line"),
+        (b"hello", "holds no options"),
+        (b"1: 2", "holds no options"),
+        (b"model: [1", "is no YAML: while parsing"),
+        (b"model: \xff", "is no YAML: 'utf-8' codec"),
+        (b"model: !!python/object:os.system a", "is no YAML: could not determine a constructor"),
+        (None, "--config: there is no file"),
+    ],
+)
+@pytest.mark.parametrize("form", [lambda file: ["--config", file], lambda file: [f"--config={file}"]])
+def test_a_configuration_file_that_holds_no_options_is_named(content, told: str, form, tmp_path: Path, capsys) -> None:
+    @command("demo")
+    def main(*, model: str = "a") -> None:
+        print(model)
+
+    file = tmp_path / "options.yaml"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    assert main(form(str(file))) == 1
+    error = capsys.readouterr().err
+    assert told in error and str(file) in error and error.count("\n") == 1
+    if content is not None:
+        file.write_text("")
+        assert main(form(str(file))) == 0 and capsys.readouterr().out == "a\n"
+        file.write_text("model: b")
+        assert main(form(str(file))) == 0 and capsys.readouterr().out == "b\n"
+
+
 def test_settings_of_a_configuration_file_may_stand_below_set(tmp_path: Path, capsys) -> None:
     @command("demo")
     def main(*, set: tuple[str, ...] = ()) -> None:

@@ -49,6 +49,7 @@ def main(
     """
     wanted = check_chapters(chapters)
     whole("--seed", seed, 0, LARGEST_SEED)
+    whole("--fold", fold, -1)
     number("--validation-share", validation_share, above=0, below=1)
     check_folder(out)
     workspace = Workspace.open(str(root or ""), data_dir=str(data or ""))

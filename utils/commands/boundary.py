@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import yaml
 from cyclopts import App, Parameter
-from cyclopts.config import Dict, Yaml
+from cyclopts.config import Dict
 from cyclopts.exceptions import CycloptsError, MissingArgumentError
 
 #: Ended by Ctrl-C, as shells count it; words that make no call, as argparse counts it.
@@ -112,17 +113,18 @@ class Command:
         self._refuse_empty(words)
         self._refuse_fractions(words)
         self.app.config = ()
+        words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
         if "--config" in words:
             place = words.index("--config")
             if place + 1 == len(words):
                 raise ValueError("--config needs the path of a YAML file")
             file = Path(words[place + 1])
             del words[place : place + 2]
+            given = _read_config(file)
+            self._refuse_fractions_in(file, given)
+            options = {name: _as_words(value) for name, value in given.items()}
             # not below the name of the command: a file holds the options of one
-            config = Yaml(file, must_exist=True, search_parents=False, use_commands_as_keys=False)
-            self._refuse_fractions_in(file, config.config)
-            options = {name: _as_words(value) for name, value in config.config.items()}
-            self.app.config = (Dict(options, source=config.source, use_commands_as_keys=False),)
+            self.app.config = (Dict(options, source=str(file), use_commands_as_keys=False),)
         return self.app(words) or 0
 
     def parse(self, arguments: Sequence[str]) -> dict[str, Any]:
@@ -151,6 +153,25 @@ def _plain_warnings(debug: bool) -> Iterator[None]:
 def command(name: str) -> Callable[[Callable[..., int | None]], Command]:
     """Make a function the command ``name``, for instance ``python -m utils train``."""
     return lambda function: Command(function, name)
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The options in a configuration file.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, no YAML, or holds something else; the message names it.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"--config: there is no file {file}")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} is no YAML: {error}; write one `name: value` a line") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{file} holds no options; write one `name: value` a line")
+    return content
 
 
 def _as_words(value: Any) -> Any:

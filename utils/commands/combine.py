@@ -11,8 +11,13 @@ from utils.core.checks import whole
 from utils.core.paths import DATASET_VARIABLES, ROOT, check_folder, write_json
 from utils.data.classes import healthy_place
 from utils.data.sets import load_splits
-from utils.experiments.combine import combination_specification, combine_fold, refuse_other_combination
-from utils.experiments.folds import SUMMARY, VALIDATION_SHARE, fold_of, read_fold, summarise
+from utils.experiments.combine import (
+    combination_specification,
+    combine_fold,
+    refuse_other_combination,
+    weights_of_members,
+)
+from utils.experiments.folds import SUMMARY, VALIDATION_SHARE, fold_of, read_folds, summarise
 from utils.reporting.combinations import save_combinations
 
 
@@ -59,24 +64,36 @@ def main(
     if question == "ill":
         healthy_place(splits.classes, "; ask for them all, --question classes")
     wanted = combination_specification(members, state, question, n_slices, suite, precision, seed)
-    for path in sorted(out.glob("fold*.json")):
-        stored = read_fold(path).data
-        refuse_other_combination(path, fold_of(splits, stored.fold, n_folds, seed, validation_share), wanted)
-    for fold in folds or range(n_folds):
-        target = out / f"fold{fold}.json"
-        if not target.is_file():
-            own = fold_of(splits, fold, n_folds, seed, validation_share)
-            combine_fold(
-                own,
-                work=work,
-                names=members,
-                state=state,
-                question=question,
-                n_slices=n_slices,
-                suite=suite,
-                precision=precision,
-                seed=seed,
-                target=target,
-            )
+    sides = {fold: fold_of(splits, fold, n_folds, seed, validation_share) for fold in folds or range(n_folds)}
+    weights = {fold: weights_of_members(work, members, fold, state) for fold in sides if not _path(out, fold).is_file()}
+    for path, stored in read_folds(out).items():
+        fold = stored.data.fold
+        own = sides.get(fold) or fold_of(splits, fold, n_folds, seed, validation_share)
+        refuse_other_combination(path, own, wanted, _weights_left(work, members, fold, state))
+    for fold in weights:
+        combine_fold(
+            sides[fold],
+            work=work,
+            names=members,
+            state=state,
+            question=question,
+            n_slices=n_slices,
+            suite=suite,
+            precision=precision,
+            seed=seed,
+            target=_path(out, fold),
+        )
     write_json(out / SUMMARY, summarise(out).plain())
     print(save_combinations(out))
+
+
+def _path(out: Path, fold: int) -> Path:
+    return out / f"fold{fold}.json"
+
+
+def _weights_left(work: Path, members: tuple[str, ...], fold: int, state: str) -> dict[str, str]:
+    """Those of a finished fold's members, whose weights may be gone."""
+    try:
+        return weights_of_members(work, members, fold, state)
+    except FileNotFoundError:
+        return {}

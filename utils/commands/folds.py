@@ -9,7 +9,7 @@ from utils.commands.options import BudgetFields, BudgetOptions
 from utils.core.checks import choice, whole
 from utils.core.paths import DATASET_VARIABLES, ROOT, check_folder, write_json
 from utils.data.sets import load_splits
-from utils.experiments.fold_checks import check_fold
+from utils.experiments.fold_checks import check_fold, check_weights
 from utils.experiments.folds import (
     SUMMARY,
     VALIDATION_SHARE,
@@ -20,7 +20,7 @@ from utils.experiments.folds import (
     run_fold,
     summarise,
 )
-from utils.experiments.recipes import VARIANTS
+from utils.experiments.recipes import VARIANTS, check_runs
 from utils.reporting.patient_figures import save_fold_figures
 
 
@@ -65,8 +65,12 @@ def main(
     # each is cut before the first is trained: what cannot be done is said at once
     for fold in wanted or (0,):
         fold_of(splits, fold, n_folds, seed, validation_share)
+    check_runs(splits, backbone, (variant,), (seed,), budget)
     shared = fold_specification(splits, backbone, n_folds, seed, budget, variant, validation_share)
     refuse_other_folds(out, splits, shared)
+    if panel_images:
+        for fold in wanted:
+            check_weights(out / f"fold{fold}.json", work / out.name / f"fold{fold}", panel_images)
     for fold in wanted:
         target, place = out / f"fold{fold}.json", work / out.name / f"fold{fold}"
         own = fold_of(splits, fold, n_folds, seed, validation_share)

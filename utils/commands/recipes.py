@@ -9,15 +9,8 @@ from utils.commands.options import BudgetFields, BudgetOptions
 from utils.core.checks import choice
 from utils.core.paths import DATASET_VARIABLES, ROOT, check_folder, write_json
 from utils.data.sets import load_splits
-from utils.experiments.recipes import (
-    RECIPE_VARIANTS,
-    SUMMARY,
-    VARIANTS,
-    run_seed,
-    score_baselines,
-    summarise,
-    summary_table,
-)
+from utils.experiments.recipe_summary import SUMMARY, summarise, summary_table
+from utils.experiments.recipes import RECIPE_VARIANTS, VARIANTS, check_runs, run_seed, score_baselines
 from utils.reporting.experiment_figures import recipes_figure
 from utils.reporting.style import save_figure
 
@@ -51,6 +44,8 @@ def main(
     check_folder(out)
     check_folder(work)
     splits = load_splits(data)
+    # all of them before the first is trained: what cannot be done is said at once
+    check_runs(splits, backbone, names, seeds, budget)
     for seed in seeds:
         run_seed(splits, backbone=backbone, variants=names, seed=seed, budget=budget, out=out, work=work / out.name)
     summary = summarise(out, score_baselines(splits))

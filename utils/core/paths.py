@@ -159,8 +159,10 @@ def read_json(source: Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not JSON; the message names it.
+        ValueError: it is a folder, or not JSON; the message names it.
     """
+    if Path(source).is_dir():
+        raise ValueError(f"{source} is a folder, where a file of that name belongs; move it away")
     try:
         return json.loads(Path(source).read_text(encoding="utf-8"), parse_constant=_no_number)
     except ValueError as error:

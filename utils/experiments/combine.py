@@ -21,7 +21,7 @@ from torch import nn
 
 from models.def_models import MRIClassifier
 from utils.attacks.suites import SUITES
-from utils.core.paths import write_json
+from utils.core.paths import file_digest, write_json
 from utils.core.reproducibility import environment_facts
 from utils.data.classes import healthy_place
 from utils.data.sets import DataSplits, ImageSet
@@ -38,7 +38,7 @@ from utils.experiments.folds import read_fold
 from utils.experiments.recipes import EPSILONS
 from utils.experiments.records import read_model_record
 from utils.experiments.specification import refuse_other
-from utils.training.checkpoints import load_checkpoint
+from utils.training.checkpoints import WEIGHTS, checkpoint_folder, is_trained, load_checkpoint
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature
 
 #: States of a fold's model, by the folder that holds it.
@@ -59,10 +59,7 @@ def members_of(work: Path, names: Sequence[str], fold: int, state: str, splits: 
         ValueError: it was trained on other data or other folds.
     """
     found = {}
-    for name in names:
-        folder = work / name / f"fold{fold}" / state
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no model in {folder}; run `python -m utils folds` with --out .../{name} first")
+    for name, folder in member_folders(work, names, fold, state).items():
         try:
             found[name], _ = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
         except ValueError as error:
@@ -71,6 +68,36 @@ def members_of(work: Path, names: Sequence[str], fold: int, state: str, splits: 
             )
             raise ValueError(f"{error} Or give {same}.") from error
     return found
+
+
+def member_folders(work: Path, names: Sequence[str], fold: int, state: str) -> dict[str, Path]:
+    """Title -> folder of each member of a fold.
+
+    Args:
+        work, names, fold, state: see :func:`members_of`.
+
+    Raises:
+        FileNotFoundError: a fold has no model of one of them.
+        ValueError: one of them is named twice.
+    """
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice:
+        raise ValueError(f"{twice} is named twice; each member counts once")
+    found = {name: work / name / f"fold{fold}" / state for name in names}
+    for name, folder in found.items():
+        if not is_trained(folder):
+            raise FileNotFoundError(f"no model in {folder}; run `python -m utils folds` with --out .../{name} first")
+    return found
+
+
+def weights_of_members(work: Path, names: Sequence[str], fold: int, state: str) -> dict[str, str]:
+    """Title -> SHA-256 of the weights of each member of a fold.
+
+    Args:
+        work, names, fold, state: see :func:`members_of`.
+    """
+    folders = member_folders(work, names, fold, state)
+    return {name: file_digest(checkpoint_folder(folder) / WEIGHTS) for name, folder in folders.items()}
 
 
 def start_of_members(work: Path, names: Sequence[str], fold: int) -> str:
@@ -143,12 +170,15 @@ def ill_or_not(stacks: ImageSet) -> ImageSet:
     return replace(stacks, labels=ill, classes=["healthy", "ill"])
 
 
-def refuse_other_combination(path: Path, splits: DataSplits, wanted: Mapping[str, Any]) -> None:
+def refuse_other_combination(
+    path: Path, splits: DataSplits, wanted: Mapping[str, Any], members: Mapping[str, str]
+) -> None:
     """Refuse a stored fold that is of other members, settings or data.
 
     Args:
         splits: the fold itself.
         wanted: of :func:`combination_specification`.
+        members: of :func:`weights_of_members`; empty where there are none any more.
 
     Raises:
         ValueError: it is, or it is not whole; the message names it.
@@ -159,6 +189,8 @@ def refuse_other_combination(path: Path, splits: DataSplits, wanted: Mapping[str
     if missing:
         raise ValueError(f"{path} is no fold of a combination, it tells no {', '.join(missing)}; {remedy}")
     refuse_other(path, told, {**wanted, "fingerprint": splits.fingerprint}, remedy)
+    told, now = ({f"weights of {name}": digest for name, digest in own.items()} for own in (stored.members, members))
+    refuse_other(path, told, now, f"a member was trained again since; {remedy}")
 
 
 def combine_fold(
@@ -214,6 +246,7 @@ def combine_fold(
         attacked=Whose.of(test),
         baselines=patient_baselines(splits, ill=question == "ill"),
         models=found,
+        members=weights_of_members(work, names, splits.info["fold"], state),
         environment=environment_facts(),
     )
     write_json(target, record.plain())

@@ -35,6 +35,7 @@ def check_fold(target: Path, splits: DataSplits, *, work: Path, images: int) -> 
         FileNotFoundError: no weights in ``work``.
         ValueError: weights of another run: their answers are not those of the file.
     """
+    check_weights(target, work, images)
     record = read_fold(target)
     for name, folder in model_folders(work).items():
         own = record.models[name]
@@ -44,14 +45,30 @@ def check_fold(target: Path, splits: DataSplits, *, work: Path, images: int) -> 
         write_json(target, record.plain())
 
 
+def check_weights(target: Path, work: Path, images: int) -> None:
+    """See that there are weights for the checks that a finished fold lacks.
+
+    Args:
+        target, work, images: see :func:`check_fold`; a fold that is not made yet leaves its weights.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    if not target.is_file():
+        return
+    record = read_fold(target)
+    for name, folder in model_folders(work).items():
+        checks = record.models[name].checks
+        if not (checks and checks.n_images == min(images, len(record.test.labels))) and not is_trained(folder):
+            raise FileNotFoundError(
+                f"no model in {folder}, whose gradient checks were asked for: give --work of the run that made this "
+                "fold, or another --out to train it again"
+            )
+
+
 def _checked(
     own: FoldModel, record: FoldRecord, splits: DataSplits, folder: Path, work: Path, images: int
 ) -> FoldModel:
-    if not is_trained(folder):
-        raise FileNotFoundError(
-            f"no model in {folder}, whose gradient checks were asked for: give --work of the run that made this fold, "
-            "or another --out to train it again"
-        )
     device = pick_device()
     model, stored = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
     model.to(device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pydantic import model_validator
 
 from utils.core.parts import Part
 from utils.data.sets import DataFacts, ImageSet
@@ -76,6 +77,7 @@ class FoldRecord(Part):
         specification: what all folds of an experiment share.
         epsilons: radii of ``attacked``, the first 0.
         baselines: name -> logits of all test images.
+        members: name -> SHA-256 of the weights of each model that was combined; empty in other and in older files.
     """
 
     data: FoldData
@@ -91,7 +93,32 @@ class FoldRecord(Part):
     attacked: Whose
     baselines: dict[str, list[list[float]]]
     models: dict[str, FoldModel]
+    members: dict[str, str] = {}
     environment: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> FoldRecord:
+        if not 0 <= self.data.fold < self.data.n_folds:
+            raise ValueError(f"there are folds 0 to {self.data.n_folds - 1}, and this is fold {self.data.fold}")
+        for name, logits in self.baselines.items():
+            self._check(f"baseline {name}", logits, self.test)
+        for name, model in self.models.items():
+            self._check(f"{name}, logits", model.logits, self.test)
+            if model.validation:
+                self._check(f"{name}, validation", model.validation, self.validation or Whose(labels=[], subjects=[]))
+            if len(model.attacked) != len(self.epsilons):
+                told = f"answers at {len(model.attacked)} radii instead of {len(self.epsilons)}"
+                raise ValueError(f"{name}, attacked: {told}")
+            for logits in model.attacked:
+                self._check(f"{name}, attacked", logits, self.attacked)
+        return self
+
+    def _check(self, what: str, logits: list[list[float]], whose: Whose) -> None:
+        """One answer for each image, one value for each class."""
+        if len(logits) != len(whose.labels):
+            raise ValueError(f"{what}: {len(logits)} answers to {len(whose.labels)} images")
+        if any(len(row) != len(self.classes) for row in logits):
+            raise ValueError(f"{what}: an answer that does not have {len(self.classes)} values")
 
 
 class FoldsRow(Part):

@@ -19,7 +19,7 @@ import torch
 
 from utils.attacks.attack import describe
 from utils.attacks.suites import SUITES
-from utils.core.checks import number
+from utils.core.checks import LARGEST_SEED, number, whole
 from utils.core.parts import read_part
 from utils.core.paths import write_json
 from utils.core.reproducibility import environment_facts
@@ -52,7 +52,7 @@ from utils.training.checkpoints import is_trained, load_checkpoint
 VARIANT = "adversarial_full"
 PLAIN, HARD = "not hardened", "hardened"
 SUMMARY = "summary.json"
-_ANOTHER = "give an --out of another name"
+_ANOTHER, _REMEDY = "give an --out of another name", "delete it, and it is made again"
 
 
 #: Share of the patients that are not tested who validate, unless another is asked for.
@@ -68,13 +68,14 @@ def fold_of(
         validation_share: of the patients that are not tested.
 
     Raises:
-        ValueError: another split, no such fold, or too few patients.
+        ValueError: another split, no such fold or seed, or too few patients.
     """
     if splits.info["protocol"] != "patient":
         raise ValueError(f"cross-validation is by patient; prepare with --split patient, not {splits.info['protocol']}")
     subjects, labels = (
         torch.cat([getattr(part, name) for _, part in splits]).numpy() for name in ("subjects", "labels")
     )
+    whole("seed", seed, 0, LARGEST_SEED)
     if n_folds >= 2 and not 0 <= fold < n_folds:
         raise ValueError(f"there are folds 0 to {n_folds - 1}, not {fold}")
     number("--validation-share", validation_share, above=0, below=1)
@@ -139,9 +140,29 @@ def read_fold(path: Path) -> FoldRecord:
     """The file of one fold.
 
     Raises:
-        ValueError: it is not whole; the message names it.
+        ValueError: it is not whole, or bears the name of another fold; the message names it.
     """
-    return read_part(FoldRecord, path, "delete it, and it is made again")
+    record = read_part(FoldRecord, path, _REMEDY)
+    if path.name != f"fold{record.data.fold}.json":
+        raise ValueError(f"{path} holds fold {record.data.fold}, so it was copied or renamed; {_REMEDY}")
+    return record
+
+
+def read_folds(out: Path) -> dict[Path, FoldRecord]:
+    """The file of each fold in ``out``, in the order of their names.
+
+    Raises:
+        ValueError: see :func:`read_fold`; also models or baselines of one that are not those of the first.
+    """
+    folds = {path: read_fold(path) for path in sorted(out.glob("fold*.json"))}
+    for path, fold in folds.items():
+        first = next(iter(folds.values()))
+        for kind in ("models", "baselines"):
+            own, theirs = (set(getattr(one, kind)) for one in (fold, first))
+            if own != theirs:
+                told = ", ".join(sorted(own ^ theirs))
+                raise ValueError(f"{path} and {next(iter(folds))} do not have the same {kind} ({told}); {_REMEDY}")
+    return folds
 
 
 def _facts_of(fold: FoldRecord) -> dict[str, Any]:
@@ -161,8 +182,9 @@ def refuse_other_folds(out: Path, splits: DataSplits, wanted: Mapping[str, Any])
     Raises:
         ValueError: a fold of other settings or other data, or a file that is not whole; the message names it.
     """
-    for path in sorted(out.glob("fold*.json")):
-        stored = read_fold(path)
+    for path, stored in read_folds(out).items():
+        if set(stored.models) != {PLAIN, HARD}:
+            raise ValueError(f"{path} holds the models {', '.join(stored.models) or 'none'}; {_ANOTHER}")
         refuse_other(path, _facts_of(stored), wanted, _ANOTHER)
         facts = (wanted["n_folds"], wanted["fold_seed"], wanted.get("validation_share", VALIDATION_SHARE))
         own = fold_of(splits, stored.data.fold, *facts)
@@ -267,7 +289,7 @@ def summarise(out: Path) -> FoldsSummary:
         FileNotFoundError: no folds there.
         ValueError: folds of other data, models or budgets, or one patient tested twice.
     """
-    folds = [read_fold(path) for path in sorted(out.glob("fold*.json"))]
+    folds = list(read_folds(out).values())
     if not folds:
         raise FileNotFoundError(f"no finished folds in {out}")
     facts = [

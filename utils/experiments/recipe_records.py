@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import model_validator
+
 from utils.core.parts import Part
 from utils.data.sets import DataFacts
 from utils.evaluation.metrics import Metrics
@@ -19,6 +21,12 @@ class Side(Part):
     n_images: int
     n_subjects: int = 0
     metrics: list[Metrics]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Side:
+        if self.epsilons and len(self.metrics) != len(self.epsilons):
+            raise ValueError(f"metrics of {len(self.metrics)} radii instead of {len(self.epsilons)}")
+        return self
 
 
 class TrainingTold(Part):

@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 
-from models.def_models import MRIClassifier
+from models.def_models import MRIClassifier, build_model
 from utils.attacks.attack import describe
 from utils.attacks.suites import SUITES
+from utils.core.checks import LARGEST_SEED, whole
 from utils.core.parts import read_part
 from utils.core.paths import read_json, write_json
 from utils.core.reproducibility import environment_facts
@@ -32,18 +31,17 @@ from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.budget import Budget, weights_name
 from utils.experiments.protocol import model_to_harden, new_model, train_and_save
-from utils.experiments.recipe_records import RecipesSummary, RunRecord, Side, TrainingTold, VariantRow
-from utils.experiments.specification import differing, refuse_other, start_facts
+from utils.experiments.recipe_records import RunRecord, Side, TrainingTold
+from utils.experiments.specification import refuse_other, start_facts
 from utils.training.augment import Augmentation
 from utils.training.checkpoints import is_trained, load_checkpoint
 from utils.training.config import TrainConfig
-from utils.training.objectives import Standard, make_objective
+from utils.training.objectives import Hardening, Standard, make_objective
 from utils.training.record import ModelRecord
 
 EPSILONS = (1 / 255, 2 / 255)
 _KEPT = ("n", "accuracy", "balanced_accuracy", "macro_f1", "auroc")
-SUMMARY = "summary.json"
-_ANOTHER = "give an --out of another name"
+_ANOTHER, _REMEDY = "give an --out of another name", "delete it, and it is made again"
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def run_seed(
     """
     wanted = specification(splits, backbone, budget)
     for path in sorted(out.glob("*_seed*.json")):
-        refuse_other(path, _facts_of(read_run(path)), wanted, _ANOTHER)
+        refuse_other(path, facts_of(read_run(path)), wanted, _ANOTHER)
     claim(work, wanted)
     clean_folder = work / f"{CLEAN}_seed{seed}"
     if not is_trained(clean_folder):
@@ -122,9 +120,6 @@ def run_seed(
     for name in (CLEAN, *variants):
         target = out / f"{name}_seed{seed}.json"
         if target.is_file():
-            run = read_run(target)
-            told = {"variant": run.variant, "seed": run.seed}
-            refuse_other(target, told, {"variant": name, "seed": seed}, "delete it, and it is made again")
             continue
         print(f"{name}, seed {seed}", flush=True)
         folder = work / f"{name}_seed{seed}"
@@ -149,12 +144,18 @@ def read_run(path: Path) -> RunRecord:
     """The file of one run.
 
     Raises:
-        ValueError: it is not whole; the message names it.
+        ValueError: it is not whole, of no known variant, or bears the name of another run; the message names it.
     """
-    return read_part(RunRecord, path, "delete it, and it is made again")
+    run = read_part(RunRecord, path, _REMEDY)
+    if run.variant not in (CLEAN, *VARIANTS):
+        raise ValueError(f"{path} holds a run of {run.variant!r}, which is no variant here; take it to another folder")
+    if path.name != f"{run.variant}_seed{run.seed}.json":
+        held = f"the run of {run.variant}, seed {run.seed}"
+        raise ValueError(f"{path} holds {held}, so it was copied or renamed; {_REMEDY}")
+    return run
 
 
-def _facts_of(run: RunRecord) -> dict[str, Any]:
+def facts_of(run: RunRecord) -> dict[str, Any]:
     """The :func:`specification` of a stored run, as far as older files tell it."""
     told = {"backbone": run.model["backbone"], "fingerprint": run.data.fingerprint}
     told |= {"epsilons": run.test.epsilons, "attacks": run.test.attacks}
@@ -192,10 +193,37 @@ def start_of(splits: DataSplits, backbone: str, seed: int, budget: Budget) -> MR
     )
 
 
-def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
-    """Train without attack and save in ``folder``; an interrupted training goes on."""
-    model = start_of(splits, backbone, seed, budget)
-    config = TrainConfig(
+def check_runs(
+    splits: DataSplits, backbone: str, variants: Sequence[str], seeds: Sequence[int], budget: Budget
+) -> None:
+    """Build of each run what it will build, so that none stops after others were trained.
+
+    Args:
+        variants: keys of ``VARIANTS``.
+
+    Raises:
+        FileNotFoundError, ValueError: a setting out of its range, or weights that cannot be had; the message names it.
+    """
+    whole("image_size", budget.image_size, 1)
+    whole("max_images", budget.max_images, 1)
+    for seed in seeds:
+        whole("seed", seed, 0, LARGEST_SEED)
+        clean_config(seed, budget)
+        for name in variants:
+            hardening(VARIANTS[name], seed, budget)
+    build_model(
+        backbone,
+        num_classes=len(splits.classes),
+        image_size=budget.image_size,
+        weights=budget.weights,
+        trainable=budget.trainable,
+        classes=splits.classes,
+    )
+
+
+def clean_config(seed: int, budget: Budget) -> TrainConfig:
+    """Settings of the training without attack."""
+    return TrainConfig(
         num_epochs=budget.clean_epochs,
         batch_size=budget.batch_size,
         learning_rate=budget.clean_rate,
@@ -206,15 +234,10 @@ def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, fo
         precision=budget.precision,
         seed=seed,
     )
-    start = weights_name(budget.weights)
-    train_and_save(model, splits, folder, config=config, objective=Standard(), start=start)
 
 
-def harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, start: Path, folder: Path) -> None:
-    """Harden the model in ``start`` and save it in ``folder``; an interrupted training goes on."""
-    model = model_to_harden(splits, start, trainable=budget.trainable, seed=seed)
-    if variant.freeze_batchnorm:
-        model.freeze_batchnorm()
+def hardening(variant: Variant, seed: int, budget: Budget) -> tuple[TrainConfig, Hardening]:
+    """Settings and objective of a variant's training."""
     config = TrainConfig(
         num_epochs=budget.epochs,
         batch_size=budget.batch_size,
@@ -228,7 +251,21 @@ def harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, star
         seed=seed,
     )
     objective = make_objective(variant.recipe, **{"eps": budget.eps, "steps": budget.train_steps, **variant.objective})
-    config = replace(config, **variant.config)
+    return replace(config, **variant.config), objective
+
+
+def train_clean(splits: DataSplits, backbone: str, seed: int, budget: Budget, folder: Path) -> None:
+    """Train without attack and save in ``folder``; an interrupted training goes on."""
+    model, start = start_of(splits, backbone, seed, budget), weights_name(budget.weights)
+    train_and_save(model, splits, folder, config=clean_config(seed, budget), objective=Standard(), start=start)
+
+
+def harden(splits: DataSplits, variant: Variant, seed: int, budget: Budget, start: Path, folder: Path) -> None:
+    """Harden the model in ``start`` and save it in ``folder``; an interrupted training goes on."""
+    model = model_to_harden(splits, start, trainable=budget.trainable, seed=seed)
+    if variant.freeze_batchnorm:
+        model.freeze_batchnorm()
+    config, objective = hardening(variant, seed, budget)
     train_and_save(model, splits, folder, config=config, objective=objective, start=start.name)
 
 
@@ -278,109 +315,3 @@ def _kept(found: Scores | None) -> Scores | None:
 def score_baselines(splits: DataSplits) -> dict[str, Metrics]:
     """Name -> metrics of each baseline on all test images."""
     return {name: _short(logits, splits.test) for name, logits in baseline_answers(splits).items()}
-
-
-class Place(NamedTuple):
-    """Where a value is in a run's file; ``step`` is the index of the radius."""
-
-    side: str
-    step: int
-    question: str
-    level: str
-    metric: str
-
-    def value(self, metrics: Sequence[Metrics]) -> float | None:
-        """The value; None where it was not measured or is undefined."""
-        asked = metrics[self.step].get(self.question)
-        found = asked.of(self.level) if asked else None
-        return getattr(found, self.metric) if found else None
-
-
-COLUMNS: dict[str, Place] = {
-    "validation balanced, 2/255": Place("validation", 1, "4 classes", "image", "balanced_accuracy"),
-    "clean": Place("test", 0, "4 classes", "image", "accuracy"),
-    "1/255": Place("test", 1, "4 classes", "image", "accuracy"),
-    "2/255": Place("test", 2, "4 classes", "image", "accuracy"),
-    "clean, balanced": Place("test", 0, "4 classes", "image", "balanced_accuracy"),
-    "2/255, balanced": Place("test", 2, "4 classes", "image", "balanced_accuracy"),
-    "patient AUROC, clean": Place("test", 0, "binary", "patient", "auroc"),
-    "patient AUROC, 1/255": Place("test", 1, "binary", "patient", "auroc"),
-}
-CHOSEN_BY = next(iter(COLUMNS))
-
-
-def summarise(out: Path, baselines: Mapping[str, Metrics] | None = None) -> RecipesSummary:
-    """Mean and standard deviation over seeds of each variant whose runs lie in ``out``, and the winner.
-
-    Args:
-        baselines: of :func:`score_baselines`; None takes those of the last summary.
-
-    Raises:
-        FileNotFoundError: no runs there.
-        ValueError: runs over other data, models or budgets among them, or one that is not whole.
-    """
-    runs = [read_run(path) for path in sorted(out.glob("*_seed*.json"))]
-    if not runs:
-        raise FileNotFoundError(f"no finished runs in {out}")
-    same = [{"budget": asdict(run.budget), "model": run.model, **_facts_of(run)} for run in runs]
-    other = [name for one in same[1:] for name in differing(same[0], one)]
-    if other:
-        raise ValueError(f"{out} holds runs with other {', '.join(dict.fromkeys(other))}; use a folder for each")
-    old: Mapping[str, Metrics] = {}
-    if baselines is None and (out / SUMMARY).is_file():
-        old = read_part(RecipesSummary, out / SUMMARY, "delete it, and it is made again").baselines
-    order = [CLEAN, *VARIANTS]
-    rows = {}
-    for name in sorted({run.variant for run in runs}, key=order.index):
-        own = [run for run in runs if run.variant == name]
-        rows[name] = VariantRow(
-            title=own[0].title,
-            seeds=[run.seed for run in own],
-            minutes=float(np.mean([run.training.seconds for run in own])) / 60,
-            collapsed=sum(any(entry.get("collapsed") for entry in run.training.history) for run in own),
-            values={
-                column: [
-                    place.value((run.validation if place.side == "validation" else run.test).metrics) for run in own
-                ]
-                for column, place in COLUMNS.items()
-            },
-        )
-    hardened = {name: float(np.mean(_known(row.values[CHOSEN_BY]))) for name, row in rows.items() if name != CLEAN}
-    first = runs[0]
-    return RecipesSummary(
-        winner=max(hardened, key=hardened.__getitem__) if hardened else None,
-        chosen_by=CHOSEN_BY,
-        variants=rows,
-        baselines=dict(old if baselines is None else baselines),
-        attacks=first.test.attacks,
-        n_images=first.test.n_images,
-        n_subjects=first.test.n_subjects,
-        model=first.model,
-        budget=first.budget,
-        data=first.data,
-        environment=environment_facts(),
-    )
-
-
-def _known(values: Sequence[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def summary_table(summary: RecipesSummary) -> pd.DataFrame:
-    """Mean ± standard deviation over seeds in percent, a row a variant, the baselines below; the winner has a star."""
-    rows = {}
-    for name, row in summary.variants.items():
-        cells = {column: _mean_and_sd(values) for column, values in row.values.items()}
-        title = row.title + (" *" if name == summary.winner else "")
-        rows[title] = {"seeds": str(len(row.seeds)), **cells, "minutes": f"{row.minutes:.1f}"}
-    for name, metrics in summary.baselines.items():
-        places = {column: place for column, place in COLUMNS.items() if (place.side, place.step) == ("test", 0)}
-        rows[name] = {column: _mean_and_sd([place.value([metrics])]) for column, place in places.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").astype(object).fillna("-")
-
-
-def _mean_and_sd(values: Sequence[float | None]) -> str:
-    known = [100 * value for value in _known(values)]
-    if not known:
-        return "-"
-    return f"{np.mean(known):.1f}" + (f" ± {np.std(known, ddof=1):.1f}" if len(known) > 1 else "")

@@ -142,7 +142,7 @@ def atlas_models(workspace: Workspace, model: str, hardened: str, splits: DataSp
 
     Raises:
         FileNotFoundError, ValueError: see :func:`utils.training.checkpoints.load_checkpoint`; also where both are the
-            same weights, or the training of one was not what it is given as.
+            same weights, of two backbones or sizes, or the training of one was not what it is given as.
     """
     found = {}
     for name, text in ((PLAIN, model), (HARDENED, hardened)):
@@ -151,6 +151,9 @@ def atlas_models(workspace: Workspace, model: str, hardened: str, splits: DataSp
         recipe = record.training.objective if record.training else None
         if recipe and recipe.hardens != (name == HARDENED):
             raise ValueError(f"{folder} was trained by the recipe {recipe.name}, so it is not the one that is {name}")
+    kinds = [f"{model.backbone_name} at {model.image_size} px" for model in found.values()]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{model} is {kinds[0]} and {hardened} is {kinds[1]}: name a model, and its hardened twin")
     if weights_digest(found[PLAIN]) == weights_digest(found[HARDENED]):
         raise ValueError(f"{model} and {hardened} are the same weights: name a model, and its hardened twin")
     return found

@@ -21,8 +21,8 @@ from utils.experiments.atlas.chapters import read_chapter
 from utils.experiments.budget import ENCODERS, describe_start
 from utils.experiments.fold_records import FoldsSummary
 from utils.experiments.recipe_records import RecipesSummary
-from utils.experiments.recipes import COLUMNS
-from utils.experiments.recipes import summary_table as recipes_summary
+from utils.experiments.recipe_summary import COLUMNS
+from utils.experiments.recipe_summary import summary_table as recipes_summary
 from utils.experiments.records import display_name, known_titles, title_of
 from utils.reporting.atlas_tables import ATLAS_TABLES, vote_table
 from utils.reporting.benchmark_tables import (

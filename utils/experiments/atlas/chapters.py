@@ -23,6 +23,8 @@ from utils.experiments.atlas.bench import Bench
 from utils.experiments.specification import refuse_other
 
 _REMEDY = "give an --out of another name, or delete the file"
+#: Where a chapter is only read, as by pages and figures.
+_DAMAGED = "restore it, or delete it and measure the chapter again"
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def read_chapter(folder: Path, name: str) -> tuple[ChapterRecord, Any]:
         ValueError: the file is not whole.
     """
     path = chapter_path(folder, name)
-    record = read_part(ChapterRecord, path, _REMEDY)
+    record = read_part(ChapterRecord, path, _DAMAGED)
     return record, found_in(record, name, path)
 
 
@@ -106,7 +108,7 @@ def found_in(record: ChapterRecord, name: str, where: Path) -> Any:
     """
     from utils.core.parts import parsed
 
-    return parsed(CHAPTERS[name].kind, record.found, where, _REMEDY)
+    return parsed(CHAPTERS[name].kind, record.found, where, _DAMAGED)
 
 
 def measure_chapter(bench: Bench, name: str, folder: Path, *, note: str = "") -> Any:
