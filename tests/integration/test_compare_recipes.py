@@ -273,7 +273,7 @@ def test_a_run_that_is_not_whole_is_named(content, lacks: str, command: list[str
 def test_a_run_under_the_name_of_another_is_refused(finished: list[str], tmp_path: Path, capsys) -> None:
     shutil.copy(tmp_path / "out" / "trades_seed0.json", tmp_path / "out" / "trades_seed1.json")
     assert main([*finished[:-1], "1"]) == 1
-    assert "trades_seed1.json was made with other seed (0, not 1)" in capsys.readouterr().err
+    assert "trades_seed1.json holds the run of trades, seed 0, so it was copied" in capsys.readouterr().err
 
 
 def test_weights_whose_record_is_of_another_run_are_trained_again(finished: list[str], tmp_path: Path) -> None:

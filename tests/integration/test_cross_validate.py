@@ -165,7 +165,7 @@ def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> Non
         whose = {"labels": labels.tolist(), "subjects": (100 * fold + np.arange(24) // 2).tolist()}
         logits = draws.normal(size=(24, 4)).round(4) + 2 * np.eye(4)[labels]
         own = {"training": {}, "logits": logits.tolist(), "attacked": [logits.tolist()] * 3}
-        data = {"source": "x", "protocol": "patient", "fold": fold, "n_folds": 2, "fold_seed": 0}
+        data = {"source": "x", "protocol": "patient", "fold": fold, "n_folds": 3, "fold_seed": 0}
         record = {
             "data": data,
             "budget": {"clean_epochs": 1, "epochs": 1, "weights": "scratch"},
@@ -193,7 +193,8 @@ def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> Non
     assert drawn == pytest.approx([100 * one.value for one in row.ranking])
     assert "48 images without attack, 12 of them attacked" in figure.get_suptitle().replace("\n", " ")
     plt.close(figure)
-    write_json(tmp_path / "fold2.json", read_json(tmp_path / "fold1.json"))
+    again = read_json(tmp_path / "fold1.json")
+    write_json(tmp_path / "fold2.json", again | {"data": again["data"] | {"fold": 2}})
     with pytest.raises(ValueError, match="test the same patient"):
         summarise(tmp_path)
 
@@ -263,7 +264,7 @@ def _store_folds(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyP
             "attacks": shared["attacks"],
             "classes": splits.classes,
             "baselines": {},
-            "models": {"hardened": own},
+            "models": {"not hardened": own, "hardened": own},
         }
         write_json(target, record | {"test": whose, "attacked": whose})
 

@@ -65,9 +65,9 @@ def main(
     # each is cut before the first is trained: what cannot be done is said at once
     for fold in wanted or (0,):
         fold_of(splits, fold, n_folds, seed, validation_share)
-    check_runs(splits, backbone, (variant,), (seed,), budget)
     shared = fold_specification(splits, backbone, n_folds, seed, budget, variant, validation_share)
     refuse_other_folds(out, splits, shared)
+    check_runs(splits, backbone, (variant,), (seed,), budget)
     if panel_images:
         for fold in wanted:
             check_weights(out / f"fold{fold}.json", work / out.name / f"fold{fold}", panel_images)
