@@ -621,6 +621,10 @@ def test_experiments_that_begin_alike_are_told_apart() -> None:
     alike = pages.rebuilt(f"<!-- table hardening_gains {folder}/resnet34*/summary.json -->\n<!-- end -->")
     assert "| ResNet34, 64 px, 12 + 6 epochs |" in alike
     assert "| ResNet34, 64 px, 30 + 24 epochs of 8 slices a patient |" in alike
+    suites = pages.rebuilt(
+        f"<!-- table hardening_gains {folder}/efficientnet_imagenet_64px*/summary.json -->\n<!-- end -->"
+    )
+    assert " of 8 slices a patient, suite brief |" in suites and " of 8 slices a patient, suite standard |" in suites
     two = f"{folder}/resnet34_64px/summary.json {folder}/dinov2*/summary.json"
     apart = pages.rebuilt(f"<!-- table hardening_gains {two} -->\n<!-- end -->")
     assert "| ResNet34, 64 px | " in apart and apart.index("| ResNet34") < apart.index("| DINOv2")

@@ -64,12 +64,18 @@ def _attacked(row: FoldsRow, summary: FoldsSummary) -> list[Metrics | None]:
 
 
 def _titles(summaries: Sequence[FoldsSummary]) -> list[str]:
-    """How each experiment began, and the length of its training where that alone tells it from another."""
-    starts = [describe_start(summary) for summary in summaries]
-    return [
-        (f"{start}, {_length(summary)}" if starts.count(start) > 1 else start) + _unfinished(summary)
-        for start, summary in zip(starts, summaries, strict=True)
-    ]
+    """How each experiment began, and the length of its training and its suite where these tell it from another."""
+    titles = [describe_start(summary) for summary in summaries]
+    for told in (_length, _suite):
+        titles = [
+            f"{title}, {told(summary)}" if titles.count(title) > 1 else title
+            for title, summary in zip(titles, summaries, strict=True)
+        ]
+    return [title + _unfinished(summary) for title, summary in zip(titles, summaries, strict=True)]
+
+
+def _suite(summary: FoldsSummary) -> str:
+    return f"suite {summary.budget.suite}"
 
 
 def _unfinished(summary: FoldsSummary) -> str:
