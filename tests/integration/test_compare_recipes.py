@@ -51,6 +51,7 @@ def test_runs_are_done_once_and_summed_up(command: list[str], tmp_path: Path, mo
     for name in ("clean_seed0", "trades_seed1"):
         assert read_json(tmp_path / "out" / name / "record.json")["note"] == "phantom demo, no medical meaning"
     monkeypatch.setattr(compare_recipes, "train_and_save", None)
+    monkeypatch.setattr(compare_recipes, "build_model", None)
     assert main([*command, "--variants", "trades", "ema", "--seeds", "0", "1"]) == 0
     with pytest.raises(TypeError):
         main([*command, "--variants", "mart", "--seeds", "0"])

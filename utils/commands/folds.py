@@ -67,7 +67,8 @@ def main(
         fold_of(splits, fold, n_folds, seed, validation_share)
     shared = fold_specification(splits, backbone, n_folds, seed, budget, variant, validation_share)
     refuse_other_folds(out, splits, shared)
-    check_runs(splits, backbone, (variant,), (seed,), budget)
+    if not all((out / f"fold{fold}.json").is_file() for fold in wanted):
+        check_runs(splits, backbone, (variant,), (seed,), budget)
     if panel_images:
         for fold in wanted:
             check_weights(out / f"fold{fold}.json", work / out.name / f"fold{fold}", panel_images)

@@ -10,7 +10,7 @@ from utils.core.checks import choice
 from utils.core.paths import DATASET_VARIABLES, ROOT, check_folder, write_json
 from utils.data.sets import load_splits
 from utils.experiments.recipe_summary import SUMMARY, summarise, summary_table
-from utils.experiments.recipes import RECIPE_VARIANTS, VARIANTS, check_runs, run_seed, score_baselines
+from utils.experiments.recipes import CLEAN, RECIPE_VARIANTS, VARIANTS, check_runs, run_seed, score_baselines
 from utils.reporting.experiment_figures import recipes_figure
 from utils.reporting.style import save_figure
 
@@ -45,7 +45,8 @@ def main(
     check_folder(work)
     splits = load_splits(data)
     # all of them before the first is trained: what cannot be done is said at once
-    check_runs(splits, backbone, names, seeds, budget)
+    if not all((out / f"{name}_seed{seed}.json").is_file() for name in (CLEAN, *names) for seed in seeds):
+        check_runs(splits, backbone, names, seeds, budget)
     for seed in seeds:
         run_seed(splits, backbone=backbone, variants=names, seed=seed, budget=budget, out=out, work=work / out.name)
     summary = summarise(out, score_baselines(splits))

@@ -39,7 +39,7 @@ def check_fold(target: Path, splits: DataSplits, *, work: Path, images: int) -> 
     record = read_fold(target)
     for name, folder in model_folders(work).items():
         own = record.models[name]
-        if own.checks and own.checks.n_images == min(images, len(splits.test)):
+        if _made(own, record, images):
             continue
         record.models[name] = _checked(own, record, splits, folder, work, images)
         write_json(target, record.plain())
@@ -58,12 +58,15 @@ def check_weights(target: Path, work: Path, images: int) -> None:
         return
     record = read_fold(target)
     for name, folder in model_folders(work).items():
-        checks = record.models[name].checks
-        if not (checks and checks.n_images == min(images, len(record.test.labels))) and not is_trained(folder):
+        if not _made(record.models[name], record, images) and not is_trained(folder):
             raise FileNotFoundError(
                 f"no model in {folder}, whose gradient checks were asked for: give --work of the run that made this "
                 "fold, or another --out to train it again"
             )
+
+
+def _made(own: FoldModel, record: FoldRecord, images: int) -> bool:
+    return own.checks is not None and own.checks.n_images == min(images, len(record.test.labels))
 
 
 def _checked(

@@ -53,7 +53,7 @@ def summarise(out: Path, baselines: Mapping[str, Metrics] | None = None) -> Reci
     """Mean and standard deviation over seeds of each variant whose runs lie in ``out``, and the winner.
 
     Args:
-        baselines: of :func:`score_baselines`; None takes those of the last summary.
+        baselines: of :func:`utils.experiments.recipes.score_baselines`; None takes those of the last summary.
 
     Raises:
         FileNotFoundError: no runs there.
