@@ -15,13 +15,14 @@ import torch
 from conftest import ROOT, add_backbone, small_model
 from torch import nn
 
+from utils.attacks.targets import Towards
 from utils.commands.atlas import main
 from utils.core.paths import read_json, write_json
 from utils.data.corruptions import CORRUPTIONS
-from utils.data.sets import DataFacts, DataSplits
+from utils.data.sets import DataFacts, DataSplits, ImageSet
 from utils.data.workspace import Workspace
 from utils.evaluation.by_patient import MeanOfSlices
-from utils.evaluation.curve import RobustnessCurve
+from utils.evaluation.curve import NEVER, RobustnessCurve
 from utils.evaluation.metrics import predict
 from utils.evaluation.robustness import SuiteRecord
 from utils.evaluation.vote import VoteAttack
@@ -101,7 +102,6 @@ _WORK = {
     "foreign": ("utils.experiments.atlas.foreign._watched",),
     "scans": ("utils.experiments.atlas.scans._damage", "utils.experiments.atlas.scans._worst"),
     "bracket": ("utils.experiments.atlas.bracket.train", "utils.experiments.atlas.bracket._bracket"),
-    "targets": ("utils.evaluation.attacker.Attacker.attack", "utils.experiments.atlas.targets._attacked_towards"),
 }
 
 
@@ -183,20 +183,36 @@ def test_no_attack_leaves_more_than_none_and_all_names_are_there(bench: Bench, f
     assert best["APGD-T-5"] <= best["FGSM"] <= best["Noise"]
 
 
-def test_a_target_counts_as_reached_only_by_slices_that_were_elsewhere(bench: Bench, monkeypatch) -> None:
-    labels = bench.slices.labels
+@pytest.mark.parametrize("step", [NEVER, 1])
+def test_a_target_counts_as_reached_only_by_slices_that_were_elsewhere(bench: Bench, monkeypatch, step: int) -> None:
+    labels, asked = bench.slices.labels, []
+
+    def attacked(_: Bench, model: Towards, images: ImageSet, *rest) -> SimpleNamespace:
+        asked.append((model.wanted.tolist(), images.images))
+        assert not images.labels.any()
+        return SimpleNamespace(first_broken=[step] * len(images))
+
+    monkeypatch.setattr(Bench, "attacked", attacked)
     before = torch.nn.functional.one_hot((labels + torch.arange(len(labels)) % 2) % 4, 4).float()
-    monkeypatch.setattr(targets, "_answers_towards", lambda *_: (before, before))
-    table = targets._reached(bench, PLAIN)
+    table, share = targets._reached(bench, PLAIN, before), 0.0 if step == NEVER else 1.0
     for place, own in enumerate(bench.classes):
         right = float((before[labels == place].argmax(1) == place).float().mean())
-        assert table[own] == {wanted: right if wanted == own else 0.0 for wanted in bench.classes}
-    assert set(targets._asked(bench, PLAIN).values()) <= {0.0, None}
-    there = torch.nn.functional.one_hot(torch.ones_like(labels), 4).float()
-    monkeypatch.setattr(targets, "_answers_towards", lambda *_: (there, before))
-    row = {own: cells[bench.classes[1]] for own, cells in targets._reached(bench, PLAIN).items()}
-    # half of the first class is there already, and of the second, which is not attacked, all are told as they are
-    assert row == dict.fromkeys(bench.classes, 1.0)
+        assert table[own] == {wanted: right if wanted == own else share for wanted in bench.classes}
+    # half of each class is taken for the next one, and is not attacked towards it
+    towards = {wanted.index(True): images for wanted, images in asked}
+    for place, images in towards.items():
+        away = (labels != place) & (before.argmax(1) != place)
+        assert torch.equal(images, bench.slices.images[away])
+    assert set(targets._asked(bench, PLAIN, before).values()) == {share}
+    everywhere = torch.nn.functional.one_hot((labels + 1).clamp(max=3), 4).float()
+    assert targets._asked(bench, PLAIN, everywhere)["next"] is None
+
+
+def test_the_likeliest_wrong_class_is_asked_of_those_that_are_right(bench: Bench) -> None:
+    before = predict(bench.models[PLAIN], bench.slices)
+    asked, reached = targets._towards(bench, PLAIN, "likeliest", before)
+    assert torch.equal(asked, before.argmax(1) == bench.slices.labels)
+    assert reached.any() and not (reached & ~asked).any()
 
 
 def test_directions_grow_with_the_radius_and_are_of_those_found_right(bench: Bench, found) -> None:

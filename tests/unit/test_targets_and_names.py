@@ -18,7 +18,7 @@ from utils.attacks.gradient import margin, pgd
 from utils.attacks.library import LIBRARY, settings_of
 from utils.attacks.linked import LINKS, link_matrix, linked_pgd
 from utils.attacks.suites import Threat
-from utils.attacks.targets import log_odds, parse_target, target_mask, targeted_pgd
+from utils.attacks.targets import Towards, log_odds, parse_target, target_mask, targeted_pgd
 from utils.attacks.universal import universal_perturbation
 from utils.attacks.views import VIEWS, as_jpeg, eot_pgd
 from utils.data.anatomy import PARTS, part_masks
@@ -163,6 +163,33 @@ def test_targets_are_words_or_classes() -> None:
         Attack("pgd_t", options={"target": "Mild"})
     assert Attack("pgd_t", options={"target": [1, 2]}).title == "PGD-20 to classes 1, 2"
     assert Attack("ifgsm_t", steps=5, options={"target": "next"}).title == "I-FGSM-5 to the next stage"
+
+
+def test_whether_a_target_is_reached_is_a_question_of_two_answers() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0, 0.0], [4.0, -1.0, 0.0, 5.0]])
+    asked = Towards(nn.Identity(), torch.tensor([True, False, True, False]))
+    assert asked(logits).tolist() == [[2.0, 3.0], [5.0, 4.0]]
+    for wanted in ([False] * 4, [True] * 4):
+        with pytest.raises(ValueError, match="some classes must be wanted"):
+            Towards(nn.Identity(), torch.tensor(wanted))
+
+
+def test_a_linear_models_target_is_reached_from_the_radius_that_follows_from_its_weights() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(3, 16, generator=torch.Generator().manual_seed(1)))
+        model[1].bias.copy_(torch.tensor([0.4, 0.0, -1e4]))
+        model[1].bias[0] -= (model[1].weight[0] - model[1].weight[1]).sum() / 2
+    images = 0.5 + 0.01 * torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    logits, slope = model(images), model[1].weight
+    needed = (logits[:, 0] - logits[:, 1]) / (slope[0] - slope[1]).abs().sum()
+    labels = torch.zeros(20, dtype=torch.long)
+    for eps in (float(needed.median()), 0.05):
+        there = Towards(model, torch.tensor([False, True, False]))
+        found = pgd(there, images, labels, eps=eps, steps=10)
+        clear = (needed - eps).abs() > 1e-4
+        assert clear.sum() > 10 and (needed > 0).all()
+        assert torch.equal((model(found).argmax(1) == 1)[clear], (needed < eps)[clear])
 
 
 def test_masks_of_targets_by_hand() -> None:

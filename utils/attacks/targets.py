@@ -97,6 +97,32 @@ def target_mask(target: str | Sequence[int], logits: torch.Tensor, labels: torch
     return torch.nn.functional.one_hot(place.clamp(0, k - 1), k).bool() & inside[:, None]
 
 
+class Towards(nn.Module):
+    """Whether a model's answer lies in some classes: who is made to get there counts as misclassified.
+
+    Args:
+        model: gives logits N x K.
+        wanted: the classes, bool K; some, and not all.
+
+    Raises:
+        ValueError: no class is wanted, or all are.
+    """
+
+    wanted: torch.Tensor
+
+    def __init__(self, model: nn.Module, wanted: torch.Tensor) -> None:
+        super().__init__()
+        if not wanted.any() or wanted.all():
+            raise ValueError(f"some classes must be wanted and some not, not {wanted.tolist()}")
+        self.model = model
+        self.register_buffer("wanted", wanted)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The largest logit outside and the largest inside, N x 2."""
+        logits = as_logits(self.model(images))
+        return torch.stack([logits[:, ~self.wanted].amax(1), logits[:, self.wanted].amax(1)], 1)
+
+
 def log_odds(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Logarithm of the odds of being in a set of classes, N; 0 for an empty row.
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import scipy  # loads its parts at their first use
 import torch
-from torch import nn
 
 from utils.attacks.attack import Attack
 from utils.attacks.suites import notebook_attacks
+from utils.attacks.targets import RELATIVE, Towards, target_mask
 from utils.core.parts import Part
-from utils.evaluation.attacker import predict_batch
 from utils.evaluation.curve import NEVER
+from utils.evaluation.metrics import predict
 from utils.experiments.atlas.bench import RADII, Bench, Whom, whom
 
 #: Radius at which classes are turned into each other.
@@ -72,13 +74,14 @@ class TargetsFound(Part):
 
 
 def measure(bench: Bench) -> TargetsFound:
-    """Patients by the worst case over FGSM, PGD on two losses and targeted APGD; slices by targeted PGD."""
+    """Patients by the worst case over FGSM, PGD on two losses and targeted APGD; slices by PGD towards each target."""
+    answers = {name: predict(model, bench.slices, device=bench.device).cpu() for name, model in bench.models.items()}
     return TargetsFound(
         whom=whom(bench),
         radii=list(bench.radii(RADII)),
         directions={name: _direction(bench, name) for name in bench.models},
-        reached={name: _reached(bench, name) for name in bench.models},
-        asked={name: _asked(bench, name) for name in bench.models},
+        reached={name: _reached(bench, name, before) for name, before in answers.items()},
+        asked={name: _asked(bench, name, before) for name, before in answers.items()},
     )
 
 
@@ -107,53 +110,39 @@ def _balanced(right: torch.Tensor, ill: torch.Tensor) -> float:
     return float(torch.stack(sides).mean())
 
 
-def _answers_towards(bench: Bench, name: str, target: str | tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers to slices attacked towards a target, and those of the slices as they are."""
-    kept, piece = bench.pieces("targets"), f"{name} to {target}".replace(" ", "_")
-    known = kept.load(piece)
-    if known is None:
-        after, before = _attacked_towards(bench, bench.models[name], target)
-        known = {"after": after, "before": before}
-        kept.save(piece, known)
-    return known["after"], known["before"]
-
-
-def _attacked_towards(
-    bench: Bench, model: nn.Module, target: str | tuple[int, ...]
+def _towards(
+    bench: Bench, name: str, target: str | tuple[int, ...], before: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # the evaluator would leave alone who is misclassified anyway, and each slice is wanted somewhere else here
-    images, after, before = bench.slices, [], []
-    attack = Attack("pgd_t", steps=bench.budget.steps, options={"target": target})
-    for index in torch.arange(len(images)).split(64):
-        pixels, labels = images.pixels(index, bench.device), images.labels[index].to(bench.device)
-        found = attack(model, pixels, labels, eps=EPS, draws=torch.Generator().manual_seed(bench.seed))
-        after.append(predict_batch(model, found).cpu())
-        before.append(predict_batch(model, pixels).cpu())
-    return torch.cat(after), torch.cat(before)
+    """Which slices have such a target and another answer as they are, and which of them reach it, bool tensors."""
+    wanted = target_mask(target, before, bench.slices.labels)
+    asked = wanted.any(1) & ~wanted.gather(1, before.argmax(1, keepdim=True))[:, 0]
+    reached = torch.zeros_like(asked)
+    for classes in wanted[asked].unique(dim=0):
+        index = torch.nonzero(asked & (wanted == classes).all(1))[:, 0]
+        outside = bench.slices.subset(index)
+        outside = replace(outside, labels=torch.zeros_like(outside.labels), classes=["elsewhere", "there"])
+        attack = Attack("pgd", steps=bench.budget.steps)
+        curve = bench.attacked(Towards(bench.models[name], classes), outside, attack, [EPS])
+        reached[index] = torch.tensor(curve.first_broken) != NEVER
+    return asked, reached
 
 
-def _reached(bench: Bench, name: str) -> dict[str, dict[str, float | None]]:
+def _reached(bench: Bench, name: str, before: torch.Tensor) -> dict[str, dict[str, float | None]]:
     labels, classes = bench.slices.labels, bench.classes
     table: dict[str, dict[str, float | None]] = {own: {} for own in classes}
     for place, wanted in enumerate(classes):
-        after, before = _answers_towards(bench, name, (place,))
-        said, there = after.argmax(1), before.argmax(1) == place
+        asked, reached = _towards(bench, name, (place,), before)
         for label, own in enumerate(classes):
+            mine = labels == label
             # who is wanted where it belongs is not attacked: there stands what is right without attack
-            mine = (labels == label) & (~there | (place == label))
-            table[own][wanted] = float((said[mine] == place).float().mean()) if mine.any() else None
+            hit, some = (before.argmax(1) == place, mine) if label == place else (reached, mine & asked)
+            table[own][wanted] = float(hit[some].float().mean()) if some.any() else None
     return table
 
 
-def _asked(bench: Bench, name: str) -> dict[str, float | None]:
-    from utils.attacks.targets import RELATIVE, target_mask
-
+def _asked(bench: Bench, name: str, before: torch.Tensor) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for word in RELATIVE:
-        after, before = _answers_towards(bench, name, word)
-        wanted = target_mask(word, before, bench.slices.labels)
-        every = torch.arange(len(after))
-        some = wanted.any(1) & ~wanted[every, before.argmax(1)]
-        hit = wanted[every, after.argmax(1)]
-        found[word] = float(hit[some].float().mean()) if some.any() else None
+        asked, reached = _towards(bench, name, word, before)
+        found[word] = float(reached[asked].float().mean()) if asked.any() else None
     return found
