@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from utils.data.scans.volume import Volume, read_volume
 from utils.data.sets import DataSplits, ImageSet, load_splits
 from utils.evaluation.detectors import GateDetector, answers_and_scores, push_score, share_fooled, share_noticed
 from utils.evaluation.gate import Gate, fit_gate
+from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.atlas.foreign import FOREIGN_EPS, REAL_EPS
 from utils.reporting.style import COLOURS, axes_of, finish
 from utils.training.checkpoints import load_checkpoint
@@ -170,21 +172,16 @@ def _fooled(gate: Gate, few: ImageSet, name: str, seed: int) -> dict[str, Any]:
     """Right slices that are misclassified and accepted, and what plain PGD turns and the gate notices."""
     model, _ = load_checkpoint(CHECKPOINTS / name)
     detector = GateDetector(model, gate)
-    pixels, labels = few.pixels(slice(None)), few.labels
-    right = answers_and_scores(detector, pixels)[0].argmax(1) == labels
-    found = detector, pixels[right], labels[right]
-
-    def draws(purpose: str, eps: float) -> torch.Generator:
-        return generator(seed, purpose, eps)
-
+    logits, _ = answers_and_scores(detector, few.pixels(slice(None)))
+    right = few.subset(torch.nonzero(logits.argmax(1) == few.labels)[:, 0])
+    evaluate = partial(robustness_curve, seed=seed)
     return {
-        "right": int(right.sum()),
-        "misclassified_and_accepted": [
-            share_fooled(*found, eps=eps, limit=gate.refused, steps=2 * STEPS, draws=draws("both", eps))
-            for eps in REAL_EPS
-        ],
+        "right": len(right),
+        "misclassified_and_accepted": share_fooled(
+            detector, right, limit=gate.refused, epsilons=REAL_EPS, steps=2 * STEPS, evaluate=evaluate
+        ),
         "pgd_noticed": [
-            share_noticed(*found, eps=eps, limit=gate.refused, steps=STEPS, draws=draws("plain", eps))
+            share_noticed(detector, right, limit=gate.refused, eps=eps, steps=STEPS, evaluate=evaluate)
             for eps in REAL_EPS
         ],
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import SmallNet
@@ -10,11 +12,22 @@ from torch import nn
 
 from models.def_models import build_model
 from tests.toy import HalfSpace, toy_images
-from utils.attacks.gradient import margin, pgd
+from utils.attacks.attack import Attack
+from utils.attacks.gradient import pgd
 from utils.core.reproducibility import generator
+from utils.data.sets import ImageSet
 from utils.evaluation import detectors
-from utils.evaluation.detectors import answers_and_scores, fit_detectors, fool_both, push_score, separation
+from utils.evaluation.detectors import (
+    Accepted,
+    answers_and_scores,
+    fit_detectors,
+    push_score,
+    separation,
+    share_fooled,
+    share_noticed,
+)
 from utils.evaluation.smoothing import ABSTAINS, Smoothed, certify, lower_bound, noisy_counts
+from utils.evaluation.worst_case import robustness_curve
 from utils.training.objectives import Noisy, Step
 
 EPS = 8 / 255
@@ -161,46 +174,76 @@ def test_a_score_that_is_a_mean_is_pushed_by_the_whole_radius_and_no_less_than_b
         assert sign * (Halves()(found)[:, 2] - Halves()(expected)[:, 2]).min() >= -1e-6
 
 
+def _halves(away_left: torch.Tensor, away_right: torch.Tensor) -> ImageSet:
+    """Images of class 1 whose halves are so far above the borders of :class:`Halves`, 8-bit values."""
+    grey = torch.full((len(away_left), 1, 16, 16), 128, dtype=torch.uint8)
+    grey[..., :8] += away_left.to(torch.uint8)[:, None, None, None]
+    grey[..., 8:] += away_right.to(torch.uint8)[:, None, None, None]
+    images = toy_images(len(grey), seed=0)
+    return replace(images, images=grey, labels=torch.ones(len(grey), dtype=torch.long))
+
+
 def test_both_halves_are_fooled_where_the_radius_reaches_both_borders() -> None:
-    away = torch.tensor([0.01, 0.02, 0.03, 0.05])
-    images = torch.full((16, 1, 16, 16), 0.5)
-    images[..., :8] += away.repeat(4)[:, None, None, None]
-    images[..., 8:] += away.repeat_interleave(4)[:, None, None, None]
-    labels = torch.ones(16, dtype=torch.long)
-    for eps in (0.015, 0.025, 0.04):
-        logits, scores = answers_and_scores(
-            Halves(), fool_both(Halves(), images, labels, eps=eps, limit=0.5, steps=40, draws=generator(0))
-        )
-        both = (logits.argmax(1) != labels) & (scores <= 0.5)
-        assert torch.equal(both, torch.maximum(away.repeat(4), away.repeat_interleave(4)) < eps)
+    levels = torch.arange(1, 5)
+    images = _halves(levels.repeat(4), levels.repeat_interleave(4))
+    needed = torch.maximum(levels.repeat(4), levels.repeat_interleave(4)) + 0.5  # the border lies at 127.5
+    radii = [eps / 255 for eps in (1.0, 2.0, 3.25, 6.0)]
+    found = share_fooled(Halves(), images, limit=0.5, epsilons=radii, steps=40)
+    assert found == [float((needed / 255 < eps).float().mean()) for eps in radii]
+    assert found[0] == 0 and found[-1] == 1
+
+
+@pytest.mark.parametrize(("truth", "right_half", "fooled"), [(0, 0, True), (0, 9, False), (1, 0, False), (1, 9, False)])
+def test_fooled_is_who_is_misclassified_and_accepted(truth: int, right_half: int, fooled: bool) -> None:
+    pixels = _halves(torch.tensor([5]), torch.tensor([right_half])).pixels(slice(None))  # answer: class 1
+    assert Accepted(Halves(), truth, limit=130 / 255)(pixels).argmax(1).item() == fooled
+
+
+def test_the_second_answer_grows_towards_what_is_not_reached_yet() -> None:
+    asked = Accepted(Halves(), 1, limit=0.5)
+    for left, right, brighter in ((5, 9, "left"), (-5, 9, "right")):
+        pixels = torch.full((1, 1, 16, 16), 0.5)
+        pixels[..., :8] += left / 255
+        pixels[..., 8:] += right / 255
+        asked(pixels.requires_grad_())[0, 1].backward()
+        slopes = {"left": pixels.grad[..., :8].abs().sum(), "right": pixels.grad[..., 8:].abs().sum()}
+        assert slopes.pop(brighter) > 0 and slopes.popitem()[1] == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["maximum softmax", "energy", "Mahalanobis", "nearest neighbours"])
 def test_both_are_fooled_at_once_more_often_than_by_an_attack_that_knows_only_one(name: str, fitted) -> None:
     detector, images = fitted[name], toy_images(16, seed=4)
-    pixels = images.pixels(slice(None))
-    logits, scores = answers_and_scores(detector, pixels)
-    labels, limit = logits.argmax(1), float(scores.quantile(0.3))
+    logits, scores = answers_and_scores(detector, images.pixels(slice(None)))
+    images = replace(images, labels=logits.argmax(1))  # all are right
+    limit, made = float(scores.quantile(0.3)), []
+    robustness_curve(
+        detector.model, images, attack=Attack("pgd"), epsilons=[EPS], on_broken=lambda _, found, __: made.append(found)
+    )
+    refused = answers_and_scores(detector, torch.cat(made))[1] > limit
+    assert share_noticed(detector, images, limit=limit, eps=EPS, steps=20) == refused.float().mean()
+    known = share_fooled(detector, images, limit=limit, epsilons=[EPS], steps=20)[0]
+    assert known > (~refused).sum() / len(images)
 
-    def both(found: torch.Tensor) -> int:
-        said, score = answers_and_scores(detector, found)
-        return int(((margin(said, labels) > 0) & (score <= limit)).sum())
 
-    plain = pgd(detector.model, pixels, labels, eps=EPS, steps=20, generator=generator(0))
-    known = fool_both(detector, pixels, labels, eps=EPS, limit=limit, steps=20, draws=generator(0))
-    assert both(known) > both(plain)
+def test_shares_of_nobody() -> None:
+    nobody, detector = toy_images(0, seed=4), Halves()
+    detector.model = HalfSpace()
+    assert share_fooled(detector, nobody, limit=0.5, epsilons=[0.01, 0.02], steps=2) == [0.0, 0.0]
+    sure = replace(toy_images(2, seed=4), images=torch.full((2, 1, 16, 16), 250).byte(), labels=torch.ones(2).long())
+    for images in (nobody, sure):
+        assert share_noticed(detector, images, limit=0.5, eps=0.01, steps=2) is None
 
 
 def test_attacks_on_detectors_refuse_what_they_cannot_do(fitted) -> None:
-    detector, pixels = fitted["energy"], toy_images(4, seed=4).pixels(slice(None))
-    labels = torch.zeros(4, dtype=torch.long)
+    detector, images = fitted["energy"], toy_images(4, seed=4)
+    pixels = images.pixels(slice(None))
     with pytest.raises(ValueError, match="must be in"):
-        fool_both(detector, pixels, labels, eps=8.0, limit=0.0)
-    with pytest.raises(ValueError, match="labels must be in 0..3"):
-        fool_both(detector, pixels, labels + 9, eps=EPS, limit=0.0)
+        share_fooled(detector, images, limit=0.0, epsilons=[8.0], steps=1)
     with pytest.raises(ValueError, match="limit must be a number"):
-        fool_both(detector, pixels, labels, eps=EPS, limit=float("nan"))
+        share_fooled(detector, images, limit=float("nan"), epsilons=[EPS], steps=1)
+    with pytest.raises(ValueError, match="label must be a whole number of at least 0"):
+        Accepted(detector, -1, 0.0)
     with pytest.raises(ValueError, match="steps must be a whole number of at least 1"):
         push_score(detector, pixels, eps=EPS, up=True, steps=0)
     with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
@@ -223,17 +266,17 @@ def test_detectors_do_not_depend_on_the_global_generator() -> None:
 @pytest.mark.slow
 def test_the_scale_of_logits_does_not_change_what_is_fooled(fitted) -> None:
     detector, images = fitted["nearest neighbours"], toy_images(12, seed=4)
-    pixels = images.pixels(slice(None))
-    logits, scores = answers_and_scores(detector, pixels)
-    labels, limit = logits.argmax(1), float(scores.quantile(0.5))
-    found = fool_both(detector, pixels, labels, eps=EPS, limit=limit, steps=10, draws=generator(0))
+    logits, scores = answers_and_scores(detector, images.pixels(slice(None)))
+    images, limit = replace(images, labels=logits.argmax(1)), float(scores.quantile(0.5))
+    asked = [one / 255 for one in (2, 4, 6, 8)]
+    found = share_fooled(detector, images, limit=limit, epsilons=asked, steps=10)
     head = detector.model.backbone.get_submodule(detector.model.head_name)
     before = [parameter.data.clone() for parameter in head.parameters()]
     try:
         for parameter in head.parameters():
             parameter.data *= 0.25  # a power of two, so that nothing is rounded otherwise
-        again = fool_both(detector, pixels, labels, eps=EPS, limit=limit, steps=10, draws=generator(0))
+        again = share_fooled(detector, images, limit=limit, epsilons=asked, steps=10)
     finally:
         for parameter, value in zip(head.parameters(), before):
             parameter.data = value
-    assert ((found - again).abs().flatten(1).amax(1) > 1e-6).float().mean() <= 0.25
+    assert found[-1] > 0 and again == found

@@ -5,22 +5,29 @@ What a detector is worth counts only under an attack that knows it (Tramer et al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from models.def_models import MRIClassifier
+from utils.attacks.attack import Attack
 from utils.attacks.balls import Draws, project, random_point
-from utils.attacks.given import check_batch, check_logits
-from utils.attacks.gradient import Loss, ascent, check_gradient, default_alpha, margin, pgd
+from utils.attacks.given import check_batch
+from utils.attacks.gradient import ascent, check_gradient, default_alpha, margin
 from utils.core.checks import number, whole
 from utils.core.modes import attack_mode, eval_mode
 from utils.core.parts import Part
 from utils.core.radii import check_eps
 from utils.data.sets import ImageSet
+from utils.evaluation.curve import NEVER, RobustnessCurve
 from utils.evaluation.gate import Gate
+from utils.evaluation.worst_case import robustness_curve
+
+#: :func:`robustness_curve`, or it with settings of one's own.
+Evaluate = Callable[..., RobustnessCurve]
 
 #: Principal components of the features that the Mahalanobis distance sees: a covariance of all of them is singular, and
 #: one estimated from fewer than so many images for each component says little.
@@ -216,111 +223,16 @@ def push_score(
     Raises:
         TypeError, ValueError: see :func:`utils.attacks.gradient.pgd`.
     """
-    sign = 1.0 if up else -1.0
-    return _climb(detector, images, None, lambda found, _: sign * found[:, -1], eps, steps, draws)
-
-
-def fool_both(
-    detector: Detector,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    eps: float,
-    limit: float,
-    steps: int = 40,
-    draws: Draws = None,
-) -> torch.Tensor:
-    """Images that are misclassified and accepted at once, by steps on the one that is not reached yet.
-
-    The selective form of Bryniarski et al. (2022, arXiv:2106.15023): an image that is right steps towards a wrong
-    answer, one that is wrong towards a low score. Of all points the best is kept: accepted and wrong before wrong,
-    wrong before right.
-
-    Args:
-        labels: int64 tensor N, the true classes.
-        limit: highest score that is accepted.
-        images, eps, steps, draws: see :func:`push_score`.
-
-    Raises:
-        TypeError, ValueError: see :func:`push_score`; also a limit that is no number.
-    """
-
-    number("limit", limit)
-
-    def selective(found: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        logits = found[:, :-1]
-        wrong = margin(logits, own) / logits.std(1).detach().clamp(min=1e-12)
-        excess = (found[:, -1] - limit).clamp(min=0)
-        towards_accepted = -torch.log1p(excess) + (excess == 0) * (_TIER + wrong)
-        return torch.where(wrong < _ENOUGH, wrong - _TIER, towards_accepted)
-
-    return _climb(detector, images, labels, selective, eps, steps, draws)
-
-
-def share_fooled(
-    detector: Detector,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    eps: float,
-    limit: float,
-    steps: int,
-    draws: Draws = None,
-) -> float:
-    """Share of images that :func:`fool_both` has misclassified and accepted; 0 of none. See there."""
-    if not len(labels):
-        return 0.0
-    found = fool_both(detector, images, labels, eps=eps, limit=limit, steps=steps, draws=draws)
-    logits, scores = answers_and_scores(detector, found)
-    return float(((logits.argmax(1) != labels.cpu()) & (scores <= limit)).float().mean())
-
-
-def share_noticed(
-    detector: Detector,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    eps: float,
-    limit: float,
-    steps: int,
-    draws: Draws = None,
-) -> float | None:
-    """Share of what PGD that knows the model alone has misclassified that is refused; None where that is nothing.
-
-    Args:
-        detector, images, labels, eps, limit, steps, draws: see :func:`fool_both`.
-    """
-    if not len(labels):
-        return None
-    found = pgd(detector.model, images, labels, eps=eps, steps=steps, generator=draws, assume_checked=True)
-    logits, scores = answers_and_scores(detector, found)
-    wrong = logits.argmax(1) != labels.cpu()
-    return float((scores[wrong] > limit).float().mean()) if wrong.any() else None
-
-
-def _climb(
-    detector: Detector,
-    images: torch.Tensor,
-    labels: torch.Tensor | None,
-    loss: Loss,
-    eps: float,
-    steps: int,
-    draws: Draws,
-) -> torch.Tensor:
-    """PGD on a loss of the detector's answers that keeps the best of all points, the images themselves among them."""
     check_eps(eps)
-    own = torch.zeros(len(images), dtype=torch.long, device=images.device) if labels is None else labels
     whole("steps", steps, 1)
-    check_batch(detector, images, own)
-    if labels is not None:
-        with attack_mode(detector), torch.no_grad():
-            check_logits(detector(images)[:, :-1].float(), labels)
+    nobody = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    check_batch(detector, images, nobody)
+    sign, alpha = 1.0 if up else -1.0, default_alpha(eps, steps)
     here, best = images, images.clone()
     highest = torch.full((len(images),), -torch.inf, device=images.device)
-    alpha = default_alpha(eps, steps)
     with attack_mode(detector):
         for step in range(steps + 2):
-            found = ascent(detector, here, own, loss)
+            found = ascent(detector, here, nobody, lambda answers, _: sign * answers[:, -1])
             check_gradient(found.gradient)
             better = found.loss > highest
             best[better], highest = here[better], torch.maximum(found.loss, highest)
@@ -330,3 +242,86 @@ def _climb(
                 shift = project(here + alpha * found.gradient.sign() - images, eps, "linf")
                 here = (images + shift).clamp(0, 1)
     return best
+
+
+class Accepted(nn.Module):
+    """Whether images of one class are misclassified and accepted at once, as a question of two answers.
+
+    The selective form of Bryniarski et al. (2022, arXiv:2106.15023): the second answer grows, for an image that is
+    right, as it comes nearer to a wrong answer, and for one that is wrong as its score comes nearer to the limit. It is
+    above the first, which is 0, only where both are reached.
+
+    Args:
+        label: the true class.
+        limit: highest score that is accepted.
+
+    Raises:
+        TypeError, ValueError: a limit that is no number; a label that is no place of a class.
+    """
+
+    def __init__(self, detector: Detector, label: int, limit: float) -> None:
+        super().__init__()
+        self.detector, self.label, self.limit = detector, whole("label", label, 0), number("limit", limit)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Answers N x 2; the second wins where the image is misclassified and accepted."""
+        found = self.detector(images)
+        logits, excess = found[:, :-1], (found[:, -1] - self.limit).clamp(min=0)
+        wrong = margin(logits, torch.full_like(excess, self.label, dtype=torch.long))
+        wrong = wrong / logits.std(1).detach().clamp(min=1e-12)
+        reached = torch.where(excess > 0, -torch.log1p(excess), _TIER + wrong)
+        value = torch.where((wrong >= _ENOUGH) | ((wrong > 0) & (excess == 0)), reached, wrong - _TIER)
+        return torch.stack([torch.zeros_like(value), value], 1)
+
+
+def share_fooled(
+    detector: Detector,
+    images: ImageSet,
+    *,
+    limit: float,
+    epsilons: Sequence[float],
+    steps: int,
+    evaluate: Evaluate = robustness_curve,
+) -> list[float]:
+    """Share of images that PGD on :class:`Accepted` has misclassified and accepted within each radius; 0 of none.
+
+    Args:
+        images: the model is right on all of them.
+        limit: highest score that is accepted.
+        epsilons: radii, ascending.
+        steps: of PGD.
+        evaluate: :func:`utils.evaluation.worst_case.robustness_curve`, with its settings.
+
+    Raises:
+        TypeError, ValueError: see :class:`Accepted` and :func:`utils.evaluation.worst_case.robustness_curve`.
+    """
+    count, attack = torch.zeros(len(epsilons)), Attack("pgd", steps=steps, loss="margin", stop_when_fooled=True)
+    for label in images.labels.unique().tolist():
+        own = images.subset(torch.nonzero(images.labels == label)[:, 0])
+        asked = replace(own, labels=torch.zeros_like(own.labels), classes=["noticed", "accepted"])
+        curve = evaluate(Accepted(detector, label, limit), asked, attack=attack, epsilons=epsilons)
+        first = torch.tensor(curve.first_broken)
+        count += torch.stack([((first != NEVER) & (first <= step + 1)).sum() for step in range(len(epsilons))])
+    return (count / max(1, len(images))).tolist()
+
+
+def share_noticed(
+    detector: Detector,
+    images: ImageSet,
+    *,
+    limit: float,
+    eps: float,
+    steps: int,
+    evaluate: Evaluate = robustness_curve,
+) -> float | None:
+    """Share of what PGD that knows the model alone has misclassified that is refused; None where that is nothing.
+
+    Args:
+        detector, images, limit, steps, evaluate: see :func:`share_fooled`.
+    """
+    made: list[torch.Tensor] = []
+    attack = Attack("pgd", steps=steps)
+    evaluate(detector.model, images, attack=attack, epsilons=[eps], on_broken=lambda _, found, __: made.append(found))
+    if not made:
+        return None
+    return float((answers_and_scores(detector, torch.cat(made))[1] > limit).float().mean())

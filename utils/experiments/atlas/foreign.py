@@ -109,23 +109,22 @@ def _phantoms(real: torch.Tensor) -> torch.Tensor:
 
 def _watched(bench: Bench, detector: Detector, kinds: Mapping[str, torch.Tensor]) -> Watched:
     images, validation = bench.few(), bench.splits.validation.balanced_subset(max(200, bench.budget.images))
-    pixels, labels = images.pixels(slice(None), bench.device), images.labels.to(bench.device)
+    pixels = images.pixels(slice(None), bench.device)
     limit = float(answers_and_scores(detector, validation.pixels(slice(None), bench.device))[1].quantile(ACCEPTED))
     logits, real = answers_and_scores(detector, pixels)
-    right = logits.argmax(1) == images.labels
-    refused, fooled = [float((real > limit).float().mean())], [0.0]
+    right = images.subset(torch.nonzero(logits.argmax(1) == images.labels)[:, 0])
+    refused, steps, radii = [float((real > limit).float().mean())], bench.budget.steps, bench.radii(REAL_EPS)
     noticed: list[float | None] = [None]
-    asked, steps = (detector, pixels[right], labels[right]), bench.budget.steps
-    for eps in bench.radii(REAL_EPS):
-        out, both, plain = (generator(bench.seed, purpose, eps) for purpose in ("out", "both", "plain"))
-        pushed = push_score(detector, pixels, eps=eps, up=True, steps=steps, draws=out)
+    for eps in radii:
+        draws = generator(bench.seed, "out", eps)
+        pushed = push_score(detector, pixels, eps=eps, up=True, steps=steps, draws=draws)
         refused.append(float((answers_and_scores(detector, pushed)[1] > limit).float().mean()))
-        fooled.append(share_fooled(*asked, eps=eps, limit=limit, steps=2 * steps, draws=both))
-        noticed.append(share_noticed(*asked, eps=eps, limit=limit, steps=steps, draws=plain))
+        noticed.append(share_noticed(detector, right, limit=limit, eps=eps, steps=steps, evaluate=bench.attacked))
+    fooled = share_fooled(detector, right, limit=limit, epsilons=radii, steps=2 * steps, evaluate=bench.attacked)
     return Watched(
         foreign={kind: _pulled(bench, detector, own, real, limit) for kind, own in kinds.items()},
         refused=refused,
-        fooled=fooled,
+        fooled=[0.0, *fooled],
         noticed=noticed,
     )
 
