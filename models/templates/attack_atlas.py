@@ -8,7 +8,7 @@
 #
 # - **Gives** records and figures in `assets/Atlas/`.
 # - **Needs** the files of `dataset/prepare_dataset.ipynb` and two models in `checkpoints/`.
-# - **Takes** an hour and a half on two CPU cores at 64 pixels; a chapter that was measured before is only read.
+# - **Takes** an hour and a half on one idle CPU core at 64 pixels; a chapter that was measured before is only read.
 # - **Not for clinical use.** Research code; nothing here may inform a diagnosis.
 
 __SETUP__

@@ -148,7 +148,7 @@ uf.show(record, "robustness_curve", workspace.assets(title))
 # which fools some that cross-entropy leaves. It meets only what the other two left. With 95 % intervals over patients,
 # and with gradient checks, which a model fails that only hides its gradients: how many it passed, and which it failed,
 # is said beside the number wherever it is shown. They say nothing of how good the classifier is. None of these
-# attacks aims at a class, and targeted ones fool more: what is shown here is an upper bound. `python -m utils
+# attacks aims at a class, and targeted ones may fool more: what is shown here is an upper bound. `python -m utils
 # robustness --suite standard` attacks with more.
 
 # %%
@@ -173,8 +173,8 @@ display(*uf.show_all(uf.model_figures(title, worst), workspace.assets(title)))
 # %% [markdown]
 # ## What the attacked images look like
 #
-# The same five images at every radius, each beside its change. The model's answer changes; for a reader of the scan
-# nothing does.
+# The same five images at every radius, each beside its change. The model's answer changes; what a reader of the scan
+# sees of the change, one can judge here.
 
 # %%
 attacks = [(uf.Attack("fgsm"), eps) for eps in epsilons]
@@ -232,7 +232,7 @@ uf.attack_explorer(model, test, note=note)
 # = 1`, was the most robust in the worst case. `n_fgsm` came within its spread with a single step, and is what to take
 # where time is short. Keeping half of the loss on clean images, TRADES and MART were less robust at 2/255, and none of
 # them was better without attack by more than the seeds differ. Of twelve changes to the winner two stood out on
-# validation patients: CutMix costs eight points, and `sampling = "class"` trades eleven points of accuracy for four of
+# validation patients: CutMix costs eight points, and `sampling = "class"` trades ten points of accuracy for four of
 # balanced accuracy under attack, though not on every seed, so it stays a choice. All this on a ResNet34 at 32 pixels;
 # another backbone or size may order them otherwise, and `python -m utils recipes` tells. A transformer has to be
 # trained as a whole (`trainable = "all"`): on a frozen DINOv2 encoder, hardening found only the answer that is always
@@ -389,5 +389,5 @@ for folder in (checkpoint, assets):
 
 # %%
 baselines = {name: uf.report(logits, test) for name, logits in uf.baseline_answers(splits, test).items()}
-print(*uf.robustness_findings(worst, baselines, Epsilon, note), *uf.price_sentences(worst), sep="\n")
+print(*uf.robustness_findings(worst, baselines, Epsilon, note, test), *uf.price_sentences(worst), sep="\n")
 uf.headline_table(worst, baselines)

@@ -252,6 +252,6 @@ for folder in (workspace.checkpoint(uf.ENSEMBLE), assets):
 # rest.
 
 # %%
-print(*uf.robustness_findings(worst, baselines, Epsilon, note), sep="\n")
+print(*uf.robustness_findings(worst, baselines, Epsilon, note, test), sep="\n")
 print(*uf.price_sentences(records | {uf.ENSEMBLE: record}), sep="\n")
 uf.headline_table(worst, baselines)

@@ -546,6 +546,18 @@ def test_numbers_in_the_readme_are_those_of_the_records() -> None:
     published, patient = read_json(ROOT / "assets" / "Dataset" / "leak_audit.json")["splits"]
     said = re.search(r"scores ([\d.]+) % there, and ([\d.]+) % on patients", " ".join(prose.split()))
     assert said and [f"{100 * split['accuracy']:.1f}" for split in (published, patient)] == list(said.groups())
+    said = re.search(
+        r"right on ([\d.]+) % of all slices, ([\d.]+) % without attack.*? ([\d.]+) %, of ([\d.]+) %", prose
+    )
+    table = PAGES["assets/RESULTS.md"].partition(
+        "efficientnet_imagenet_64px_standard/summary.json -->\n| model | clean |"
+    )
+    plain, hardened = (
+        re.search(rf"\| {name} \|(.*)", table[2]).group(1).split("|") for name in ("not hardened", "hardened")
+    )
+    assert said and [said[1], said[3]] == [row[3].split()[0] for row in (plain, hardened)]
+    before = re.findall(r"clean ([\d.]+) \[", table[2].partition("The attacked 800 without attack")[2])[:2]
+    assert [said[2], said[4]] == before
 
 
 def test_the_first_picture_is_of_committed_models_and_unseen_patients() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models.def_models import BACKBONES, default_size
+from tests.toy import toy_images
 from utils.evaluation.leak_audit import LeakAudit
 from utils.evaluation.metrics import Levels, Metrics, Scores
 from utils.evaluation.robustness import SuiteRecord
@@ -14,7 +15,8 @@ from utils.reporting.findings import leak_findings, robustness_findings, trainin
 
 def _scores(accuracy: float, auroc: float | None, bounds: list[float] | None = None, **recall: float | None) -> Scores:
     shares = {"accuracy": accuracy, "balanced_accuracy": 0.3, "macro_f1": 0.3, "auroc": auroc}
-    return Scores.model_validate({"n": 40, **shares, "recall": recall, "interval": {"auroc": bounds}})
+    interval = {"auroc": bounds, "accuracy": [accuracy - 0.05, accuracy + 0.05]}
+    return Scores.model_validate({"n": 40, **shares, "recall": recall, "interval": interval})
 
 
 def _metrics(accuracy: float, auroc: float | None, bounds: list[float] | None = None) -> Metrics:
@@ -72,28 +74,57 @@ def _worst(robust: tuple[float, float], eps: float = 2 / 255, n_images: int = 40
     curve |= {"epsilons": [0.0, eps], "robust_accuracy": [*robust], "rounded_accuracy": [None] * 2}
     curve |= {"max_norm": [0.0] * 2, "broken_by": [-1] * n_images, "first_broken": [-1] * n_images, "seconds": 1.0}
     told = {"title": "x", "classes": ["CN"], "data": {"source": "phantom", "protocol": "patient"}, "panel": None}
-    told |= {"metrics": [{}, {}], "interval": [None, None], "answers": {"probability": [], "right": []}}
+    told |= {"metrics": [{}, {}], "answers": {"probability": [], "right": []}}
+    told |= {"interval": [[share - 0.1, share + 0.1] for share in robust]}
     return SuiteRecord.model_validate(told | {"curve": curve})
 
 
 def test_who_keeps_most_is_read_at_the_radius_that_was_asked_for() -> None:
-    records = {"ResNet34": _worst((0.7, 0.1)), "ResNet34_atk": _worst((0.6, 0.4))}
+    records = {"ResNet34": _worst((0.8, 0.1)), "ResNet34_atk": _worst((0.6, 0.4))}
     first, beside, checks = robustness_findings(records, RIVALS, 2 / 255)
     assert "within 2/255, ResNet34, hardened keeps most" in first
-    assert "ResNet34 70.0 → 10.0; ResNet34, hardened 60.0 → 40.0" in first
-    assert "majority is right on 62.5 %; without attack, above that: ResNet34." in beside
+    assert "ResNet34 80.0 → 10.0; ResNet34, hardened 60.0 → 40.0" in first
+    assert "majority is right on 62.5 %; without attack, shown to be above that: ResNet34." in beside
     assert checks.endswith("ResNet34 unchecked; ResNet34, hardened unchecked.")
-    assert (
-        "A and B keep most (" in robustness_findings({"A": _worst((1, 0.1)), "B": _worst((1, 0.1))}, RIVALS, 2 / 255)[0]
-    )
     assert "this is what is left" in robustness_findings({"A": _worst((0.5, 0.1))}, RIVALS, 2 / 255)[0]
     assert "above that: none of them" in robustness_findings({"A": _worst((0.5, 0.1))}, RIVALS, 2 / 255, "note")[2]
 
 
+@pytest.mark.parametrize(
+    ("second", "third", "told"),
+    [(0.29, 0.1, True), (0.31, 0.1, False), (0.5, 0.1, False), (0.1, 0.29, True), (0.1, 0.31, False)],
+)
+def test_only_intervals_that_are_apart_tell_models_from_each_other(second: float, third: float, told: bool) -> None:
+    records = {"A": _worst((0.9, 0.5)), "B": _worst((0.9, second)), "C": _worst((0.9, third))}
+    first = robustness_findings(records, RIVALS, 2 / 255)[0]
+    assert ("A keeps most (" in first) == told
+    assert ("no model is shown to keep more than all others (" in first) != told
+    # 62.5 and 5 points to either side of the majority, and 10 of each model
+    for clean, above in ((0.77, "none of them"), (0.78, "A")):
+        assert f"above that: {above}." in robustness_findings({"A": _worst((clean, 0.1))}, RIVALS, 2 / 255)[1]
+
+
+def test_on_the_same_images_the_paired_difference_tells() -> None:
+    images = toy_images(320, seed=0)
+    records = {"A": _worst((0.9, 0.5), n_images=320), "B": _worst((0.9, 0.45), n_images=320)}
+    slices = np.arange(320) % 8  # of eight slices of each patient A loses four, and B these and one more
+    for title, lost in (("A", slices < 4), ("B", slices < 5)):
+        records[title].curve.first_broken[:] = np.where(lost, 1, -1).tolist()
+    assert "A keeps most" in robustness_findings(records, RIVALS, 2 / 255, "", images)[0]
+    for others in (None, toy_images(80, seed=0)):
+        assert "no model is shown" in robustness_findings(records, RIVALS, 2 / 255, "", others)[0]
+
+
+def test_an_unknown_interval_tells_nothing_apart() -> None:
+    records = {"A": _worst((0.9, 0.9)), "B": _worst((0.1, 0.1))}
+    records["B"].interval[:] = [None, None]
+    assert "no model is shown to keep more" in robustness_findings(records, RIVALS, 2 / 255)[0]
+
+
 def test_who_was_attacked_on_fewer_images_is_told() -> None:
-    three = {"A": _worst((0.7, 0.1), n_images=320), "B_atk": _worst((0.8, 0.4), n_images=320), "C": _worst((0.9, 0.3))}
+    three = {"A": _worst((0.8, 0.1), n_images=320), "B_atk": _worst((0.8, 0.4), n_images=320), "C": _worst((0.9, 0.3))}
     first, beside, _ = robustness_findings(three, RIVALS, 2 / 255)
-    assert "A 70.0 → 10.0; B, hardened 80.0 → 40.0; C 90.0 → 30.0 on 40 of them)" in first
+    assert "A 80.0 → 10.0; B, hardened 80.0 → 40.0; C 90.0 → 30.0 on 40 of them)" in first
     assert "above that: A; B, hardened; C." in beside
 
 

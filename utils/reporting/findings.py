@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from utils.core.radii import radius_label
-from utils.evaluation.intervals import binary_caption
+from utils.data.sets import ImageSet
+from utils.evaluation.intervals import binary_caption, compare
 from utils.evaluation.leak_audit import LeakAudit
 from utils.evaluation.metrics import Metrics, Scores
 from utils.evaluation.robustness import SuiteRecord
@@ -45,15 +46,24 @@ def training_findings(title: str, answers: Metrics, baselines: Mapping[str, Metr
 
 
 def robustness_findings(
-    records: Mapping[str, SuiteRecord], baselines: Mapping[str, Metrics], eps: float, note: str = ""
+    records: Mapping[str, SuiteRecord],
+    baselines: Mapping[str, Metrics],
+    eps: float,
+    note: str = "",
+    images: ImageSet | None = None,
 ) -> list[str]:
-    """What attacks leave of some models, which of them keeps most, and whether to believe it.
+    """What attacks leave of some models, whether one of them keeps more than all others, and whether to believe it.
+
+    One is said to keep more than another only where the 95 % interval over patients of their difference on the same
+    images lies above 0, and to be above a baseline, or a model attacked on other images, where their intervals lie
+    apart.
 
     Args:
         records: title -> worst case, see :func:`utils.reporting.robustness_figures.worst_cases`.
         baselines: name -> metrics on images without attack, see :func:`training_findings`.
         eps: radius to tell of, pixels in [0, 1]; where it was not measured, the nearest that all models share.
         note: what must be said of the data first.
+        images: that the models were attacked on; without them no two models are told apart in pairs.
 
     Raises:
         ValueError: no model, no baseline, or no radius that all models were measured at.
@@ -61,30 +71,57 @@ def robustness_findings(
     if not records or not baselines:
         raise ValueError("a finding needs a model that was attacked and a baseline beside it; one of them is missing")
     eps = _nearest(records, eps)
-    kept = {title: record.curve.at(eps) for title, record in records.items()}
-    first = max(kept, key=kept.__getitem__)
     most_images = max(record.curve.n_images for record in records.values())
     shown = "; ".join(
-        f"{display_name(title)} {100 * record.curve.at(0):.1f} → {100 * kept[title]:.1f}"
+        f"{display_name(title)} {100 * record.curve.at(0):.1f} → {100 * record.curve.at(eps):.1f}"
         + (f" on {record.curve.n_images} of them" if record.curve.n_images < most_images else "")
         for title, record in records.items()
     )
-    most = f"{display_name(first)} keeps most" if len(records) > 1 else "this is what is left"
-    tied = [display_name(title) for title, share in kept.items() if share == kept[first]]
-    if len(tied) > 1:
-        most = f"{' and '.join(tied)} keep most"
     rival, best = _best(baselines)
-    above = [display_name(title) for title, record in records.items() if record.curve.at(0) > best.accuracy]
+    theirs = best.interval.get("accuracy")
+    above = [display_name(title) for title, record in records.items() if _apart(_bounds(record, 0), theirs)]
     # a hardened model's name holds a comma
     names = (" and " if len(above) < 3 else "; ").join(above) or "none of them"
     checks = "; ".join(f"{display_name(title)} {verdict(record)}" for title, record in records.items())
     return [
         *([note] if note else []),
-        f"From no attack to the worst case within {radius_label(eps)}, {most} (right answers in % of the test images: "
-        f"{shown}).",
-        f"Without a network, {rival} is right on {_percent(best.accuracy)}; without attack, above that: {names}.",
+        f"From no attack to the worst case within {radius_label(eps)}, {_most(records, eps, images)} (right answers in "
+        f"% of the test images: {shown}).",
+        f"Without a network, {rival} is right on {_percent(best.accuracy)}; without attack, shown to be above that: "
+        f"{names}.",
         f"Gradient checks that were passed, so that a number is not owed to hidden gradients: {checks}.",
     ]
+
+
+def _most(records: Mapping[str, SuiteRecord], eps: float, images: ImageSet | None) -> str:
+    """Which model keeps more than every other, if one is shown to."""
+    if len(records) == 1:
+        return "this is what is left"
+    kept = {title: record.curve.at(eps) for title, record in records.items()}
+    first = max(kept, key=kept.__getitem__)
+    others = [record for title, record in records.items() if title != first]
+    if all(_keeps_more(records[first], other, eps, images) for other in others):
+        return f"{display_name(first)} keeps most"
+    return "no model is shown to keep more than all others"
+
+
+def _keeps_more(one: SuiteRecord, other: SuiteRecord, eps: float, images: ImageSet | None) -> bool:
+    """Whether chance does not explain that one model keeps more than another."""
+    if images is None or not one.curve.n_images == other.curve.n_images == len(images):
+        return _apart(_bounds(one, eps), _bounds(other, eps))
+    mine, theirs = (record.curve.robust(record.curve.epsilons.index(eps)) for record in (one, other))
+    found = compare(mine, theirs, images.subjects).interval
+    return found is not None and found[0] > 0
+
+
+def _bounds(record: SuiteRecord, eps: float) -> list[float] | None:
+    """The interval of robust accuracy at a measured radius."""
+    return record.interval[record.curve.epsilons.index(eps)]
+
+
+def _apart(high: list[float] | None, low: list[float] | None) -> bool:
+    """Whether one interval lies above another; not where either is unknown."""
+    return high is not None and low is not None and high[0] > low[1]
 
 
 def _nearest(records: Mapping[str, SuiteRecord], eps: float) -> float:
@@ -106,9 +143,9 @@ def _against(answers: Metrics, baselines: Mapping[str, Metrics]) -> list[str]:
     rival, (best, theirs) = max(ranked.items(), key=lambda entry: entry[1][0])
     mine = own.interval.get("auroc")
     told = "no difference is shown"
-    if mine and theirs and mine[0] > theirs[1]:
+    if _apart(mine, theirs):
         told = "the network is better"
-    if mine and theirs and mine[1] < theirs[0]:
+    if _apart(theirs, mine):
         told = "the network is worse"
     return [
         f"By patient ({own.n}), {binary_caption(answers)}, its AUROC is {_percent(own.auroc)}; that of {rival} is "
