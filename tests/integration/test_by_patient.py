@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +185,11 @@ def test_a_temperature_undoes_what_makes_answers_too_sure() -> None:
     assert torch.allclose(model(3 * logits), logits)
     sure = fit_temperature(torch.eye(4) * 5, torch.arange(4))
     assert 0.04 < sure < 1  # all right: as sure as it may become
+    # right by so little that the search leaves all bounds, and wrong by it
+    little = torch.tensor([[-0.00038, 0.00038], [0.00038, -0.00038]] * 8)
+    right = torch.tensor([1, 0] * 8)
+    assert fit_temperature(little, right) == pytest.approx(math.exp(-3))
+    assert fit_temperature(little, 1 - right) == pytest.approx(math.exp(3))
     for bad in (0.0, -1.0):
         with pytest.raises(ValueError, match="above 0"):
             Tempered(nn.Identity(), bad)
@@ -245,6 +251,18 @@ def test_the_command_combines_the_models_of_the_folds(small_backbone, phantoms, 
     write_json(tmp_path / "both" / "fold1.json", content | {"members": {**content["members"], "b": "0" * 64}})
     assert combine_command(words) == 1
     assert "other weights of b (000" in (told := capsys.readouterr().err) and "trained again since" in told
+    weights = tmp_path / "work" / "b" / "fold1" / "hardened" / WEIGHTS
+    own = weights.read_bytes()
+    weights.write_bytes((tmp_path / "work" / "b" / "fold1" / "plain" / WEIGHTS).read_bytes())
+    write_json(tmp_path / "both" / "fold1.json", content)
+    for out in ("both", "other"):
+        assert combine_command([*words, "--out", str(tmp_path / out)]) == 1
+        told = capsys.readouterr().err
+        assert "the weights in" in told and "are not those that the record beside them names" in told
+        assert "b/fold1.json is moved away" in told
+    weights.unlink()
+    assert combine_command(words) == 0  # of a finished fold the weights may be gone
+    weights.write_bytes(own)
     assert combine_command([*words, "--members", "a", "a", "--out", str(tmp_path / "twice")]) == 1
     assert "a is named twice" in capsys.readouterr().err
     assert combine_command([*words, "--seed=-1", "--out", str(tmp_path / "twice")]) == 1

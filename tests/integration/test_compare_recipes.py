@@ -65,10 +65,12 @@ def test_weights_of_another_budget_are_not_taken(command: list[str], tmp_path: P
     assert main([*again, "--variants", "trades", "--seeds", "0", "--max-images", "6"]) == 0
 
 
-def _run(name: str, seed: int, validation: float, test: float) -> dict:
+def _run(
+    name: str, seed: int, validation: float, test: float, questions: tuple[str, ...] = ("4 classes", "binary")
+) -> dict:
     def metrics(value: float) -> dict:
         level = {"n": 8, "accuracy": value, "balanced_accuracy": value, "macro_f1": value, "auroc": value}
-        return {question: {"image": level, "patient": level} for question in ("4 classes", "binary")}
+        return {question: {"image": level, "patient": level} for question in questions}
 
     side = {"epsilons": [0, 1 / 255, 2 / 255], "attacks": ["FGSM"], "n_images": 8, "n_subjects": 4}
     return {
@@ -97,6 +99,34 @@ def test_the_winner_is_chosen_on_validation_and_never_on_test(tmp_path: Path) ->
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["TRADES (chosen on validation)", "MART"]
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("questions", "ill"),
+    [
+        (("2 classes",), True),
+        (("3 classes",), False),
+        (("3 classes", "binary"), True),
+        (("4 classes", "3 classes", "binary"), True),
+        (("5 classes",), False),
+    ],
+)
+def test_any_number_of_classes_has_its_winner(tmp_path: Path, questions: tuple[str, ...], ill: bool) -> None:
+    write_json(tmp_path / "trades_seed0.json", _run("trades", 0, 0.4, 0.9, questions))
+    write_json(tmp_path / "mart_seed0.json", _run("mart", 0, 0.6, 0.3, questions))
+    summary = summarise(tmp_path, {})
+    table = summary_table(summary)
+    assert summary.winner == "mart" and list(table.index) == ["TRADES", "MART *"]
+    assert table.loc["MART *", "clean, balanced"] == "30.0"
+    assert table.loc["MART *", "patient AUROC, clean"] == ("30.0" if ill else "-")
+
+
+def test_nobody_wins_where_nothing_was_measured(tmp_path: Path) -> None:
+    run = _run("trades", 0, 0.5, 0.5)
+    run["validation"]["metrics"] = [{"4 classes": {"image": None, "patient": None}}] * 3
+    write_json(tmp_path / "trades_seed0.json", run)
+    summary = summarise(tmp_path, {})
+    assert summary.winner is None and list(summary_table(summary).index) == ["TRADES"]
 
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -203,6 +203,30 @@ def test_pooled_metrics_are_those_of_all_answers_together(tmp_path: Path) -> Non
         summarise(tmp_path)
 
 
+def test_folds_of_classes_of_which_none_is_healthy_show_what_is_right(tmp_path: Path) -> None:
+    draws, classes, labels = np.random.default_rng(0), ["apple", "pear", "plum"], np.repeat(np.arange(3), 8)
+    for fold in range(2):
+        whose = {"labels": labels.tolist(), "subjects": (100 * fold + np.arange(24) // 2).tolist()}
+        logits = [(draws.normal(size=(24, 3)) + 2 * np.eye(3)[labels] / (1 + step)).tolist() for step in range(4)]
+        own = {"training": {}, "logits": logits[0], "attacked": logits[1:]}
+        data = {"source": "x", "protocol": "patient", "fold": fold, "n_folds": 2, "fold_seed": 0}
+        record = {"data": data, "budget": {"clean_epochs": 1, "epochs": 1, "weights": "scratch"}, "seed": 0}
+        record |= {"model": {"backbone": "resnet34", "image_size": 64}, "baselines": {"majority": logits[3]}}
+        record |= {"epsilons": [0, 1 / 255, 2 / 255], "attacks": ["FGSM"], "classes": classes}
+        record |= {"test": whose, "attacked": whose, "models": {"hardened": own}}
+        write_json(tmp_path / f"fold{fold}.json", record)
+    summary = summarise(tmp_path)
+    row = summary.rows["hardened"]
+    assert not row.ranking and row.attacked is not None
+    figure = folds_figure(summary)
+    drawn = [value for line in figure.axes[0].containers for value in line[0].get_ydata()]
+    shown = [row.metrics[0], *row.attacked.metrics[1:]]
+    assert drawn == pytest.approx([100 * one["3 classes"].image.accuracy for one in shown])
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["majority (no attack)", "hardened"]
+    assert figure.axes[0].get_ylabel() == "images that are right (%)"
+    plt.close(figure)
+
+
 def test_folds_keep_patients_apart_and_every_class_in_training(phantoms, tmp_path: Path) -> None:
     splits = split_and_save(phantoms, group_by_subject(phantoms), split="patient", out=tmp_path)
     for fold in range(5):

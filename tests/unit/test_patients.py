@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from utils.commands.prepare import main
 from utils.data.neighbours import components, pooled_features, similar_pairs, weakest_links
-from utils.data.patient_evidence import confirmed, shifted_heads, witness
+from utils.data.patient_evidence import confirmed, shifted_heads, weigh, witness
 from utils.data.phantom import PhantomConfig, make_phantoms
 from utils.data.preparation import group_by_subject, patients_note, prepare_dataset, split_and_save, splits_in_memory
 from utils.data.raw_images import RawImages
@@ -256,7 +256,24 @@ def test_a_nearest_neighbour_bears_witness_of_people_on_both_sides() -> None:
     labels = np.random.default_rng(1).integers(0, 2, 64)[people]
     torn, given_away, _ = witness(raw.pixels, labels, 2 * people + np.arange(1024) % 2)
     whole, expected, n_people = witness(raw.pixels, labels, people)
-    assert torn > 0.9 > given_away + 0.15 and whole < expected + 0.15 and n_people == 12
+    assert torn > 0.9 > given_away + 0.15 and whole < expected + 0.15 and n_people == 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("classes", "patients"), [(2, 6), (3, 6), (4, 5)])
+def test_few_patients_whose_classes_say_nothing_are_not_doubted(classes: int, patients: int) -> None:
+    raw = make_phantoms(PhantomConfig(n_subjects=32, n_levels=16, seed=2))
+    pixels, count = raw.pixels.reshape(32, 16, *raw.pixels.shape[1:]), classes * patients
+    people, order = np.repeat(np.arange(count), 16), np.tile(np.arange(16), count)
+    for seed in range(4):
+        draws = np.random.default_rng(seed)
+        chosen = pixels[draws.permutation(32)[:count]].reshape(16 * count, *raw.pixels.shape[1:])
+        labels = np.repeat(draws.permutation(np.repeat(np.arange(classes), patients)), 16)
+        found = weigh(chosen, labels, people, order)
+        assert not found.doubts and found.expected >= 1 / classes
+        # the same heads under two names each are still found out
+        torn = weigh(chosen, labels, 2 * people + order % 2, order)
+        assert torn.nearest > found.nearest and torn.doubts
 
 
 def test_the_audit_of_unverified_patients_does_not_ask_their_groups(full_stacks: RawImages) -> None:

@@ -14,8 +14,10 @@ _HEALTHY = (
     "non no not un nondem noad nonad noalzheimer noalzheimers nonalzheimer nonalzheimers cn nc nl hc ctrl "
     "noalzheimerdisease noalzheimersdisease normal normals control controls "
     "healthy healthycontrol healthycontrols normalcontrol normalcontrols normalcognition cognitivelynormal "
-    "cognitivenormal cognitivelyhealthy cognitivelyun cognitivelyintact nocognitive"
+    "cognitivenormal cognitivelyhealthy cognitivelyun cognitivelyintact nocognitive nci"
 )
+#: "No Alzheimer's" is healthy; a "non-Alzheimer dementia" is another dementia.
+_OTHER_DEMENTIA = re.compile(r"non?(ad|alzheimers?(disease)?)(type)?(dementia|demented)")
 
 
 _SEVERITY = (
@@ -82,13 +84,19 @@ def healthy_place(classes: Sequence[str], remedy: str = "") -> int:
     return list(classes).index(name)
 
 
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z]", "", name.lower())
+
+
 def _class_key(name: str) -> str:
-    letters = re.sub(r"[^a-z]", "", name.lower())
+    letters = _letters(name)
     return re.sub(r"(demented|dementia|impairment|impaired)$", "", letters) or letters
 
 
 def severity(name: str) -> int | None:
     """Rank of a class name, 0 for no dementia; None where it is not known."""
+    if _OTHER_DEMENTIA.fullmatch(_letters(name)):
+        return None
     key = _class_key(name)
     return next((rank for rank, known in enumerate(_SEVERITY) if key in known), None)
 

@@ -37,6 +37,8 @@ _TURNS, _ZOOMS = (-15, -10, -5, 5, 10, 15, 180), (0.9, 1.1)
 _ANCHORS, _GROUPS_ASKED, _LOOKED_AT = 2, 100, 5
 _ALIGNING_DIRECTIONS = 256
 _WITNESS_SIDE, _WITNESS_TEST, _WITNESS_AXES = 32, 2000, 20
+#: A fifth of fewer groups than these is too few to say anything of.
+_FEW_GROUPS = 100
 
 
 @dataclass(frozen=True)
@@ -256,23 +258,34 @@ def _turned(feature: np.ndarray) -> np.ndarray:
 def witness(pixels: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> tuple[float, float, int]:
     """Accuracy of a nearest neighbour on groups that it does not know, what the classes alone give, and their number.
 
-    A fifth of the groups is asked for. What the classes alone give is the better of the most frequent class and a
-    linear discriminant on a few principal axes, which is too simple to know people again.
+    A fifth of the groups is asked for, and where they are few all of them, a fifth at a time. What the classes alone
+    give is the best of the most frequent class among all images, that among the groups that are known, and a linear
+    discriminant on a few principal axes, which is too simple to know people again.
     """
     names = np.random.default_rng(0).permutation(np.unique(groups))
-    asked = np.isin(groups, names[: len(names) // 5])
-    test, train = np.flatnonzero(asked), np.flatnonzero(~asked)
-    if len(names) < 10 or len(np.unique(labels[train])) < 2:
+    if len(names) < 10:
         return float("nan"), float("nan"), 0
-    test = np.random.default_rng(0).permutation(test)[:_WITNESS_TEST]
-    small = _small(pixels)
+    parts = np.array_split(names, 5) if len(names) < _FEW_GROUPS else [names[: len(names) // 5]]
+    small, found = _small(pixels), []
+    for part in parts:
+        asked = np.isin(groups, part)
+        test, train = np.flatnonzero(asked), np.flatnonzero(~asked)
+        if len(np.unique(labels[train])) < 2:
+            return float("nan"), float("nan"), 0
+        test = np.random.default_rng(0).permutation(test)[:_WITNESS_TEST]
+        found.append((len(test), _nearest_is_right(small, labels, train, test), _alone(small, labels, train, test)))
+    sizes, nearest, alone = np.array(found).T
+    usual = float(np.bincount(np.unique(labels, return_inverse=True)[1]).max()) / len(labels)
+    expected = max(float(np.average(alone, weights=sizes)), usual)
+    return float(np.average(nearest, weights=sizes)), expected, sum(len(part) for part in parts)
+
+
+def _nearest_is_right(small: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:
     known = small[train]
     lengths = np.einsum("nd,nd->n", known, known)
     parts = np.array_split(test, -(-len(test) // 256))
     nearest = np.concatenate([(lengths - 2 * small[part] @ known.T).argmin(1) for part in parts])
-    del known
-    found = float((labels[train][nearest] == labels[test]).mean())
-    return found, _alone(small, labels, train, test), len(np.unique(groups[test]))
+    return float((labels[train][nearest] == labels[test]).mean())
 
 
 def classes_alone(pixels: np.ndarray, labels: np.ndarray, train: np.ndarray, test: np.ndarray) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from utils.data.subject_ids import UNKNOWN
@@ -164,7 +166,9 @@ def patient_folds(
     from sklearn.model_selection import StratifiedGroupKFold  # slow to import, rarely needed
 
     folds = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    return list(folds.split(np.zeros(len(labels)), labels, subject))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it cannot be in every fold
+        return list(folds.split(np.zeros(len(labels)), labels, subject))
 
 
 def fold_sides(

@@ -38,7 +38,7 @@ from utils.experiments.folds import read_fold
 from utils.experiments.recipes import EPSILONS
 from utils.experiments.records import read_model_record
 from utils.experiments.specification import refuse_other
-from utils.training.checkpoints import WEIGHTS, checkpoint_folder, is_trained, load_checkpoint
+from utils.training.checkpoints import RECORD, WEIGHTS, belong_together, checkpoint_folder, load_checkpoint
 from utils.training.pooling import fit_pool, fit_stack, fit_temperature
 
 #: States of a fold's model, by the folder that holds it.
@@ -78,15 +78,21 @@ def member_folders(work: Path, names: Sequence[str], fold: int, state: str) -> d
 
     Raises:
         FileNotFoundError: a fold has no model of one of them.
-        ValueError: one of them is named twice.
+        ValueError: one of them is named twice, or has other weights than its record names.
     """
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice:
         raise ValueError(f"{twice} is named twice; each member counts once")
     found = {name: work / name / f"fold{fold}" / state for name in names}
     for name, folder in found.items():
-        if not is_trained(folder):
-            raise FileNotFoundError(f"no model in {folder}; run `python -m utils folds` with --out .../{name} first")
+        remedy = (
+            f"run `python -m utils folds` with --out .../{name}, which trains what is missing, once "
+            f".../{name}/fold{fold}.json is moved away, if it is there"
+        )
+        if not (checkpoint_folder(folder) / WEIGHTS).is_file() or not (checkpoint_folder(folder) / RECORD).is_file():
+            raise FileNotFoundError(f"no model in {folder}; {remedy}")
+        if not belong_together(folder):
+            raise ValueError(f"the weights in {folder} are not those that the record beside them names; {remedy}")
     return found
 
 

@@ -46,7 +46,7 @@ from utils.experiments.paired import paired_gains, rankings
 from utils.experiments.patient_odds import scores_at_thresholds, threshold_of
 from utils.experiments.recipes import EPSILONS, VARIANTS, claim, harden, specification, start_of, train_clean
 from utils.experiments.specification import differing, images_fingerprint, refuse_other
-from utils.training.checkpoints import is_trained, load_checkpoint
+from utils.training.checkpoints import load_checkpoint, trained_before
 
 #: The default way of hardening, a key of :data:`utils.experiments.recipes.VARIANTS`; see ``benchmarks/recipes``.
 VARIANT = "adversarial_full"
@@ -216,9 +216,9 @@ def run_fold(
     """
     claim(work, {**shared, "fingerprint": splits.fingerprint})
     folders = model_folders(work)
-    if not is_trained(folders[PLAIN]):
+    if not trained_before(folders[PLAIN]):
         train_clean(splits, backbone, seed, budget, folders[PLAIN])
-    if not is_trained(folders[HARD]):
+    if not trained_before(folders[HARD]):
         harden(splits, VARIANTS[shared["recipe"]], seed, budget, folders[PLAIN], folders[HARD])
     few = splits.test.balanced_subset(budget.max_images)
     record: dict[str, Any] = {

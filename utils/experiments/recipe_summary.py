@@ -12,7 +12,7 @@ import pandas as pd
 
 from utils.core.parts import read_part
 from utils.core.reproducibility import environment_facts
-from utils.evaluation.metrics import Metrics
+from utils.evaluation.metrics import Levels, Metrics
 from utils.experiments.recipe_records import RecipesSummary, VariantRow
 from utils.experiments.recipes import CLEAN, VARIANTS, facts_of, read_run
 from utils.experiments.specification import differing
@@ -21,30 +21,41 @@ SUMMARY = "summary.json"
 
 
 class Place(NamedTuple):
-    """Where a value is in a run's file; ``step`` is the index of the radius."""
+    """Where a value is in a run's file.
+
+    Attributes:
+        step: index of the radius.
+        merged: whether the healthy are asked against all others, or every class by itself.
+    """
 
     side: str
     step: int
-    question: str
+    merged: bool
     level: str
     metric: str
 
     def value(self, metrics: Sequence[Metrics]) -> float | None:
-        """The value; None where it was not measured or is undefined."""
-        asked = metrics[self.step].get(self.question)
-        found = asked.of(self.level) if asked else None
-        return getattr(found, self.metric) if found else None
+        """The value; None where it was not measured or is undefined, as without a class that means healthy."""
+        found = _asked(metrics[self.step], self.merged)
+        scores = found.of(self.level) if found else None
+        return getattr(scores, self.metric) if scores else None
+
+
+def _asked(metrics: Metrics, merged: bool) -> Levels | None:
+    every = next(iter(metrics.values()), None)
+    # of two classes every class by itself is the same question
+    return metrics.get("binary", every if "2 classes" in metrics else None) if merged else every
 
 
 COLUMNS: dict[str, Place] = {
-    "validation balanced, 2/255": Place("validation", 1, "4 classes", "image", "balanced_accuracy"),
-    "clean": Place("test", 0, "4 classes", "image", "accuracy"),
-    "1/255": Place("test", 1, "4 classes", "image", "accuracy"),
-    "2/255": Place("test", 2, "4 classes", "image", "accuracy"),
-    "clean, balanced": Place("test", 0, "4 classes", "image", "balanced_accuracy"),
-    "2/255, balanced": Place("test", 2, "4 classes", "image", "balanced_accuracy"),
-    "patient AUROC, clean": Place("test", 0, "binary", "patient", "auroc"),
-    "patient AUROC, 1/255": Place("test", 1, "binary", "patient", "auroc"),
+    "validation balanced, 2/255": Place("validation", 1, False, "image", "balanced_accuracy"),
+    "clean": Place("test", 0, False, "image", "accuracy"),
+    "1/255": Place("test", 1, False, "image", "accuracy"),
+    "2/255": Place("test", 2, False, "image", "accuracy"),
+    "clean, balanced": Place("test", 0, False, "image", "balanced_accuracy"),
+    "2/255, balanced": Place("test", 2, False, "image", "balanced_accuracy"),
+    "patient AUROC, clean": Place("test", 0, True, "patient", "auroc"),
+    "patient AUROC, 1/255": Place("test", 1, True, "patient", "auroc"),
 }
 CHOSEN_BY = next(iter(COLUMNS))
 
@@ -85,7 +96,8 @@ def summarise(out: Path, baselines: Mapping[str, Metrics] | None = None) -> Reci
                 for column, place in COLUMNS.items()
             },
         )
-    hardened = {name: float(np.mean(_known(row.values[CHOSEN_BY]))) for name, row in rows.items() if name != CLEAN}
+    known = {name: _known(row.values[CHOSEN_BY]) for name, row in rows.items() if name != CLEAN}
+    hardened = {name: float(np.mean(values)) for name, values in known.items() if values}
     first = runs[0]
     return RecipesSummary(
         winner=max(hardened, key=hardened.__getitem__) if hardened else None,

@@ -34,7 +34,7 @@ from utils.experiments.protocol import model_to_harden, new_model, train_and_sav
 from utils.experiments.recipe_records import RunRecord, Side, TrainingTold
 from utils.experiments.specification import refuse_other, start_facts
 from utils.training.augment import Augmentation
-from utils.training.checkpoints import is_trained, load_checkpoint
+from utils.training.checkpoints import load_checkpoint, trained_before
 from utils.training.config import TrainConfig
 from utils.training.objectives import Hardening, Standard, make_objective
 from utils.training.record import ModelRecord
@@ -115,7 +115,7 @@ def run_seed(
         refuse_other(path, facts_of(read_run(path)), wanted, _ANOTHER)
     claim(work, wanted)
     clean_folder = work / f"{CLEAN}_seed{seed}"
-    if not is_trained(clean_folder):
+    if not trained_before(clean_folder):
         train_clean(splits, backbone, seed, budget, clean_folder)
     for name in (CLEAN, *variants):
         target = out / f"{name}_seed{seed}.json"
@@ -123,7 +123,7 @@ def run_seed(
             continue
         print(f"{name}, seed {seed}", flush=True)
         folder = work / f"{name}_seed{seed}"
-        if not is_trained(folder):
+        if not trained_before(folder):
             harden(splits, VARIANTS[name], seed, budget, clean_folder, folder)
         model, record = load_checkpoint(folder, classes=splits.classes, fingerprint=splits.fingerprint)
         write_json(target, _score_run(name, seed, model, record, splits, budget).plain() | {"specification": wanted})

@@ -22,6 +22,8 @@ from utils.reporting.style import COLOURS, axes_of, finish
 _WIDTH = 76
 #: Fewer test cases in a tenth say nothing.
 _FEWEST = 5
+#: Of a probability in percent, behind the point.
+_MOST_DIGITS = 6
 
 
 def plot_answer(answer: Answer, seen: Seen, classes: Sequence[str]) -> Figure:
@@ -68,8 +70,9 @@ def told(answer: Answer) -> list[str]:
     if answer.answer is None:
         return [*lines, "No answer.", *answer.notes]
     asked = "its probability" if answer.question == "class" else f"probability of {answer.question}"
-    from_on = f", {answer.question} from {answer.threshold:.1%} on" if answer.threshold is not None else ""
-    lines.append(f"Answer: {answer.answer} ({asked} {answer.probability:.1%}{from_on}).")
+    chance, limit = _apart(answer.probability, answer.threshold)
+    from_on = f", {answer.question} from {limit} on" if limit else ""
+    lines.append(f"Answer: {answer.answer} ({asked} {chance}{from_on}).")
     lines += _how_such_turned_out(answer)
     if answer.verdict != REFUSED:
         lines.append(_fragile(answer))
@@ -215,12 +218,24 @@ def _attack(axes: np.ndarray, answer: Answer, seen: Seen) -> None:
     bar.ax.set_yticklabels([f"-{radius_label(seen.eps)}", "0", radius_label(seen.eps)], fontsize=8)
 
 
+def _apart(chance: float | None, threshold: float | None, digits: int = 1) -> tuple[str, str]:
+    """A probability and its threshold in percent, with as many digits as tell them apart; "" for what is unknown."""
+
+    def written(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}%}"
+
+    while chance != threshold and written(chance, digits) == written(threshold, digits) and digits < _MOST_DIGITS:
+        digits += 1
+    return written(chance, digits), written(threshold, digits)
+
+
 def _turned_into(answer: Answer) -> str:
     """The attacked answer and, where a threshold makes it, by how much."""
     found = answer.fragility
     if found is None or found.probability is None or answer.threshold is None:
         return f"answer: {found.answer if found else ''}"
-    return f"answer: {found.answer}\n({answer.question} {found.probability:.0%}, from {answer.threshold:.0%} on)"
+    chance, limit = _apart(found.probability, answer.threshold, digits=0)
+    return f"answer: {found.answer}\n({answer.question} {chance}, from {limit} on)"
 
 
 def _around(ax: Axes, answer: Answer) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from utils.core.radii import grey_levels
 from utils.evaluation.intervals import MeanAuroc, binary_caption
 from utils.experiments.budget import describe_start
-from utils.experiments.fold_records import FoldsSummary
+from utils.experiments.fold_records import FoldsRow, FoldsSummary
 from utils.experiments.recipe_records import RecipesSummary
 from utils.reporting.style import COLOURS, axes_of, finish
 
@@ -37,15 +37,18 @@ def recipes_figure(summary: RecipesSummary) -> Figure:
 def folds_figure(summary: FoldsSummary) -> Figure:
     """Mean AUROC by patient over folds with its interval, beside the baselines: the numbers of the table.
 
-    Without attack these are all images; under attack fewer, to which no line leads from there.
+    Without attack these are all images; under attack fewer, to which no line leads from there. Where no class is known
+    to mean healthy, the images that are right.
     """
     figure, axes = axes_of(size=(8.4, 4.4))
     ax, levels, counts = axes[0, 0], grey_levels(summary.epsilons), summary.n_images
+    ranked = any(row.ranking for row in summary.rows.values())
     for number, (name, row) in enumerate(summary.rows.items()):
         colour = COLOURS[number % len(COLOURS)]
-        if not row.ranking:
+        shown = row.ranking if ranked else _right(row)
+        if not shown:
             continue
-        clean, *attacked = row.ranking
+        clean, *attacked = shown
         if row.attacked is None:
             ax.axhline(100 * clean.value, color=colour, linestyle=":", label=f"{name} (no attack)")
             continue
@@ -53,16 +56,22 @@ def folds_figure(summary: FoldsSummary) -> Figure:
         style = {"color": colour, "marker": "os^Dv<>P"[number % 8], "capsize": 3}
         _draw_auroc(ax, [levels[0] + aside], [clean], style)
         _draw_auroc(ax, [level + aside for level in levels[1:]], attacked, style | {"label": name})
-    ax.set(
-        xlabel="eps (/255, L-infinity)",
-        ylabel=f"AUROC by patient, mean over folds,\n{_question(summary)} (%)",
-        xticks=levels,
+    measured = (
+        f"AUROC by patient, mean over folds,\n{_question(summary)} (%)" if ranked else "images that are right (%)"
     )
+    ax.set(xlabel="eps (/255, L-infinity)", ylabel=measured, xticks=levels)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
     folds = f"{len(summary.folds)} of {summary.data.n_folds} folds, {summary.n_subjects} patients"
     images = f"{counts.test} images without attack, {counts.attacked} of them attacked"
     title = f"{describe_start(summary)}: each patient tested once"
     return finish(figure, title, f"{folds}; bars: 95 % over patients", images)
+
+
+def _right(row: FoldsRow) -> list[MeanAuroc]:
+    """Share of all images that are right without attack, then of the attacked ones at each radius."""
+    metrics = row.metrics if row.attacked is None else [row.metrics[0], *row.attacked.metrics[1:]]
+    scores = [scores for one in metrics if (scores := next(iter(one.values())).image)]
+    return [MeanAuroc(value=own.accuracy, interval=own.interval.get("accuracy")) for own in scores]
 
 
 def _draw_auroc(ax: Axes, x: list[float], found: list[MeanAuroc], style: dict[str, Any]) -> None:

@@ -214,6 +214,14 @@ def is_trained(folder: str | Path) -> bool:
     return (checkpoint_folder(folder) / RECORD).is_file() and belong_together(folder)
 
 
+def trained_before(folder: str | Path) -> bool:
+    """The same; what a run that was killed at its very end left beside the model goes."""
+    there = is_trained(folder)
+    if there:
+        clear_resume_state(Path(folder))
+    return there
+
+
 def belong_together(folder: str | Path) -> bool:
     """Whether the weights in a checkpoint folder are those that its record names; older records name none."""
     record, weights = read_record(folder), checkpoint_folder(folder) / WEIGHTS

@@ -125,6 +125,10 @@ def fit_stack(answers: Sequence[torch.Tensor], labels: torch.Tensor) -> tuple[to
     return (mean + moved).detach(), bias.detach()
 
 
+#: Logarithm of the highest temperature, and of the lowest the other way.
+_LONGEST = 3.0
+
+
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """The temperature under which held-out answers are likeliest (Guo et al., 2017, arXiv:1706.04599).
 
@@ -147,5 +151,9 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
         return value
 
     optimizer.step(loss)
+    found = log_temperature.detach()
+    if not found.isfinite():  # all answers are right or none is, and the logits are small: the search left all bounds
+        ends = torch.tensor([-_LONGEST, _LONGEST])
+        found = min(ends, key=lambda end: float(F.cross_entropy(logits / end.exp(), labels)))
     # where all answers are right, or none is, there is no best one
-    return float(log_temperature.detach().clamp(-3, 3).exp())
+    return float(found.clamp(-_LONGEST, _LONGEST).exp())
