@@ -187,7 +187,7 @@ def test_no_attack_leaves_more_than_none_and_all_names_are_there(bench: Bench, f
 def test_a_target_counts_as_reached_only_by_slices_that_were_elsewhere(bench: Bench, monkeypatch, step: int) -> None:
     labels, asked = bench.slices.labels, []
 
-    def attacked(_: Bench, model: Towards, images: ImageSet, *rest) -> SimpleNamespace:
+    def attacked(_: Bench, model: Towards, images: ImageSet, *rest, **named) -> SimpleNamespace:
         asked.append((model.wanted.tolist(), images.images))
         assert not images.labels.any()
         return SimpleNamespace(first_broken=[step] * len(images))

@@ -169,6 +169,9 @@ def test_whether_a_target_is_reached_is_a_question_of_two_answers() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0, 0.0], [4.0, -1.0, 0.0, 5.0]])
     asked = Towards(nn.Identity(), torch.tensor([True, False, True, False]))
     assert asked(logits).tolist() == [[2.0, 3.0], [5.0, 4.0]]
+    smooth = Towards(nn.Identity(), torch.tensor([True, False, True, False]), smooth=True)(logits)
+    expected = [[np.logaddexp(2, 0), np.logaddexp(1, 3)], [np.logaddexp(-1, 5), np.logaddexp(4, 0)]]
+    torch.testing.assert_close(smooth, torch.tensor(expected).float())
     for wanted in ([False] * 4, [True] * 4):
         with pytest.raises(ValueError, match="some classes must be wanted"):
             Towards(nn.Identity(), torch.tensor(wanted))

@@ -103,6 +103,8 @@ class Towards(nn.Module):
     Args:
         model: gives logits N x K.
         wanted: the classes, bool K; some, and not all.
+        smooth: give what all logits of a side weigh together, for attacks to climb by; who got there is told by the
+            largest alone.
 
     Raises:
         ValueError: no class is wanted, or all are.
@@ -110,17 +112,18 @@ class Towards(nn.Module):
 
     wanted: torch.Tensor
 
-    def __init__(self, model: nn.Module, wanted: torch.Tensor) -> None:
+    def __init__(self, model: nn.Module, wanted: torch.Tensor, *, smooth: bool = False) -> None:
         super().__init__()
         if not wanted.any() or wanted.all():
             raise ValueError(f"some classes must be wanted and some not, not {wanted.tolist()}")
-        self.model = model
+        self.model, self.smooth = model, smooth
         self.register_buffer("wanted", wanted)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """The largest logit outside and the largest inside, N x 2."""
+        """The largest logit outside and the largest inside, or the logarithm of the sum of exponentials, N x 2."""
         logits = as_logits(self.model(images))
-        return torch.stack([logits[:, ~self.wanted].amax(1), logits[:, self.wanted].amax(1)], 1)
+        sides = logits[:, ~self.wanted], logits[:, self.wanted]
+        return torch.stack([side.logsumexp(1) if self.smooth else side.amax(1) for side in sides], 1)
 
 
 def log_odds(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:

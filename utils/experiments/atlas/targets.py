@@ -17,6 +17,8 @@ from utils.experiments.atlas.bench import RADII, Bench, Whom, whom
 
 #: Radius at which classes are turned into each other.
 EPS = 2 / 255
+#: What the second attack climbs by; who is reached is judged by the model itself.
+_SMOOTH = "log-odds"
 
 
 class Share(Part):
@@ -74,7 +76,7 @@ class TargetsFound(Part):
 
 
 def measure(bench: Bench) -> TargetsFound:
-    """Patients by the worst case over FGSM, PGD on two losses and targeted APGD; slices by PGD towards each target."""
+    """Patients by the worst case over FGSM, PGD on two losses and targeted APGD; slices by PGD on two losses."""
     answers = {name: predict(model, bench.slices, device=bench.device).cpu() for name, model in bench.models.items()}
     return TargetsFound(
         whom=whom(bench),
@@ -121,8 +123,9 @@ def _towards(
         index = torch.nonzero(asked & (wanted == classes).all(1))[:, 0]
         outside = bench.slices.subset(index)
         outside = replace(outside, labels=torch.zeros_like(outside.labels), classes=["elsewhere", "there"])
-        attack = Attack("pgd", steps=bench.budget.steps)
-        curve = bench.attacked(Towards(bench.models[name], classes), outside, attack, [EPS])
+        attacks = [Attack("pgd", steps=bench.budget.steps, surrogate=climbed) for climbed in ("", _SMOOTH)]
+        view, smooth = (Towards(bench.models[name], classes, smooth=smooth) for smooth in (False, True))
+        curve = bench.attacked(view, outside, attacks, [EPS], surrogates={_SMOOTH: smooth})
         reached[index] = torch.tensor(curve.first_broken) != NEVER
     return asked, reached
 
