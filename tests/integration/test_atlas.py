@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, add_backbone, small_model
 from torch import nn
 
+from tests.toy import toy_images
 from utils.attacks.targets import Towards
 from utils.commands.atlas import main
 from utils.core.paths import read_json, write_json
@@ -26,6 +27,7 @@ from utils.evaluation.curve import NEVER, RobustnessCurve
 from utils.evaluation.metrics import predict
 from utils.evaluation.robustness import SuiteRecord
 from utils.evaluation.vote import VoteAttack
+from utils.evaluation.worst_case import robustness_curve
 from utils.experiments.atlas import chapters, patients, targets
 from utils.experiments.atlas.bench import HARDENED, PLAIN, QUICK, RADII, AtlasBudget, Bench, flat, open_bench
 from utils.experiments.atlas.bracket import _upper
@@ -206,6 +208,28 @@ def test_a_target_counts_as_reached_only_by_slices_that_were_elsewhere(bench: Be
     assert set(targets._asked(bench, PLAIN, before).values()) == {share}
     everywhere = torch.nn.functional.one_hot((labels + 1).clamp(max=3), 4).float()
     assert targets._asked(bench, PLAIN, everywhere)["next"] is None
+
+
+class FarApart(nn.Module):
+    """Logits of two halves, 80 apart where both are grey: cross-entropy sees the smaller one's gradient alone."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        left, right = (half.mean((1, 2, 3)) for half in images.tensor_split(2, dim=-1))
+        return 800 * torch.stack([left, right - 0.1], 1)
+
+
+def test_a_target_far_away_is_reached_where_both_logits_are_moved(monkeypatch) -> None:
+    grey = replace(toy_images(3, seed=0, k=2), images=torch.full((3, 1, 16, 16), 128, dtype=torch.uint8))
+    grey = replace(grey, labels=torch.zeros(3, dtype=torch.long))
+    own = SimpleNamespace(models={PLAIN: FarApart()}, slices=grey, budget=AtlasBudget(steps=20))
+    own.attacked = lambda model, images, attacks, epsilons, **named: robustness_curve(
+        model, images, attack=attacks, epsilons=epsilons, **named
+    )
+    before = FarApart()(grey.pixels(slice(None)))
+    for eps, there in ((0.045, False), (0.07, True)):  # half of the distance is 0.05
+        monkeypatch.setattr(targets, "EPS", eps)
+        asked, reached = targets._towards(own, PLAIN, (1,), before)
+        assert asked.all() and (reached == there).all()
 
 
 def test_the_likeliest_wrong_class_is_asked_of_those_that_are_right(bench: Bench, monkeypatch) -> None:

@@ -76,7 +76,7 @@ class TargetsFound(Part):
 
 
 def measure(bench: Bench) -> TargetsFound:
-    """Patients by the worst case over FGSM, PGD on two losses and targeted APGD; slices by PGD on two losses."""
+    """Patients by the worst case over FGSM, PGD on two losses and targeted APGD; slices by PGD on two margins."""
     answers = {name: predict(model, bench.slices, device=bench.device).cpu() for name, model in bench.models.items()}
     return TargetsFound(
         whom=whom(bench),
@@ -123,7 +123,9 @@ def _towards(
         index = torch.nonzero(asked & (wanted == classes).all(1))[:, 0]
         outside = bench.slices.subset(index)
         outside = replace(outside, labels=torch.zeros_like(outside.labels), classes=["elsewhere", "there"])
-        attacks = [Attack("pgd", steps=bench.budget.steps, surrogate=climbed) for climbed in ("", _SMOOTH)]
+        # of two logits that lie far apart cross-entropy sees one alone: in float32 the other's gradient is 0
+        pgd = Attack("pgd", steps=bench.budget.steps, loss="margin")
+        attacks = [replace(pgd, surrogate=climbed) for climbed in ("", _SMOOTH)]
         view, smooth = (Towards(bench.models[name], classes, smooth=smooth) for smooth in (False, True))
         curve = bench.attacked(view, outside, attacks, [EPS], surrogates={_SMOOTH: smooth})
         reached[index] = torch.tensor(curve.first_broken) != NEVER
