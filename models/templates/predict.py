@@ -46,8 +46,8 @@ print(f"{predictor.title}: classes {', '.join(predictor.classes)}, trained on {p
 # %% [markdown]
 # ## The answer
 #
-# First the gate. An image that is a tenth farther from every kept training slice than any validation slice is gets no
-# answer: a network has one for noise, too. A phantom is refused by models of real brains, as it should be.
+# First the gate. An image that is over a tenth farther from every kept training slice than any validation slice is gets
+# no answer: a network has one for noise, too. A phantom is refused by models of real brains, as it should be.
 
 # %%
 cases = list(uf.read_cases(scan or uf.example_scan(), reading))

@@ -70,7 +70,7 @@ def told(answer: Answer) -> list[str]:
     if answer.answer is None:
         return [*lines, "No answer.", *answer.notes]
     asked = "its probability" if answer.question == "class" else f"probability of {answer.question}"
-    chance, limit = _apart(answer.probability, answer.threshold)
+    chance, limit = _told_apart(answer.probability, answer.threshold)
     from_on = f", {answer.question} from {limit} on" if limit else ""
     lines.append(f"Answer: {answer.answer} ({asked} {chance}{from_on}).")
     lines += _how_such_turned_out(answer)
@@ -218,7 +218,7 @@ def _attack(axes: np.ndarray, answer: Answer, seen: Seen) -> None:
     bar.ax.set_yticklabels([f"-{radius_label(seen.eps)}", "0", radius_label(seen.eps)], fontsize=8)
 
 
-def _apart(chance: float | None, threshold: float | None, digits: int = 1) -> tuple[str, str]:
+def _told_apart(chance: float | None, threshold: float | None, digits: int = 1) -> tuple[str, str]:
     """A probability and its threshold in percent, with as many digits as tell them apart; "" for what is unknown."""
 
     def written(value: float | None, digits: int) -> str:
@@ -234,7 +234,7 @@ def _turned_into(answer: Answer) -> str:
     found = answer.fragility
     if found is None or found.probability is None or answer.threshold is None:
         return f"answer: {found.answer if found else ''}"
-    chance, limit = _apart(found.probability, answer.threshold, digits=0)
+    chance, limit = _told_apart(found.probability, answer.threshold, digits=0)
     return f"answer: {found.answer}\n({answer.question} {chance}, from {limit} on)"
 
 

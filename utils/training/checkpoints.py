@@ -215,7 +215,7 @@ def is_trained(folder: str | Path) -> bool:
 
 
 def trained_before(folder: str | Path) -> bool:
-    """The same; what a run that was killed at its very end left beside the model goes."""
+    """Whether a folder holds a finished model; what a run that was killed at its very end left beside it is removed."""
     there = is_trained(folder)
     if there:
         clear_resume_state(Path(folder))

@@ -125,8 +125,8 @@ def fit_stack(answers: Sequence[torch.Tensor], labels: torch.Tensor) -> tuple[to
     return (mean + moved).detach(), bias.detach()
 
 
-#: Logarithm of the highest temperature, and of the lowest the other way.
-_LONGEST = 3.0
+#: Logarithm of the highest temperature, and minus that of the lowest.
+_LOG_BOUND = 3.0
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -153,7 +153,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     optimizer.step(loss)
     found = log_temperature.detach()
     if not found.isfinite():  # all answers are right or none is, and the logits are small: the search left all bounds
-        ends = torch.tensor([-_LONGEST, _LONGEST])
+        ends = torch.tensor([-_LOG_BOUND, _LOG_BOUND])
         found = min(ends, key=lambda end: float(F.cross_entropy(logits / end.exp(), labels)))
     # where all answers are right, or none is, there is no best one
-    return float(found.clamp(-_LONGEST, _LONGEST).exp())
+    return float(found.clamp(-_LOG_BOUND, _LOG_BOUND).exp())
